@@ -1,0 +1,10 @@
+// One function a file of binding/: each defines its class or functions on `exports`.
+#pragma once
+
+#include <napi.h>
+
+namespace espalier::binding {
+
+void export_safetensors_file(Napi::Env env, Napi::Object exports);
+
+}  // namespace espalier::binding
