@@ -1,0 +1,73 @@
+#include "core/cpu_features.h"
+
+#include <cstdlib>
+#include <fstream>
+
+namespace espalier {
+namespace {
+
+std::string model_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("model name", 0) != 0) continue;
+    const size_t colon = line.find(": ");
+    if (colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
+CpuFeatures detect() {
+  CpuFeatures features;
+  features.model = model_name();
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const auto flag = [&](const char* name, bool present) {
+    if (present) features.flags.emplace_back(name);
+    return present;
+  };
+  const bool avx2 = flag("avx2", __builtin_cpu_supports("avx2")) & flag("fma", __builtin_cpu_supports("fma")) &
+                    flag("bmi2", __builtin_cpu_supports("bmi2")) & flag("f16c", __builtin_cpu_supports("f16c"));
+  const bool avx512 = flag("avx512f", __builtin_cpu_supports("avx512f")) &
+                      flag("avx512bw", __builtin_cpu_supports("avx512bw")) &
+                      flag("avx512vl", __builtin_cpu_supports("avx512vl")) &
+                      flag("avx512dq", __builtin_cpu_supports("avx512dq")) &
+                      flag("avx512vbmi", __builtin_cpu_supports("avx512vbmi")) &
+                      flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2"));
+  if (avx2) features.best = avx512 ? Isa::kAvx512 : Isa::kAvx2;
+#endif
+  features.selected = features.best;
+  if (const char* wish = std::getenv("ESPALIER_ISA"); wish != nullptr && *wish != '\0') {
+    const std::string name(wish);
+    bool known = false;
+    for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+      if (name != isa_name(isa)) continue;
+      known = true;
+      if (isa <= features.best) {
+        features.selected = isa;
+        if (isa != features.best) features.note = "ESPALIER_ISA=" + name;
+      } else {
+        features.note = "ESPALIER_ISA=" + name + " is not supported by this processor";
+      }
+    }
+    if (!known) features.note = "ESPALIER_ISA=" + name + " is unknown; allowed: scalar, avx2, avx512";
+  }
+  return features;
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar: return "scalar";
+    case Isa::kAvx2: return "avx2";
+    case Isa::kAvx512: return "avx512";
+  }
+  return "scalar";
+}
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures features = detect();
+  return features;
+}
+
+}  // namespace espalier

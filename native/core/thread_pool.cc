@@ -1,0 +1,109 @@
+#include "core/thread_pool.h"
+
+#include <sched.h>
+
+#include <map>
+
+namespace espalier {
+namespace {
+
+// A worker looks for the next loop this often before it sleeps: about 20 µs, which covers the gap between the loops of
+// one step but leaves the cores to Node between steps.
+constexpr int kSpins = 600;
+
+int usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  return CPU_COUNT(&set);
+}
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  const int total = threads > 0 ? threads : usable_cores();
+  for (int i = 1; i < total; ++i) workers_.emplace_back([this] { work(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(sleep_mutex_);
+    stop_.store(true);
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {
+  static std::mutex mutex;
+  static std::map<int, std::weak_ptr<ThreadPool>> pools;
+  const int total = threads > 0 ? threads : usable_cores();
+  std::lock_guard lock(mutex);
+  std::shared_ptr<ThreadPool> pool = pools[total].lock();
+  if (!pool) pools[total] = pool = std::make_shared<ThreadPool>(total);
+  return pool;
+}
+
+void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) {
+  std::lock_guard caller(callers_);
+  call_ = call;
+  data_ = data;
+  count_ = count;
+  grain_ = grain;
+  next_.store(0, std::memory_order_relaxed);
+  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  generation_.fetch_add(1);
+  if (sleepers_.load() > 0) {
+    // Taking the lock orders this wake-up after a worker's last look at `generation_`.
+    { std::lock_guard lock(sleep_mutex_); }
+    wake_.notify_all();
+  }
+  take_ranges();
+  for (int spins = 0; busy_.load(std::memory_order_acquire) > 0; ++spins) {
+    if (spins < kSpins) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void ThreadPool::take_ranges() {
+  for (;;) {
+    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+    if (begin >= count_) return;
+    call_(data_, begin, begin + grain_ < count_ ? begin + grain_ : count_);
+  }
+}
+
+void ThreadPool::work() {
+  uint64_t seen = 0;
+  for (;;) {
+    int spins = 0;
+    while (generation_.load(std::memory_order_acquire) == seen && !stop_.load(std::memory_order_relaxed)) {
+      if (++spins < kSpins) {
+        pause();
+        continue;
+      }
+      std::unique_lock lock(sleep_mutex_);
+      sleepers_.fetch_add(1);
+      wake_.wait(lock, [&] { return generation_.load() != seen || stop_.load(); });
+      sleepers_.fetch_sub(1);
+    }
+    if (stop_.load()) return;
+    // `run` waits for every worker, so no generation is ever missed.
+    ++seen;
+    take_ranges();
+    busy_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace espalier
