@@ -59,7 +59,7 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) {
   count_ = count;
   grain_ = grain;
   next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  open_.store(true);
   generation_.fetch_add(1);
   if (sleepers_.load() > 0) {
     // Taking the lock orders this wake-up after a worker's last look at `generation_`.
@@ -67,7 +67,9 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) {
     wake_.notify_all();
   }
   take_ranges();
-  for (int spins = 0; busy_.load(std::memory_order_acquire) > 0; ++spins) {
+  // All ranges are taken; a worker that is still asleep need not be waited for.
+  open_.store(false);
+  for (int spins = 0; active_.load() > 0; ++spins) {
     if (spins < kSpins) {
       pause();
     } else {
@@ -99,10 +101,10 @@ void ThreadPool::work() {
       sleepers_.fetch_sub(1);
     }
     if (stop_.load()) return;
-    // `run` waits for every worker, so no generation is ever missed.
-    ++seen;
-    take_ranges();
-    busy_.fetch_sub(1, std::memory_order_release);
+    seen = generation_.load();
+    active_.fetch_add(1);
+    if (open_.load()) take_ranges();
+    active_.fetch_sub(1);
   }
 }
 

@@ -49,13 +49,14 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex callers_;  // one loop at a time
 
-  // The loop in progress; written by the caller before `generation_` is raised.
+  // The loop in progress; written by the caller while `open_` is false and `active_` is 0.
   Call call_ = nullptr;
   void* data_ = nullptr;
   int64_t count_ = 0;
   int64_t grain_ = 1;
   std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0};  // workers that have not finished the current loop
+  std::atomic<bool> open_{false};  // workers may join the loop
+  std::atomic<int> active_{0};     // workers that look at the loop or are inside it
   std::atomic<uint64_t> generation_{0};
   std::atomic<bool> stop_{false};
 
