@@ -20,11 +20,15 @@ class AlignedBuffer {
   AlignedBuffer() = default;
   explicit AlignedBuffer(size_t size) { reset(size); }
 
+  // data() is nullptr afterwards if there is no memory.
   void reset(size_t size) {
-    const size_t bytes = (size * sizeof(T) + kSlack + kAlignment - 1) / kAlignment * kAlignment;
-    data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
+    reset_uninitialised(size);
+    if (data_) std::memset(static_cast<void*>(data_.get()), 0, allocated(size));
+  }
+  void reset_uninitialised(size_t size) {
+    data_.reset();
+    data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, allocated(size))));
     size_ = data_ ? size : 0;
-    if (data_) std::memset(static_cast<void*>(data_.get()), 0, bytes);
   }
   // Grows without keeping the contents.
   void ensure(size_t size) {
@@ -41,6 +45,10 @@ class AlignedBuffer {
   struct Free {
     void operator()(T* p) const { std::free(p); }
   };
+  static size_t allocated(size_t size) {
+    return (size * sizeof(T) + kSlack + kAlignment - 1) / kAlignment * kAlignment;
+  }
+
   std::unique_ptr<T, Free> data_;
   size_t size_ = 0;
 };

@@ -1,0 +1,37 @@
+#include "engine/batch.h"
+
+#include <cmath>
+
+#include "kernels/cpu/kernels.h"
+
+namespace espalier {
+
+RopeRows RopeRows::compute(const RopeSpec& rope, const Batch& batch) {
+  RopeRows rows;
+  rows.half = static_cast<int64_t>(rope.inverse_frequencies.size());
+  rows.cosines.resize(static_cast<size_t>(batch.rows * rows.half));
+  rows.sines.resize(rows.cosines.size());
+  for (const Slice& slice : batch.slices) {
+    for (int64_t i = 0; i < slice.count; ++i) {
+      const auto at = static_cast<size_t>((slice.first_row + i) * rows.half);
+      const auto position = static_cast<float>(slice.position + i);
+      for (size_t f = 0; f < rope.inverse_frequencies.size(); ++f) {
+        const float angle = position * rope.inverse_frequencies[f];
+        rows.cosines[at + f] = std::cos(angle) * rope.scale;
+        rows.sines[at + f] = std::sin(angle) * rope.scale;
+      }
+    }
+  }
+  return rows;
+}
+
+bool KvLayer::allocate(int64_t blocks, int kv_heads, int head_dim) {
+  head_floats_ = static_cast<int64_t>(kKvBlock) * head_dim;
+  block_floats_ = head_floats_ * kv_heads;
+  // Not zeroed: pages come into being as sequences grow, and nothing stale is ever used.
+  keys_.reset_uninitialised(static_cast<size_t>(blocks * block_floats_));
+  values_.reset_uninitialised(static_cast<size_t>(blocks * block_floats_));
+  return keys_.data() != nullptr && values_.data() != nullptr;
+}
+
+}  // namespace espalier

@@ -1,0 +1,53 @@
+// A ragged batch: rows (tokens) of several sequences, each a slice with its place in a paged KV cache.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/aligned.h"
+#include "engine/spec.h"
+
+namespace espalier {
+
+// `count` consecutive tokens of one sequence, rows [first_row, first_row + count) of the batch, at positions from
+// `position` on. The sequence's tokens 0 … position − 1 are in the cache already. blocks[i] holds positions
+// [i · kKvBlock, (i + 1) · kKvBlock).
+struct Slice {
+  int64_t first_row = 0;
+  int64_t count = 0;
+  int64_t position = 0;
+  std::vector<int32_t> blocks;
+};
+
+struct Batch {
+  int64_t rows = 0;
+  std::vector<Slice> slices;
+};
+
+// Cosines and sines of the batch's rows, computed once a step for all layers: [rows][head_dim / 2].
+struct RopeRows {
+  int64_t half = 0;
+  std::vector<float> cosines;
+  std::vector<float> sines;
+
+  static RopeRows compute(const RopeSpec& rope, const Batch& batch);
+};
+
+// Keys and values of one layer: blocks of kKvBlock tokens.
+class KvLayer {
+ public:
+  // False if there is no memory.
+  bool allocate(int64_t blocks, int kv_heads, int head_dim);
+
+  float* keys(int64_t head) { return keys_.data() + head * head_floats_; }
+  float* values(int64_t head) { return values_.data() + head * head_floats_; }
+  int64_t block_stride() const { return block_floats_; }
+
+ private:
+  int64_t head_floats_ = 0;
+  int64_t block_floats_ = 0;
+  AlignedBuffer<float> keys_;    // [block][kv_head][head_dim][kKvBlock]
+  AlignedBuffer<float> values_;  // [block][kv_head][kKvBlock][head_dim]
+};
+
+}  // namespace espalier

@@ -1,0 +1,95 @@
+// A model ready to run. Its one entry is the batch step.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "engine/decoder_layer.h"
+#include "engine/sampler.h"
+
+namespace espalier {
+
+struct EngineOptions {
+  int threads = 0;                             // 0: one for each usable core
+  WeightFormat format = WeightFormat::kAuto;   // of the expert matrices
+  int64_t kv_blocks = 0;                       // blocks of kKvBlock tokens in the cache
+};
+
+// A row of the batch whose logits the next token is drawn from.
+struct SampleRequest {
+  int32_t row = 0;
+  SamplerOptions options;
+  std::vector<int32_t> history;  // tokens that the repetition penalty applies to
+  uint64_t step = 0;             // number of the draw within its sequence
+};
+
+// A row whose logits give the log-probability of a known next token.
+struct ScoreRequest {
+  int32_t row = 0;
+  int32_t target = 0;
+};
+
+struct StepRequest {
+  std::vector<int32_t> tokens;  // [batch.rows]
+  Batch batch;
+  std::vector<int32_t> logits;  // rows to return logits of
+  std::vector<SampleRequest> samples;
+  std::vector<ScoreRequest> scores;
+};
+
+struct StepResult {
+  std::vector<float> logits;     // [request.logits.size()][vocabulary]
+  std::vector<int32_t> samples;  // a token for each sample request
+  std::vector<double> scores;    // natural log-probability for each score request
+};
+
+struct EngineInfo {
+  int64_t weight_bytes = 0;         // as packed
+  int64_t expert_bytes = 0;         // the routed experts' share of it
+  int64_t active_bytes = 0;         // weights that one token of decode reads
+  std::vector<std::string> formats; // the distinct formats of the routed experts
+};
+
+class Engine {
+ public:
+  // Reads and packs all weights; `progress` (layers done, layers) may be empty, `cancel` may be null.
+  static Result<std::unique_ptr<Engine>> load(const ModelSpec& spec, const EngineOptions& options,
+                                              const std::function<void(int64_t, int64_t)>& progress,
+                                              const std::atomic<bool>* cancel);
+
+  // Runs the batch and answers its requests. kUsage for tokens, rows or blocks out of range, kContextFull for positions
+  // past max_positions; kAborted when `cancel` (may be null) turned true, which leaves the cache entries of the batch's
+  // rows undefined. Calls from several threads run one after the other.
+  Result<StepResult> step(const StepRequest& request, const std::atomic<bool>* cancel);
+
+  const EngineInfo& info() const { return info_; }
+
+ private:
+  Engine() = default;
+  Status check(const StepRequest& request) const;
+  void collect_info();
+  void embed(const std::vector<int32_t>& tokens);
+  void answer(const StepRequest& request, StepResult& result);
+
+  std::mutex mutex_;
+  std::shared_ptr<ThreadPool> pool_;
+  int64_t hidden_ = 0;
+  int64_t vocabulary_ = 0;
+  int64_t max_positions_ = 0;
+  int64_t kv_blocks_ = 0;
+  float norm_epsilon_ = 0;
+  RopeSpec rope_;
+  std::optional<HostMatrix> embedding_;
+  std::vector<float> final_norm_;
+  Linear head_;
+  std::vector<DecoderLayer> layers_;
+  std::vector<KvLayer> cache_;
+  EngineInfo info_;
+  AlignedBuffer<float> hidden_states_, last_, logits_;
+};
+
+}  // namespace espalier

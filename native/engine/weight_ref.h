@@ -1,0 +1,57 @@
+// Where a weight lies in a checkpoint, and reading it from there.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "checkpoint/mapped_file.h"
+#include "core/dtype.h"
+#include "core/status.h"
+
+namespace espalier {
+
+// A byte range of a checkpoint file.
+struct FileRange {
+  std::shared_ptr<MappedFile> file;
+  int64_t offset = 0;
+  int64_t bytes = 0;
+};
+
+// A matrix [rows, cols] (a vector is [1, n]) stored dense, or as a bitmask with its kept values.
+struct WeightRef {
+  std::string name;  // for messages
+  DType dtype = DType::kBF16;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  FileRange values;   // dense elements, or the kept ones
+  FileRange bitmask;  // [rows][ceil(cols / 8)], bit c & 7 of byte c >> 3; empty for dense
+
+  bool present() const { return rows > 0; }
+  bool is_bitmask() const { return bitmask.bytes > 0; }
+};
+
+// A weight read into memory, always dense.
+class HostMatrix {
+ public:
+  // Reads with pread, so that a file truncated meanwhile is kChanged or kTruncated and not a fault; kSparse if a bitmask
+  // contradicts its values.
+  static Result<HostMatrix> load(const WeightRef& ref);
+
+  DType dtype() const { return dtype_; }
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  void read_row(int64_t row, float* out) const {
+    for (int64_t c = 0; c < cols_; ++c) out[c] = load_float(dtype_, bytes_.data(), row * cols_ + c);
+  }
+  std::vector<float> to_floats() const;
+
+ private:
+  DType dtype_ = DType::kBF16;
+  int64_t rows_ = 0;
+  int64_t cols_ = 0;
+  std::vector<uint8_t> bytes_;
+};
+
+}  // namespace espalier

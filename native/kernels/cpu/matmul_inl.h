@@ -1,0 +1,168 @@
+// Products of a packed matrix with a few or many tokens; compiled once for each instruction set. The including file
+// defines, before this header,
+//   kTokenBlock                        tokens whose accumulators fit the registers
+//   Vu expand(uint32_t mask, const uint16_t* values)   the kept values at their places, zeros elsewhere
+//
+// Decode reads each weight once and is bound by memory; a block of tokens shares each load. Each output has its own two
+// accumulators (even and odd inputs) that run over the inputs in order, so its bits depend on nothing else.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/cpu/vector.h"
+
+namespace espalier {
+namespace {
+
+// Bytes ahead of the current load to prefetch: far enough for DRAM, near enough to stay in L1.
+inline constexpr int kPrefetch = 1024;
+// Floats of x that a pass over the tile rows keeps in L2.
+inline constexpr int64_t kCachedInputs = 128 * 1024;
+
+static_assert(kTileRows == kVectorFloats, "a tile row is one vector of accumulators");
+
+struct DenseSource {
+  const uint16_t* values;
+
+  ESPALIER_INLINE Vu next() {
+    Vu v;
+    __builtin_memcpy(&v, values, sizeof v);
+    __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetch);
+    values += 32;
+    return v;
+  }
+};
+
+struct SparseSource {
+  const uint16_t* values;
+  const uint32_t* masks;
+
+  ESPALIER_INLINE Vu next() {
+    const uint32_t mask = *masks++;
+    const Vu v = expand(mask, values);
+    __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetch);
+    values += __builtin_popcount(mask);
+    return v;
+  }
+};
+
+ESPALIER_INLINE void store_rows(float* y, int64_t rows, Vf v) {
+  if (rows >= kTileRows) {
+    store(y, v);
+  } else {
+    store_first(y, rows, v);
+  }
+}
+
+// T tokens against one tile row.
+template <int T, class Source>
+ESPALIER_INLINE void multiply_tile(Source source, int64_t vectors, int64_t rows, const float* x, int64_t x_stride,
+                                   float* y, int64_t y_stride) {
+  Vf even[T] = {};
+  Vf odd[T] = {};
+  for (int64_t v = 0; v < vectors; ++v) {
+    const Vu weights = source.next();
+    const Vf low = reinterpret_cast<Vf>(weights << 16);
+    const Vf high = reinterpret_cast<Vf>(weights & 0xffff0000u);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      even[t] += low * x[t * x_stride + 2 * v];
+      odd[t] += high * x[t * x_stride + 2 * v + 1];
+    }
+  }
+  for (int t = 0; t < T; ++t) store_rows(y + t * y_stride, rows, even[t] + odd[t]);
+}
+
+// Any number of tokens, in blocks of T, T/2, … 1.
+template <int T, class Source>
+void multiply_tokens(Source source, int64_t vectors, int64_t rows, const float* x, int64_t x_stride, int64_t tokens,
+                     float* y, int64_t y_stride) {
+  for (; tokens >= T; tokens -= T, x += T * x_stride, y += T * y_stride) {
+    multiply_tile<T>(source, vectors, rows, x, x_stride, y, y_stride);
+  }
+  if constexpr (T > 1) {
+    if (tokens > 0) multiply_tokens<T / 2>(source, vectors, rows, x, x_stride, tokens, y, y_stride);
+  }
+}
+
+// Calls use(tile, x, tokens, y) for the tile rows and for chunks of tokens whose inputs stay in cache.
+template <class Use>
+void for_each_tile(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x, int64_t x_stride,
+                   int64_t tokens, float* y, int64_t y_stride, Use&& use) {
+  int64_t chunk = kCachedInputs / weights.cols() / kTokenBlock * kTokenBlock;
+  if (chunk < kTokenBlock) chunk = kTokenBlock;
+  for (int64_t first = 0; first < tokens; first += chunk) {
+    const int64_t count = tokens - first < chunk ? tokens - first : chunk;
+    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+      const int64_t row = tile * kTileRows;
+      use(tile, weights.rows() - row, x + first * x_stride, count, y + first * y_stride + row);
+    }
+  }
+}
+
+void dense_bf16(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x, int64_t x_stride,
+                int64_t tokens, float* y, int64_t y_stride) {
+  for_each_tile(weights, tile_begin, tile_end, x, x_stride, tokens, y, y_stride,
+                [&](int64_t tile, int64_t rows, const float* xs, int64_t count, float* ys) {
+                  const DenseSource source{weights.bf16_values() + weights.value_offset(tile)};
+                  multiply_tokens<kTokenBlock>(source, weights.vectors(), rows, xs, x_stride, count, ys, y_stride);
+                });
+}
+
+void sparse_bf16(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x, int64_t x_stride,
+                 int64_t tokens, float* y, int64_t y_stride) {
+  const int64_t vectors = weights.vectors();
+  // With many tokens a tile row is expanded once into a buffer that stays in cache.
+  std::unique_ptr<uint16_t[]> buffer;
+  if (tokens > kTokenBlock) buffer = std::make_unique_for_overwrite<uint16_t[]>(static_cast<size_t>(vectors * 32 + kPrefetch));
+  for_each_tile(weights, tile_begin, tile_end, x, x_stride, tokens, y, y_stride,
+                [&](int64_t tile, int64_t rows, const float* xs, int64_t count, float* ys) {
+                  SparseSource source{weights.bf16_values() + weights.value_offset(tile),
+                                      weights.masks() + tile * vectors};
+                  if (buffer == nullptr) {
+                    multiply_tokens<kTokenBlock>(source, vectors, rows, xs, x_stride, count, ys, y_stride);
+                    return;
+                  }
+                  for (int64_t v = 0; v < vectors; ++v) {
+                    const Vu expanded = source.next();
+                    __builtin_memcpy(buffer.get() + v * 32, &expanded, sizeof expanded);
+                  }
+                  multiply_tokens<kTokenBlock>(DenseSource{buffer.get()}, vectors, rows, xs, x_stride, count, ys,
+                                               y_stride);
+                });
+}
+
+template <int T>
+ESPALIER_INLINE void multiply_tile_f32(const float* values, int64_t vectors, int64_t rows, const float* x,
+                                       int64_t x_stride, float* y, int64_t y_stride) {
+  Vf acc[T] = {};
+  for (int64_t v = 0; v < vectors; ++v) {
+    const Vf weights = load(values + v * kTileRows);
+    __builtin_prefetch(reinterpret_cast<const char*>(values + v * kTileRows) + kPrefetch);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) acc[t] += weights * x[t * x_stride + v];
+  }
+  for (int t = 0; t < T; ++t) store_rows(y + t * y_stride, rows, acc[t]);
+}
+
+void dense_f32(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x, int64_t x_stride,
+               int64_t tokens, float* y, int64_t y_stride) {
+  for_each_tile(weights, tile_begin, tile_end, x, x_stride, tokens, y, y_stride,
+                [&](int64_t tile, int64_t rows, const float* xs, int64_t count, float* ys) {
+                  const float* values = weights.f32_values() + weights.value_offset(tile);
+                  int64_t t = 0;
+                  for (; t + kTokenBlock <= count; t += kTokenBlock) {
+                    multiply_tile_f32<kTokenBlock>(values, weights.vectors(), rows, xs + t * x_stride, x_stride,
+                                                   ys + t * y_stride, y_stride);
+                  }
+                  for (; t < count; ++t) {
+                    multiply_tile_f32<1>(values, weights.vectors(), rows, xs + t * x_stride, x_stride,
+                                         ys + t * y_stride, y_stride);
+                  }
+                });
+}
+
+}  // namespace
+}  // namespace espalier
