@@ -6,6 +6,7 @@
 namespace {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
+  espalier::binding::export_error_codes(env, exports);
   espalier::binding::export_safetensors_file(env, exports);
   return exports;
 }

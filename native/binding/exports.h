@@ -5,6 +5,7 @@
 
 namespace espalier::binding {
 
+void export_error_codes(Napi::Env env, Napi::Object exports);
 void export_safetensors_file(Napi::Env env, Napi::Object exports);
 
 }  // namespace espalier::binding
