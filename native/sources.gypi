@@ -7,14 +7,34 @@
       "native/core/cpu_features.cc",
       "native/checkpoint/json_reader.cc",
       "native/checkpoint/safetensors_header.cc",
-      "native/checkpoint/mapped_file.cc"
+      "native/checkpoint/mapped_file.cc",
+      "native/sparse/packed_matrix.cc",
+      "native/kernels/cpu/kernels.cc",
+      "native/kernels/cpu/kernels_scalar.cc",
+      "native/moe/router.cc",
+      "native/engine/weight_ref.cc",
+      "native/engine/linear.cc",
+      "native/engine/batch.cc",
+      "native/engine/attention.cc",
+      "native/engine/feed_forward.cc",
+      "native/engine/decoder_layer.cc",
+      "native/engine/sampler.cc",
+      "native/engine/engine.cc"
     ],
-    "avx2_sources": [],
-    "avx512_sources": [],
+    "avx2_sources": [
+      "native/kernels/cpu/kernels_avx2.cc"
+    ],
+    "avx512_sources": [
+      "native/kernels/cpu/kernels_avx512.cc"
+    ],
     "binding_sources": [
       "native/binding/addon.cc",
       "native/binding/error_codes.cc",
-      "native/binding/safetensors_file.cc"
+      "native/binding/safetensors_file.cc",
+      "native/binding/job.cc",
+      "native/binding/spec_reader.cc",
+      "native/binding/engine.cc",
+      "native/binding/features.cc"
     ],
     "test_sources": [
       "native/test/safetensors_header_test.cc"

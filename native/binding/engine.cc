@@ -1,0 +1,144 @@
+// engineLoad, engineStep, engineInfo, engineDispose: a model ready to run.
+#include "engine/engine.h"
+
+#include "binding/exports.h"
+#include "binding/handle.h"
+#include "binding/job.h"
+#include "binding/spec_reader.h"
+
+namespace espalier::binding {
+namespace {
+
+struct EngineTag {
+  static constexpr napi_type_tag kTypeTag = {0x6b1f0c5ad2f34e11, 0x9c0b7a55e38d4f20};
+  static constexpr const char* kName = "engine";
+};
+using EngineHandle = Handle<Engine, EngineTag>;
+
+template <class T>
+std::vector<int32_t> read_ids(const T& object, const char* key) {
+  const Napi::Value value = object.Get(key);
+  if (value.IsUndefined()) return {};
+  const auto array = value.template As<Napi::Int32Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+
+SampleRequest read_sample(const Napi::Object& object) {
+  const auto number = [&](const char* key) { return object.Get(key).As<Napi::Number>(); };
+  SampleRequest sample;
+  sample.row = number("row").Int32Value();
+  sample.options.temperature = number("temperature").FloatValue();
+  sample.options.top_k = number("topK").Int32Value();
+  sample.options.top_p = number("topP").FloatValue();
+  sample.options.min_p = number("minP").FloatValue();
+  sample.options.repetition_penalty = number("repetitionPenalty").FloatValue();
+  bool lossless = false;
+  sample.options.seed = object.Get("seed").As<Napi::BigInt>().Uint64Value(&lossless);
+  sample.step = static_cast<uint64_t>(number("step").Int64Value());
+  sample.history = read_ids(object, "history");
+  return sample;
+}
+
+StepRequest read_step(const Napi::Object& object) {
+  StepRequest request;
+  request.tokens = read_ids(object, "tokens");
+  const auto slices = object.Get("slices").As<Napi::Array>();
+  for (uint32_t i = 0; i < slices.Length(); ++i) {
+    const auto item = slices.Get(i).As<Napi::Object>();
+    Slice slice;
+    slice.first_row = request.batch.rows;
+    slice.count = item.Get("count").As<Napi::Number>().Int64Value();
+    slice.position = item.Get("position").As<Napi::Number>().Int64Value();
+    slice.blocks = read_ids(item, "blocks");
+    request.batch.rows += slice.count;
+    request.batch.slices.push_back(std::move(slice));
+  }
+  request.logits = read_ids(object, "logits");
+  const Napi::Value samples = object.Get("samples");
+  if (!samples.IsUndefined()) {
+    const auto list = samples.As<Napi::Array>();
+    for (uint32_t i = 0; i < list.Length(); ++i) request.samples.push_back(read_sample(list.Get(i).As<Napi::Object>()));
+  }
+  const std::vector<int32_t> rows = read_ids(object, "scoreRows");
+  const std::vector<int32_t> targets = read_ids(object, "scoreTargets");
+  if (rows.size() != targets.size()) throw to_error(object.Env(), Status(Code::kUsage, "each score needs a row and a target"));
+  for (size_t i = 0; i < rows.size(); ++i) request.scores.push_back({rows[i], targets[i]});
+  return request;
+}
+
+template <class Array, class T>
+Array to_typed_array(Napi::Env env, const std::vector<T>& values) {
+  Array array = Array::New(env, values.size());
+  std::copy(values.begin(), values.end(), array.Data());
+  return array;
+}
+
+// engineLoad(spec, files, { threads, format, kvBlocks }, onProgress?) → job of a handle
+Napi::Value load(const Napi::CallbackInfo& info) {
+  const Files files = read_files(info[1].As<Napi::Array>());
+  const auto object = info[2].As<Napi::Object>();
+  EngineOptions options;
+  options.threads = object.Get("threads").As<Napi::Number>().Int32Value();
+  options.kv_blocks = object.Get("kvBlocks").As<Napi::Number>().Int64Value();
+  options.format = object.Get("format").As<Napi::String>().Utf8Value() == "dense" ? WeightFormat::kDense : WeightFormat::kAuto;
+  auto engine = std::make_shared<std::shared_ptr<Engine>>();
+  JobRequest job;
+  if (info[3].IsFunction()) job.on_progress = info[3].As<Napi::Function>();
+  job.work = [spec = read_model(info[0].As<Napi::Object>(), files), options, engine](JobContext& context) -> Status {
+    Result<std::unique_ptr<Engine>> loaded =
+        Engine::load(spec, options, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+    if (!loaded.is_ok()) return loaded.status();
+    *engine = std::move(loaded.value());
+    return Status::ok();
+  };
+  job.finish = [engine](Napi::Env env) {
+    const int64_t bytes = (*engine)->info().weight_bytes;
+    return EngineHandle::create(env, std::move(*engine), bytes);
+  };
+  return start_job(info.Env(), std::move(job));
+}
+
+// engineStep(handle, request) → job of { logits, samples, scores }
+Napi::Value step(const Napi::CallbackInfo& info) {
+  auto result = std::make_shared<StepResult>();
+  JobRequest job;
+  job.work = [engine = EngineHandle::get(info[0]), request = read_step(info[1].As<Napi::Object>()),
+              result](JobContext& context) -> Status {
+    Result<StepResult> done = engine->step(request, context.cancel());
+    if (!done.is_ok()) return done.status();
+    *result = std::move(done.value());
+    return Status::ok();
+  };
+  job.finish = [result](Napi::Env env) -> Napi::Value {
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("logits", to_typed_array<Napi::Float32Array>(env, result->logits));
+    object.Set("samples", to_typed_array<Napi::Int32Array>(env, result->samples));
+    object.Set("scores", to_typed_array<Napi::Float64Array>(env, result->scores));
+    return object;
+  };
+  return start_job(info.Env(), std::move(job));
+}
+
+Napi::Value describe(const Napi::CallbackInfo& info) {
+  const EngineInfo& engine = EngineHandle::get(info[0])->info();
+  Napi::Object object = Napi::Object::New(info.Env());
+  object.Set("weightBytes", static_cast<double>(engine.weight_bytes));
+  object.Set("expertBytes", static_cast<double>(engine.expert_bytes));
+  object.Set("activeBytes", static_cast<double>(engine.active_bytes));
+  Napi::Array formats = Napi::Array::New(info.Env());
+  for (size_t i = 0; i < engine.formats.size(); ++i) formats.Set(static_cast<uint32_t>(i), engine.formats[i]);
+  object.Set("formats", formats);
+  return object;
+}
+
+}  // namespace
+
+void export_engine(Napi::Env env, Napi::Object exports) {
+  exports.Set("engineLoad", Napi::Function::New(env, load));
+  exports.Set("engineStep", Napi::Function::New(env, step));
+  exports.Set("engineInfo", Napi::Function::New(env, describe));
+  exports.Set("engineDispose",
+              Napi::Function::New(env, [](const Napi::CallbackInfo& info) { EngineHandle::dispose(info[0]); }));
+}
+
+}  // namespace espalier::binding

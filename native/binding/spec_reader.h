@@ -1,0 +1,19 @@
+// JavaScript model descriptions (lib/runtime/native-spec.ts) → engine specs.
+#pragma once
+
+#include <napi.h>
+
+#include "engine/spec.h"
+
+namespace espalier::binding {
+
+// The open files that weights refer to by index.
+using Files = std::vector<std::shared_ptr<MappedFile>>;
+
+Files read_files(const Napi::Array& files);
+WeightRef read_weight(const Napi::Value& value, const Files& files);
+RopeSpec read_rope(const Napi::Object& object);
+LayerSpec read_layer(const Napi::Object& object, const Files& files);
+ModelSpec read_model(const Napi::Object& object, const Files& files);
+
+}  // namespace espalier::binding
