@@ -24,8 +24,106 @@ export interface NativeSafetensorsFile {
   dispose(): void;
 }
 
+/** Work in progress on the library's own threads. */
+export interface NativeJob<T> {
+  readonly promise: Promise<T>;
+  /** Asks the work to stop; the promise then rejects with `ABORTED`. */
+  cancel(): void;
+}
+
+/** Called on the JavaScript thread while a job runs. */
+export type NativeProgress = (done: number, total: number) => void;
+
+/** A byte range of one of the files handed over beside a spec. */
+export interface NativeRange {
+  readonly file: number;
+  readonly begin: number;
+  readonly end: number;
+}
+
+/** A weight resolved to bytes; a vector has one row. */
+export interface NativeWeight extends NativeRange {
+  readonly name: string;
+  readonly dtype: string;
+  readonly rows: number;
+  readonly cols: number;
+  /** Present where the range holds only the kept values. */
+  readonly bitmask?: NativeRange;
+}
+
+declare const engineBrand: unique symbol;
+export type NativeEngine = { readonly [engineBrand]: true };
+
+export interface NativeEngineOptions {
+  /** 0: one for each core. */
+  readonly threads: number;
+  readonly format: 'auto' | 'dense';
+  readonly kvBlocks: number;
+}
+
+export interface NativeSlice {
+  readonly count: number;
+  readonly position: number;
+  readonly blocks: Int32Array;
+}
+
+export interface NativeSample {
+  readonly row: number;
+  readonly temperature: number;
+  readonly topK: number;
+  readonly topP: number;
+  readonly minP: number;
+  readonly repetitionPenalty: number;
+  readonly seed: bigint;
+  readonly step: number;
+  readonly history?: Int32Array;
+}
+
+export interface NativeStep {
+  readonly tokens: Int32Array;
+  /** Cover the tokens in order. */
+  readonly slices: readonly NativeSlice[];
+  readonly logits?: Int32Array;
+  readonly samples?: readonly NativeSample[];
+  readonly scoreRows?: Int32Array;
+  readonly scoreTargets?: Int32Array;
+}
+
+export interface NativeStepResult {
+  readonly logits: Float32Array;
+  readonly samples: Int32Array;
+  readonly scores: Float64Array;
+}
+
+export interface NativeEngineInfo {
+  readonly weightBytes: number;
+  readonly expertBytes: number;
+  readonly activeBytes: number;
+  readonly formats: string[];
+}
+
+export interface NativeFeatures {
+  readonly model: string;
+  readonly isa: string;
+  readonly best: string;
+  readonly note: string;
+  readonly threads: number;
+  readonly flags: string[];
+}
+
 export interface NativeAddon {
   readonly SafetensorsFile: { open(path: string): NativeSafetensorsFile };
+  features(): NativeFeatures;
+  /** `spec` as lib/runtime/native-spec.ts makes it. */
+  engineLoad(
+    spec: object,
+    files: NativeSafetensorsFile[],
+    options: NativeEngineOptions,
+    onProgress?: NativeProgress,
+  ): NativeJob<NativeEngine>;
+  engineStep(engine: NativeEngine, step: NativeStep): NativeJob<NativeStepResult>;
+  engineInfo(engine: NativeEngine): NativeEngineInfo;
+  engineDispose(engine: NativeEngine): void;
   /** The codes that native code can return; equal to a subset of lib/errors.ts. */
   errorCodes(): string[];
 }
@@ -59,13 +157,25 @@ export function callNative<T>(call: () => T, details: ErrorDetails = {}): T {
   }
 }
 
-/** The same for a native call that returns a promise. */
-export async function awaitNative<T>(call: () => Promise<T>, details: ErrorDetails = {}): Promise<T> {
+/** Runs a native job; an abort of `signal` stops it and rejects with `ABORTED`, its reason as the cause. */
+export async function runJob<T>(start: () => NativeJob<T>, signal?: AbortSignal, details: ErrorDetails = {}): Promise<T> {
+  throwIfAborted(signal);
+  const job = callNative(start, details);
+  const stop = () => job.cancel();
+  signal?.addEventListener('abort', stop, { once: true });
   try {
-    return await call();
+    return await job.promise;
   } catch (error) {
+    throwIfAborted(signal);
     throw toEspalierError(error, details);
+  } finally {
+    signal?.removeEventListener('abort', stop);
   }
+}
+
+/** Throws `ABORTED` if the signal was raised. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new EspalierError('ABORTED', 'stopped by its AbortSignal', { cause: signal.reason });
 }
 
 function toEspalierError(error: unknown, details: ErrorDetails): unknown {

@@ -37,7 +37,10 @@
       "native/binding/features.cc"
     ],
     "test_sources": [
-      "native/test/safetensors_header_test.cc"
+      "native/test/safetensors_header_test.cc",
+      "native/test/packed_matrix_test.cc",
+      "native/test/matmul_test.cc",
+      "native/test/rows_test.cc"
     ]
   }
 }

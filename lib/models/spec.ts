@@ -62,7 +62,11 @@ export interface RouterSpec {
 
 /** A feed-forward is the sum of its parts. */
 export type FeedForwardPart =
-  | { readonly kind: 'dense'; readonly mlp: MlpSpec; /** Output scaled by sigmoid(gate · x); `[1, hidden]`. */ readonly gate?: WeightSource }
+  | {
+      readonly kind: 'dense';
+      readonly mlp: MlpSpec /** Output scaled by sigmoid(gate · x); `[1, hidden]`. */;
+      readonly gate?: WeightSource;
+    }
   | { readonly kind: 'routed'; readonly router: RouterSpec; readonly experts: readonly MlpSpec[] };
 
 /** x += attention(norm(x)); x += Σ parts(norm(x)). */

@@ -61,7 +61,8 @@ StepRequest read_step(const Napi::Object& object) {
   }
   const std::vector<int32_t> rows = read_ids(object, "scoreRows");
   const std::vector<int32_t> targets = read_ids(object, "scoreTargets");
-  if (rows.size() != targets.size()) throw to_error(object.Env(), Status(Code::kUsage, "each score needs a row and a target"));
+  if (rows.size() != targets.size())
+    throw to_error(object.Env(), Status(Code::kUsage, "each score needs a row and a target"));
   for (size_t i = 0; i < rows.size(); ++i) request.scores.push_back({rows[i], targets[i]});
   return request;
 }
@@ -80,13 +81,14 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   EngineOptions options;
   options.threads = object.Get("threads").As<Napi::Number>().Int32Value();
   options.kv_blocks = object.Get("kvBlocks").As<Napi::Number>().Int64Value();
-  options.format = object.Get("format").As<Napi::String>().Utf8Value() == "dense" ? WeightFormat::kDense : WeightFormat::kAuto;
+  options.format =
+      object.Get("format").As<Napi::String>().Utf8Value() == "dense" ? WeightFormat::kDense : WeightFormat::kAuto;
   auto engine = std::make_shared<std::shared_ptr<Engine>>();
   JobRequest job;
   if (info[3].IsFunction()) job.on_progress = info[3].As<Napi::Function>();
   job.work = [spec = read_model(info[0].As<Napi::Object>(), files), options, engine](JobContext& context) -> Status {
-    Result<std::unique_ptr<Engine>> loaded =
-        Engine::load(spec, options, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+    Result<std::unique_ptr<Engine>> loaded = Engine::load(
+        spec, options, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
     if (!loaded.is_ok()) return loaded.status();
     *engine = std::move(loaded.value());
     return Status::ok();

@@ -1,7 +1,6 @@
 // features(): what this processor offers and what we use of it.
-#include "core/cpu_features.h"
-
 #include "binding/exports.h"
+#include "core/cpu_features.h"
 #include "core/thread_pool.h"
 
 namespace espalier::binding {
@@ -16,7 +15,8 @@ void export_features(Napi::Env env, Napi::Object exports) {
                 object.Set("note", features.note);
                 object.Set("threads", ThreadPool::shared(0)->size());
                 Napi::Array flags = Napi::Array::New(info.Env());
-                for (size_t i = 0; i < features.flags.size(); ++i) flags.Set(static_cast<uint32_t>(i), features.flags[i]);
+                for (size_t i = 0; i < features.flags.size(); ++i)
+                  flags.Set(static_cast<uint32_t>(i), features.flags[i]);
                 object.Set("flags", flags);
                 return object;
               }));

@@ -1,6 +1,6 @@
 // Native objects as opaque JavaScript values: tagged with their type, so that a wrong one is an error and not a crash;
-// freed by dispose() or, at the latest, by the garbage collector. Jobs share ownership, so disposing never pulls an object
-// away from work in progress.
+// freed by dispose() or, at the latest, by the garbage collector. Jobs share ownership, so disposing never pulls an
+// object away from work in progress.
 #pragma once
 
 #include <napi.h>

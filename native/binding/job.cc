@@ -47,7 +47,8 @@ void settle(Napi::Env env, Job& job) {
 class JobRunner {
  public:
   explicit JobRunner(Napi::Env env)
-      : calls_(Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "espalier jobs", 0, 1)) {
+      : calls_(Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}),
+                                             "espalier jobs", 0, 1)) {
     calls_.Unref(env);
     env.AddCleanupHook([](JobRunner* runner) { runner->shut_down(); }, this);
   }
@@ -59,7 +60,8 @@ class JobRunner {
         if (!alive || alive->on_progress.IsEmpty()) return;
         // A throwing progress callback stops the job; the promise tells why.
         try {
-          alive->on_progress.Call({Napi::Number::New(on, static_cast<double>(done)), Napi::Number::New(on, static_cast<double>(total))});
+          alive->on_progress.Call(
+              {Napi::Number::New(on, static_cast<double>(done)), Napi::Number::New(on, static_cast<double>(total))});
         } catch (const Napi::Error& error) {
           alive->context.stop();
           alive->status = Status(Code::kInternal, "onProgress threw: " + error.Message());
@@ -106,7 +108,8 @@ class JobRunner {
       }
       Status status = job->context.cancelled() ? Status(Code::kAborted, "stopped") : run_guarded(*job);
       if (job->status.is_ok()) job->status = std::move(status);
-      // `active_` keeps the job alive, so that its JavaScript references are only ever released on the JavaScript thread.
+      // `active_` keeps the job alive, so that its JavaScript references are only ever released on the JavaScript
+      // thread.
       Job* raw = job.get();
       job.reset();
       call([this, raw](Napi::Env env) { finish(env, raw); });

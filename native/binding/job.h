@@ -1,5 +1,5 @@
-// Native work on the library's own threads, as JavaScript promises. Neither libuv's pool nor the event loop is ever held,
-// and an environment that goes away (a worker thread that ends) cancels its jobs and waits for them.
+// Native work on the library's own threads, as JavaScript promises. Neither libuv's pool nor the event loop is ever
+// held, and an environment that goes away (a worker thread that ends) cancels its jobs and waits for them.
 #pragma once
 
 #include <napi.h>

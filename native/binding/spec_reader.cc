@@ -23,7 +23,8 @@ FileRange read_range(const Napi::Object& object, const Files& files) {
 }
 
 MlpSpec read_mlp(const Napi::Object& object, const Files& files) {
-  return {read_weight(object.Get("gate"), files), read_weight(object.Get("up"), files), read_weight(object.Get("down"), files)};
+  return {read_weight(object.Get("gate"), files), read_weight(object.Get("up"), files),
+          read_weight(object.Get("down"), files)};
 }
 
 AttentionSpec read_attention(const Napi::Object& object, const Files& files) {
@@ -109,7 +110,9 @@ WeightRef read_weight(const Napi::Value& value, const Files& files) {
     ref.bitmask = read_range(bitmask.As<Napi::Object>(), files);
     fits = fits && ref.bitmask.bytes == ref.rows * ((ref.cols + 7) / 8);
   }
-  if (!fits) throw to_error(object.Env(), Status(Code::kInternal, "a weight's bytes do not fit its shape").with_tensor(ref.name));
+  if (!fits)
+    throw to_error(object.Env(),
+                   Status(Code::kInternal, "a weight's bytes do not fit its shape").with_tensor(ref.name));
   return ref;
 }
 
@@ -127,7 +130,8 @@ LayerSpec read_layer(const Napi::Object& object, const Files& files) {
   spec.attention = read_attention(child(object, "attention"), files);
   spec.feed_forward_norm = read_weight(object.Get("feedForwardNorm"), files);
   const auto parts = object.Get("feedForward").As<Napi::Array>();
-  for (uint32_t i = 0; i < parts.Length(); ++i) spec.feed_forward.push_back(read_part(parts.Get(i).As<Napi::Object>(), files));
+  for (uint32_t i = 0; i < parts.Length(); ++i)
+    spec.feed_forward.push_back(read_part(parts.Get(i).As<Napi::Object>(), files));
   return spec;
 }
 
@@ -142,7 +146,8 @@ ModelSpec read_model(const Napi::Object& object, const Files& files) {
   spec.final_norm = read_weight(object.Get("finalNorm"), files);
   spec.head = read_weight(object.Get("head"), files);
   const auto layers = object.Get("layers").As<Napi::Array>();
-  for (uint32_t i = 0; i < layers.Length(); ++i) spec.layers.push_back(read_layer(layers.Get(i).As<Napi::Object>(), files));
+  for (uint32_t i = 0; i < layers.Length(); ++i)
+    spec.layers.push_back(read_layer(layers.Get(i).As<Napi::Object>(), files));
   return spec;
 }
 

@@ -11,7 +11,8 @@ namespace espalier {
 
 inline constexpr size_t kAlignment = 64;
 
-// A block of `size` T's (trivial types), 64-byte aligned and zeroed. `kSlack` bytes past the end may be read by vector loads.
+// A block of `size` T's (trivial types), 64-byte aligned and zeroed. `kSlack` bytes past the end may be read by vector
+// loads.
 template <class T>
 class AlignedBuffer {
  public:

@@ -27,12 +27,11 @@ CpuFeatures detect() {
   };
   const bool avx2 = flag("avx2", __builtin_cpu_supports("avx2")) & flag("fma", __builtin_cpu_supports("fma")) &
                     flag("bmi2", __builtin_cpu_supports("bmi2")) & flag("f16c", __builtin_cpu_supports("f16c"));
-  const bool avx512 = flag("avx512f", __builtin_cpu_supports("avx512f")) &
-                      flag("avx512bw", __builtin_cpu_supports("avx512bw")) &
-                      flag("avx512vl", __builtin_cpu_supports("avx512vl")) &
-                      flag("avx512dq", __builtin_cpu_supports("avx512dq")) &
-                      flag("avx512vbmi", __builtin_cpu_supports("avx512vbmi")) &
-                      flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2"));
+  const bool avx512 =
+      flag("avx512f", __builtin_cpu_supports("avx512f")) & flag("avx512bw", __builtin_cpu_supports("avx512bw")) &
+      flag("avx512vl", __builtin_cpu_supports("avx512vl")) & flag("avx512dq", __builtin_cpu_supports("avx512dq")) &
+      flag("avx512vbmi", __builtin_cpu_supports("avx512vbmi")) &
+      flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2"));
   if (avx2) features.best = avx512 ? Isa::kAvx512 : Isa::kAvx2;
 #endif
   features.selected = features.best;

@@ -11,11 +11,11 @@ enum class Isa { kScalar, kAvx2, kAvx512 };
 const char* isa_name(Isa isa);
 
 struct CpuFeatures {
-  Isa best = Isa::kScalar;      // the highest level this processor supports
-  Isa selected = Isa::kScalar;  // `best`, unless the environment variable ESPALIER_ISA names a lower one
-  std::string model;            // as /proc/cpuinfo names it
+  Isa best = Isa::kScalar;         // the highest level this processor supports
+  Isa selected = Isa::kScalar;     // `best`, unless the environment variable ESPALIER_ISA names a lower one
+  std::string model;               // as /proc/cpuinfo names it
   std::vector<std::string> flags;  // the extensions that matter to us, present ones only
-  std::string note;             // why `selected` is not `best`, or what ESPALIER_ISA asked in vain
+  std::string note;                // why `selected` is not `best`, or what ESPALIER_ISA asked in vain
 };
 
 // Read once a process.

@@ -89,8 +89,8 @@ class [[nodiscard]] Result {
 
 }  // namespace espalier
 
-#define ESPALIER_TRY(expression)                           \
-  do {                                                     \
-    ::espalier::Status try_status_ = (expression);         \
-    if (!try_status_.is_ok()) return try_status_;          \
+#define ESPALIER_TRY(expression)                   \
+  do {                                             \
+    ::espalier::Status try_status_ = (expression); \
+    if (!try_status_.is_ok()) return try_status_;  \
   } while (0)

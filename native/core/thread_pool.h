@@ -25,8 +25,8 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(begin, end) on disjoint ranges that cover [0, count), each at most `grain` long, and returns when all are
-  // done. May be called from several threads (their loops run one after the other), not from inside a body.
+  // Calls body(begin, end) on disjoint ranges that cover [0, count), each at most `grain` long, and returns when all
+  // are done. May be called from several threads (their loops run one after the other), not from inside a body.
   template <class Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     if (count <= 0) return;
@@ -35,7 +35,8 @@ class ThreadPool {
       return;
     }
     using Plain = std::remove_reference_t<Body>;
-    run(count, grain, [](void* data, int64_t begin, int64_t end) { (*static_cast<Plain*>(data))(begin, end); },
+    run(
+        count, grain, [](void* data, int64_t begin, int64_t end) { (*static_cast<Plain*>(data))(begin, end); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 

@@ -14,7 +14,8 @@ void clamp(float* x, int64_t n, float limit) {
 void normalise(const CpuKernels& kernels, float* row, int64_t width, const std::vector<float>& weight, float epsilon) {
   const auto part = static_cast<int64_t>(weight.size());
   if (part == 0) return;
-  for (int64_t first = 0; first < width; first += part) kernels.rms_norm(row + first, weight.data(), part, epsilon, row + first);
+  for (int64_t first = 0; first < width; first += part)
+    kernels.rms_norm(row + first, weight.data(), part, epsilon, row + first);
 }
 
 // Rotates element i with element i + half of each head.

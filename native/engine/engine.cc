@@ -39,13 +39,14 @@ Result<std::unique_ptr<Engine>> Engine::load(const ModelSpec& spec, const Engine
   const auto count = static_cast<int64_t>(spec.layers.size());
   for (int64_t i = 0; i < count; ++i) {
     if (cancelled(cancel)) return aborted();
-    Result<DecoderLayer> layer = DecoderLayer::load(*engine->pool_, options.format, spec.layers[static_cast<size_t>(i)]);
+    Result<DecoderLayer> layer =
+        DecoderLayer::load(*engine->pool_, options.format, spec.layers[static_cast<size_t>(i)]);
     if (!layer.is_ok()) return layer.status();
     engine->layers_.push_back(std::move(layer.value()));
     const Attention& attention = engine->layers_.back().attention();
     if (!engine->cache_.emplace_back().allocate(options.kv_blocks, attention.kv_heads(), attention.head_dim())) {
-      return Status(Code::kOutOfMemory, "not enough memory for a KV cache of " +
-                                            std::to_string(options.kv_blocks * kKvBlock) + " tokens");
+      return Status(Code::kOutOfMemory,
+                    "not enough memory for a KV cache of " + std::to_string(options.kv_blocks * kKvBlock) + " tokens");
     }
     if (progress) progress(i + 1, count);
   }
@@ -67,7 +68,8 @@ void Engine::collect_info() {
         info_.expert_bytes += expert.bytes();
         for (const Linear* matrix : {&expert.gate, &expert.up, &expert.down}) {
           const std::string name = matrix->weights.format().name();
-          if (std::find(info_.formats.begin(), info_.formats.end(), name) == info_.formats.end()) info_.formats.push_back(name);
+          if (std::find(info_.formats.begin(), info_.formats.end(), name) == info_.formats.end())
+            info_.formats.push_back(name);
         }
       }
     }
@@ -80,19 +82,22 @@ Status Engine::check(const StepRequest& request) const {
   if (request.batch.rows != rows) return usage("a batch must have one token for each row");
   for (const int32_t token : request.tokens) {
     if (token < 0 || token >= vocabulary_) {
-      return usage("token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(vocabulary_));
+      return usage("token id " + std::to_string(token) + " is outside the vocabulary of " +
+                   std::to_string(vocabulary_));
     }
   }
   int64_t next = 0;
   for (const Slice& slice : request.batch.slices) {
-    if (slice.first_row != next || slice.count < 1 || slice.position < 0) return usage("slices must cover the rows in order");
+    if (slice.first_row != next || slice.count < 1 || slice.position < 0)
+      return usage("slices must cover the rows in order");
     next += slice.count;
     const int64_t end = slice.position + slice.count;
     if (end > max_positions_) {
       return Status(Code::kContextFull, "position " + std::to_string(end - 1) + " is past the model's last, " +
                                             std::to_string(max_positions_ - 1));
     }
-    if (static_cast<int64_t>(slice.blocks.size()) * kKvBlock < end) return usage("a block table is too short for its sequence");
+    if (static_cast<int64_t>(slice.blocks.size()) * kKvBlock < end)
+      return usage("a block table is too short for its sequence");
     for (const int32_t block : slice.blocks) {
       if (block < 0 || block >= kv_blocks_) return usage("a block table names a block outside the cache");
     }
@@ -140,8 +145,8 @@ void Engine::answer(const StepRequest& request, StepResult& result) {
   for (size_t first = 0; first < rows.size(); first += kLogitRows) {
     const auto count = std::min<int64_t>(kLogitRows, static_cast<int64_t>(rows.size() - first));
     for (int64_t i = 0; i < count; ++i) {
-      kernels.rms_norm(hidden_states_.data() + rows[first + static_cast<size_t>(i)] * hidden_, final_norm_.data(), hidden_,
-                       norm_epsilon_, last_.data() + i * hidden_);
+      kernels.rms_norm(hidden_states_.data() + rows[first + static_cast<size_t>(i)] * hidden_, final_norm_.data(),
+                       hidden_, norm_epsilon_, last_.data() + i * hidden_);
     }
     const Product product{&head_, last_.data(), hidden_, count, logits_.data(), vocabulary_};
     multiply(compute, std::span(&product, 1));

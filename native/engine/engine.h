@@ -14,9 +14,9 @@
 namespace espalier {
 
 struct EngineOptions {
-  int threads = 0;                             // 0: one for each usable core
-  WeightFormat format = WeightFormat::kAuto;   // of the expert matrices
-  int64_t kv_blocks = 0;                       // blocks of kKvBlock tokens in the cache
+  int threads = 0;                            // 0: one for each usable core
+  WeightFormat format = WeightFormat::kAuto;  // of the expert matrices
+  int64_t kv_blocks = 0;                      // blocks of kKvBlock tokens in the cache
 };
 
 // A row of the batch whose logits the next token is drawn from.
@@ -48,10 +48,10 @@ struct StepResult {
 };
 
 struct EngineInfo {
-  int64_t weight_bytes = 0;         // as packed
-  int64_t expert_bytes = 0;         // the routed experts' share of it
-  int64_t active_bytes = 0;         // weights that one token of decode reads
-  std::vector<std::string> formats; // the distinct formats of the routed experts
+  int64_t weight_bytes = 0;          // as packed
+  int64_t expert_bytes = 0;          // the routed experts' share of it
+  int64_t active_bytes = 0;          // weights that one token of decode reads
+  std::vector<std::string> formats;  // the distinct formats of the routed experts
 };
 
 class Engine {

@@ -7,7 +7,8 @@ namespace espalier {
 
 Result<Mlp> Mlp::load(ThreadPool& pool, WeightFormat format, const MlpSpec& spec) {
   Mlp mlp;
-  for (auto [ref, out] : {std::pair{&spec.gate, &mlp.gate}, std::pair{&spec.up, &mlp.up}, std::pair{&spec.down, &mlp.down}}) {
+  for (auto [ref, out] :
+       {std::pair{&spec.gate, &mlp.gate}, std::pair{&spec.up, &mlp.up}, std::pair{&spec.down, &mlp.down}}) {
     Result<Linear> loaded = Linear::load(pool, format, *ref);
     if (!loaded.is_ok()) return loaded.status();
     *out = std::move(loaded.value());
@@ -113,7 +114,8 @@ void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t ro
     const float* input = inputs_.data() + slot * hidden;
     first.push_back({&mlp.gate, input, hidden, count, gate_.data() + region[e], mlp.width()});
     first.push_back({&mlp.up, input, hidden, count, up_.data() + region[e], mlp.width()});
-    second.push_back({&mlp.down, gate_.data() + region[e], mlp.width(), count, outputs_.data() + slot * hidden, hidden});
+    second.push_back(
+        {&mlp.down, gate_.data() + region[e], mlp.width(), count, outputs_.data() + slot * hidden, hidden});
   }
   multiply(compute, first);
   compute.pool.parallel_for(region.back(), 4096, [&](int64_t begin, int64_t end) {
@@ -139,7 +141,8 @@ void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t ro
     for (int64_t t = begin; t < end; ++t) {
       for (int k = 0; k < top_k; ++k) {
         const int64_t slot = slots.slots_of[static_cast<size_t>(t * top_k + k)];
-        compute.kernels.axpy(slots.gate[static_cast<size_t>(slot)], outputs_.data() + slot * hidden, hidden, out + t * hidden);
+        compute.kernels.axpy(slots.gate[static_cast<size_t>(slot)], outputs_.data() + slot * hidden, hidden,
+                             out + t * hidden);
       }
     }
   });

@@ -11,8 +11,8 @@ struct ExpertBatch {
   int part = 0;  // index among the layer's feed-forward parts
   int expert = 0;
   int64_t rows = 0;
-  int64_t hidden = 0;          // width and stride of input and output
-  int64_t width = 0;           // width and stride of activation
+  int64_t hidden = 0;                 // width and stride of input and output
+  int64_t width = 0;                  // width and stride of activation
   const float* input = nullptr;       // the layer's normalised input
   const float* gates = nullptr;       // the factor on each row's output
   const float* activation = nullptr;  // silu(gate x) ⊙ up x

@@ -10,8 +10,8 @@ constexpr int64_t kRangeBytes = 32 * 1024;
 
 Result<Linear> pack(ThreadPool& pool, WeightFormat format, DType values, int64_t rows, int64_t cols,
                     const PackedMatrix::RowReader& read) {
-  const Format chosen = format == WeightFormat::kAuto ? choose_format(pool, values, rows, cols, read)
-                                                      : Format{Pattern::kDense, values};
+  const Format chosen =
+      format == WeightFormat::kAuto ? choose_format(pool, values, rows, cols, read) : Format{Pattern::kDense, values};
   Result<PackedMatrix> packed = PackedMatrix::pack(pool, chosen, rows, cols, read);
   if (!packed.is_ok()) return packed.status();
   Linear linear;
@@ -55,7 +55,8 @@ void multiply(const Compute& compute, std::span<const Product> products) {
   if (tiles == 0) return;
   const int64_t grain = std::clamp<int64_t>(tiles * kRangeBytes / std::max<int64_t>(bytes, 1), 1, tiles);
   compute.pool.parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
-    size_t i = static_cast<size_t>(std::upper_bound(first_tile.begin(), first_tile.end(), begin) - first_tile.begin()) - 1;
+    size_t i =
+        static_cast<size_t>(std::upper_bound(first_tile.begin(), first_tile.end(), begin) - first_tile.begin()) - 1;
     for (; begin < end; ++i) {
       const int64_t stop = std::min(end, first_tile[i + 1]);
       if (stop <= begin) continue;
@@ -67,7 +68,8 @@ void multiply(const Compute& compute, std::span<const Product> products) {
       if (!p.linear->bias.empty()) {
         const int64_t row_end = std::min(tile_end * kTileRows, weights.rows());
         for (int64_t t = 0; t < p.tokens; ++t) {
-          for (int64_t r = tile * kTileRows; r < row_end; ++r) p.y[t * p.y_stride + r] += p.linear->bias[static_cast<size_t>(r)];
+          for (int64_t r = tile * kTileRows; r < row_end; ++r)
+            p.y[t * p.y_stride + r] += p.linear->bias[static_cast<size_t>(r)];
         }
       }
       begin = stop;

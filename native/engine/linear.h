@@ -24,7 +24,8 @@ struct Linear {
   PackedMatrix weights;
   std::vector<float> bias;  // empty where there is none
 
-  static Result<Linear> load(ThreadPool& pool, WeightFormat format, const WeightRef& weights, const WeightRef& bias = {});
+  static Result<Linear> load(ThreadPool& pool, WeightFormat format, const WeightRef& weights,
+                             const WeightRef& bias = {});
   // Packs weights that are in memory as floats; bf16 if `values` is.
   static Result<Linear> from_floats(ThreadPool& pool, WeightFormat format, DType values, int64_t rows, int64_t cols,
                                     const float* data);

@@ -29,7 +29,8 @@ void penalise(std::span<float> logits, float penalty, std::span<const int32_t> h
 
 }  // namespace
 
-int32_t sample(std::span<float> logits, const SamplerOptions& options, std::span<const int32_t> history, uint64_t step) {
+int32_t sample(std::span<float> logits, const SamplerOptions& options, std::span<const int32_t> history,
+               uint64_t step) {
   if (options.repetition_penalty != 1) penalise(logits, options.repetition_penalty, history);
   const auto best = std::max_element(logits.begin(), logits.end());
   if (options.temperature <= 0) return static_cast<int32_t>(best - logits.begin());
@@ -42,7 +43,8 @@ int32_t sample(std::span<float> logits, const SamplerOptions& options, std::span
   std::vector<Candidate> candidates;
   candidates.reserve(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) {
-    const double weight = std::exp((static_cast<double>(logits[i]) - highest) / static_cast<double>(options.temperature));
+    const double weight =
+        std::exp((static_cast<double>(logits[i]) - highest) / static_cast<double>(options.temperature));
     if (weight > 0) candidates.push_back({static_cast<int32_t>(i), weight});
   }
   const auto likelier = [](const Candidate& a, const Candidate& b) {

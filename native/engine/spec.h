@@ -1,5 +1,5 @@
-// All that the engine knows of a model: plain data, the native twin of lib/models/spec.ts. Whoever builds one has checked
-// that shapes fit each other.
+// All that the engine knows of a model: plain data, the native twin of lib/models/spec.ts. Whoever builds one has
+// checked that shapes fit each other.
 #pragma once
 
 #include <cstdint>

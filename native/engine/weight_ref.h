@@ -35,8 +35,8 @@ struct WeightRef {
 // A weight read into memory, always dense.
 class HostMatrix {
  public:
-  // Reads with pread, so that a file truncated meanwhile is kChanged or kTruncated and not a fault; kSparse if a bitmask
-  // contradicts its values.
+  // Reads with pread, so that a file truncated meanwhile is kChanged or kTruncated and not a fault; kSparse if a
+  // bitmask contradicts its values.
   static Result<HostMatrix> load(const WeightRef& ref);
 
   DType dtype() const { return dtype_; }

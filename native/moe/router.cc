@@ -47,7 +47,8 @@ Dispatch dispatch(const int32_t* chosen, const float* gates, int64_t tokens, int
   std::vector<int32_t> seen(static_cast<size_t>(tokens), 0);
   for (int64_t slot = 0; slot < slots; ++slot) {
     const auto token = static_cast<size_t>(result.token[static_cast<size_t>(slot)]);
-    result.slots_of[token * static_cast<size_t>(top_k) + static_cast<size_t>(seen[token]++)] = static_cast<int32_t>(slot);
+    result.slots_of[token * static_cast<size_t>(top_k) + static_cast<size_t>(seen[token]++)] =
+        static_cast<int32_t>(slot);
   }
   return result;
 }

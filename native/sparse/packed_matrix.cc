@@ -11,7 +11,8 @@ namespace {
 constexpr int kLanes = 32;  // bf16 elements of a vector
 
 // One tile row as bf16 vectors [vectors][32], zero padded.
-void read_tile(const PackedMatrix::RowReader& read, int64_t rows, int64_t cols, int64_t tile, float* row, uint16_t* out) {
+void read_tile(const PackedMatrix::RowReader& read, int64_t rows, int64_t cols, int64_t tile, float* row,
+               uint16_t* out) {
   for (int r = 0; r < kTileRows; ++r) {
     const int64_t index = tile * kTileRows + r;
     if (index >= rows) break;
@@ -20,8 +21,8 @@ void read_tile(const PackedMatrix::RowReader& read, int64_t rows, int64_t cols, 
   }
 }
 
-// The elements to keep of each vector. For n:m a group with fewer than n non-zeros keeps zeros too, lowest inputs first.
-// Returns false if a group has more than n.
+// The elements to keep of each vector. For n:m a group with fewer than n non-zeros keeps zeros too, lowest inputs
+// first. Returns false if a group has more than n.
 bool tile_masks(const Format& format, int64_t vectors, const uint16_t* tile, uint32_t* masks) {
   const auto bit = [](int64_t k, int r) { return 1u << (r * 2 + (k & 1)); };
   for (int64_t v = 0; v < vectors; ++v) {
@@ -128,8 +129,9 @@ Result<PackedMatrix> PackedMatrix::pack(ThreadPool& pool, Format format, int64_t
     });
   });
   if (!fits) {
-    return Status(Code::kUsage, "the matrix has more than " + std::to_string(format.n) + " non-zeros in some group of " +
-                                    std::to_string(format.m) + " inputs, so it cannot be packed as " + format.name());
+    return Status(Code::kUsage, "the matrix has more than " + std::to_string(format.n) +
+                                    " non-zeros in some group of " + std::to_string(format.m) +
+                                    " inputs, so it cannot be packed as " + format.name());
   }
   for (int64_t t = 0; t < tiles; ++t) kept[static_cast<size_t>(t) + 1] += kept[static_cast<size_t>(t)];
   if (format.pattern == Pattern::kBitmap) {
@@ -144,7 +146,8 @@ Result<PackedMatrix> PackedMatrix::pack(ThreadPool& pool, Format format, int64_t
       uint16_t* out = matrix.bf16_.data() + kept[static_cast<size_t>(tile)];
       const uint32_t* masks = matrix.masks_.data() + tile * vectors;
       for (int64_t v = 0; v < vectors; ++v) {
-        for (uint32_t mask = masks[v]; mask != 0; mask &= mask - 1) *out++ = values[v * kLanes + std::countr_zero(mask)];
+        for (uint32_t mask = masks[v]; mask != 0; mask &= mask - 1)
+          *out++ = values[v * kLanes + std::countr_zero(mask)];
       }
     });
   });

@@ -1,12 +1,15 @@
 // A weight matrix packed for execution.
 //
-// Layout, shared by all patterns: the matrix [rows, cols] is cut into tile rows of 16 rows (the last one padded with zero
-// rows); within a tile row, one 64-byte *vector* holds 16 rows × `step` consecutive inputs, row-major in the vector:
-// step = 2 for bf16 (element r·2 + k), step = 1 for f32 (element r). cols is padded with zeros to a multiple of `step`.
+// Layout, shared by all patterns: the matrix [rows, cols] is cut into tile rows of 16 rows (the last one padded with
+// zero rows); within a tile row, one 64-byte *vector* holds 16 rows × `step` consecutive inputs, row-major in the
+// vector: step = 2 for bf16 (element r·2 + k), step = 1 for f32 (element r). cols is padded with zeros to a multiple of
+// `step`.
 //   dense   all vectors, one after the other
-//   bitmap  a mask bit for each element of a vector (32 bits for bf16), and the kept values packed in vector order; tile
+//   bitmap  a mask bit for each element of a vector (32 bits for bf16), and the kept values packed in vector order;
+//   tile
 //           row t starts at value offsets[t]
-//   n:m     as bitmap, with exactly n kept of each m consecutive inputs (a kept zero is stored where there are fewer), so
+//   n:m     as bitmap, with exactly n kept of each m consecutive inputs (a kept zero is stored where there are fewer),
+//   so
 //           that tile rows have a fixed stride and need no offsets; m is even
 // The sparse patterns exist for bf16 values; f32 is dense only.
 #pragma once
@@ -85,7 +88,8 @@ class PackedMatrix {
 };
 
 // The format that runs a matrix of these values fastest: n:m where every group of m inputs holds at most n non-zeros
-// (2:4, then 4:8, 8:16, 16:32), bitmap where at least `kBitmapSparsity` of the elements are zero, else dense. f32 stays dense.
+// (2:4, then 4:8, 8:16, 16:32), bitmap where at least `kBitmapSparsity` of the elements are zero, else dense. f32 stays
+// dense.
 inline constexpr double kBitmapSparsity = 0.4;
 Format choose_format(ThreadPool& pool, DType values, int64_t rows, int64_t cols, const PackedMatrix::RowReader& read);
 

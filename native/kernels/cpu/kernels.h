@@ -1,5 +1,5 @@
-// The dispatch table: one set of functions for each instruction set. The engine asks cpu_kernels() and never branches on
-// the instruction set or the weight format itself.
+// The dispatch table: one set of functions for each instruction set. The engine asks cpu_kernels() and never branches
+// on the instruction set or the weight format itself.
 //
 // Every function is single-threaded, and what it writes for one row (token) does not depend on the other rows of the
 // call: a sequence gives the same bits alone or in a batch. A sparse product gives the bits of the dense product of the
@@ -20,17 +20,17 @@ using MatmulFn = void (*)(const PackedMatrix& weights, int64_t tile_begin, int64
 
 // One query head against the keys [first, last) of one KV head.
 struct AttendTask {
-  const float* query;         // [head_dim]
-  const int32_t* blocks;      // block table of the sequence
-  const float* keys;          // [block][head_dim][kKvBlock], already offset to this layer and KV head
-  const float* values;        // [block][kKvBlock][head_dim]
-  int64_t block_stride;       // floats from one block to the next
-  int head_dim;               // a multiple of 2
+  const float* query;     // [head_dim]
+  const int32_t* blocks;  // block table of the sequence
+  const float* keys;      // [block][head_dim][kKvBlock], already offset to this layer and KV head
+  const float* values;    // [block][kKvBlock][head_dim]
+  int64_t block_stride;   // floats from one block to the next
+  int head_dim;           // a multiple of 2
   int64_t first;
   int64_t last;
   float scale;
-  float* scores;              // scratch, (last − first) rounded up to whole blocks, plus one block
-  float* out;                 // [head_dim]
+  float* scores;  // scratch, (last − first) rounded up to whole blocks, plus one block
+  float* out;     // [head_dim]
 };
 
 // Tokens in a block of the KV cache; the width of the vector that scores them.

@@ -116,22 +116,22 @@ void sparse_bf16(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_e
   const int64_t vectors = weights.vectors();
   // With many tokens a tile row is expanded once into a buffer that stays in cache.
   std::unique_ptr<uint16_t[]> buffer;
-  if (tokens > kTokenBlock) buffer = std::make_unique_for_overwrite<uint16_t[]>(static_cast<size_t>(vectors * 32 + kPrefetch));
-  for_each_tile(weights, tile_begin, tile_end, x, x_stride, tokens, y, y_stride,
-                [&](int64_t tile, int64_t rows, const float* xs, int64_t count, float* ys) {
-                  SparseSource source{weights.bf16_values() + weights.value_offset(tile),
-                                      weights.masks() + tile * vectors};
-                  if (buffer == nullptr) {
-                    multiply_tokens<kTokenBlock>(source, vectors, rows, xs, x_stride, count, ys, y_stride);
-                    return;
-                  }
-                  for (int64_t v = 0; v < vectors; ++v) {
-                    const Vu expanded = source.next();
-                    __builtin_memcpy(buffer.get() + v * 32, &expanded, sizeof expanded);
-                  }
-                  multiply_tokens<kTokenBlock>(DenseSource{buffer.get()}, vectors, rows, xs, x_stride, count, ys,
-                                               y_stride);
-                });
+  if (tokens > kTokenBlock)
+    buffer = std::make_unique_for_overwrite<uint16_t[]>(static_cast<size_t>(vectors * 32 + kPrefetch));
+  for_each_tile(
+      weights, tile_begin, tile_end, x, x_stride, tokens, y, y_stride,
+      [&](int64_t tile, int64_t rows, const float* xs, int64_t count, float* ys) {
+        SparseSource source{weights.bf16_values() + weights.value_offset(tile), weights.masks() + tile * vectors};
+        if (buffer == nullptr) {
+          multiply_tokens<kTokenBlock>(source, vectors, rows, xs, x_stride, count, ys, y_stride);
+          return;
+        }
+        for (int64_t v = 0; v < vectors; ++v) {
+          const Vu expanded = source.next();
+          __builtin_memcpy(buffer.get() + v * 32, &expanded, sizeof expanded);
+        }
+        multiply_tokens<kTokenBlock>(DenseSource{buffer.get()}, vectors, rows, xs, x_stride, count, ys, y_stride);
+      });
 }
 
 template <int T>

@@ -1,6 +1,6 @@
-// 64-byte vectors through GCC's vector extension: one source for all instruction sets. A wider machine runs an operation
-// in one instruction, a narrower one in several. Included only by files that are compiled once for each instruction set,
-// so everything here has internal linkage: two of them must never be merged by the linker.
+// 64-byte vectors through GCC's vector extension: one source for all instruction sets. A wider machine runs an
+// operation in one instruction, a narrower one in several. Included only by files that are compiled once for each
+// instruction set, so everything here has internal linkage: two of them must never be merged by the linker.
 #pragma once
 
 #include <cstdint>

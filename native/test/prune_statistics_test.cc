@@ -1,0 +1,157 @@
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include "prune/statistics.h"
+#include "prune_reference.h"
+
+using namespace espalier;
+
+namespace {
+
+struct Inputs {
+  int64_t tokens;
+  int64_t width;
+  int64_t stride;
+  std::vector<float> x;     // [tokens, stride]
+  std::vector<float> gate;  // [tokens], or empty
+
+  Inputs(std::mt19937_64& random, int64_t rows, int64_t columns, bool gated)
+      : tokens(rows), width(columns), stride(columns + 3), x(reference::normal_floats(random, rows * (columns + 3))) {
+    std::uniform_real_distribution<float> weight(0, 1);
+    for (int64_t t = 0; gated && t < rows; ++t) gate.push_back(weight(random));
+  }
+
+  const float* row(int64_t t) const { return x.data() + t * stride; }
+  const float* weight(int64_t t) const { return gate.empty() ? nullptr : gate.data() + t; }
+  double value(int64_t t, int64_t j) const {
+    return (gate.empty() ? 1.0 : static_cast<double>(*weight(t))) * static_cast<double>(row(t)[j]);
+  }
+};
+
+SiteStatistics collect(ThreadPool& pool, const Inputs& inputs, int64_t rows_per_call) {
+  Result<SiteStatistics> site = SiteStatistics::create(inputs.width, true);
+  REQUIRE(site.is_ok());
+  for (int64_t t = 0; t < inputs.tokens; t += rows_per_call) {
+    const int64_t rows = std::min(rows_per_call, inputs.tokens - t);
+    site.value().add(pool, inputs.row(t), rows, inputs.stride, inputs.weight(t));
+  }
+  site.value().finish(pool);
+  return std::move(site.value());
+}
+
+// The largest error of a Gram entry, as a fraction of the error that is promised.
+double worst_gram_error(const SiteStatistics& site, const Inputs& inputs) {
+  const double chunks = static_cast<double>(inputs.tokens) / static_cast<double>(SiteStatistics::kChunk);
+  const double promise = (static_cast<double>(SiteStatistics::kChunk) + chunks + 4) * std::exp2(-24);
+  double worst = 0;
+  for (int64_t i = 0; i < inputs.width; ++i) {
+    for (int64_t j = i; j < inputs.width; ++j) {
+      double sum = 0;
+      double size = 0;
+      for (int64_t t = 0; t < inputs.tokens; ++t) {
+        sum += inputs.value(t, i) * inputs.value(t, j);
+        size += std::fabs(inputs.value(t, i) * inputs.value(t, j));
+      }
+      const double error = std::fabs(static_cast<double>(site.gram(i, j)) - sum);
+      if (std::isnan(error)) return error;
+      worst = std::max(worst, error / (promise * size));
+    }
+  }
+  return worst;
+}
+
+std::vector<float> upper_triangle(const SiteStatistics& site) {
+  std::vector<float> out;
+  for (int64_t i = 0; i < site.width(); ++i) {
+    for (int64_t j = i; j < site.width(); ++j) out.push_back(site.gram(i, j));
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("norms and Gram matrix equal float64 sums within the promised error") {
+  const uint64_t seed = reference::fresh_seed();
+  MESSAGE("seed " << seed);
+  std::mt19937_64 random(seed);
+  ThreadPool pool(2);
+  for (const bool gated : {false, true}) {
+    for (const int64_t width : {1, 95, 96, 97, 200}) {
+      for (const int64_t tokens : {1, 255, 256, 700}) {
+        CAPTURE(gated);
+        CAPTURE(width);
+        CAPTURE(tokens);
+        const Inputs inputs(random, tokens, width, gated);
+        const SiteStatistics site = collect(pool, inputs, 130);
+        CHECK(site.tokens() == tokens);
+        for (int64_t j = 0; j < width; ++j) {
+          double sum = 0;
+          for (int64_t t = 0; t < tokens; ++t) sum += inputs.value(t, j) * inputs.value(t, j);
+          CHECK(site.squared_norms()[static_cast<size_t>(j)] == doctest::Approx(sum).epsilon(1e-12));
+        }
+        CHECK(worst_gram_error(site, inputs) <= 1);
+      }
+    }
+  }
+}
+
+TEST_CASE("statistics have the same bytes for any number of threads and any split into calls") {
+  const uint64_t seed = reference::fresh_seed();
+  MESSAGE("seed " << seed);
+  std::mt19937_64 random(seed);
+  const Inputs inputs(random, 700, 200, true);
+  ThreadPool one(1);
+  const SiteStatistics expected = collect(one, inputs, 700);
+  for (const int threads : {1, 2, 3, 5}) {
+    ThreadPool pool(threads);
+    for (const int64_t rows_per_call : {1, 17, 256, 300, 700}) {
+      CAPTURE(threads);
+      CAPTURE(rows_per_call);
+      const SiteStatistics site = collect(pool, inputs, rows_per_call);
+      CHECK(site.squared_norms() == expected.squared_norms());
+      CHECK(upper_triangle(site) == upper_triangle(expected));
+    }
+  }
+}
+
+TEST_CASE("another order of the tokens changes the Gram matrix only within the promised error") {
+  const uint64_t seed = reference::fresh_seed();
+  MESSAGE("seed " << seed);
+  std::mt19937_64 random(seed);
+  ThreadPool pool(2);
+  const Inputs inputs(random, 600, 120, true);
+  std::vector<int64_t> order(600);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  Inputs shuffled = inputs;
+  for (size_t t = 0; t < order.size(); ++t) {
+    std::copy(inputs.row(order[t]), inputs.row(order[t]) + inputs.stride,
+              shuffled.x.begin() + static_cast<int64_t>(t) * inputs.stride);
+    shuffled.gate[t] = inputs.gate[static_cast<size_t>(order[t])];
+  }
+  const SiteStatistics site = collect(pool, shuffled, 600);
+  CHECK(worst_gram_error(site, inputs) <= 1);
+}
+
+TEST_CASE("a site without a Gram matrix keeps the norms, and one without tokens is zero") {
+  ThreadPool pool(1);
+  Result<SiteStatistics> site = SiteStatistics::create(3, false);
+  REQUIRE(site.is_ok());
+  CHECK_FALSE(site.value().has_gram());
+  CHECK(site.value().squared_norms() == std::vector<double>{0, 0, 0});
+  const std::vector<float> x = {1, 2, 3, 4, 5, 6};
+  const std::vector<float> gate = {0.5f, 2.0f};
+  site.value().add(pool, x.data(), 2, 3, gate.data());
+  site.value().finish(pool);
+  CHECK(site.value().tokens() == 2);
+  CHECK(site.value().squared_norms() == std::vector<double>{64.25, 101, 146.25});
+}
+
+TEST_CASE("an expert has one site of its input's width and one of its inner width") {
+  const Result<ExpertStatistics> expert = ExpertStatistics::create(5, 7, true);
+  REQUIRE(expert.is_ok());
+  CHECK(expert.value().input.width() == 5);
+  CHECK(expert.value().activation.width() == 7);
+  CHECK(expert.value().activation.has_gram());
+  CHECK(ExpertStatistics::create(0, 7, true).status().code() == Code::kUsage);
+}
