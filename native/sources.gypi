@@ -19,13 +19,24 @@
       "native/engine/feed_forward.cc",
       "native/engine/decoder_layer.cc",
       "native/engine/sampler.cc",
-      "native/engine/engine.cc"
+      "native/engine/engine.cc",
+      "native/prune/panel_kernels.cc",
+      "native/prune/panel_kernels_scalar.cc",
+      "native/prune/linalg.cc",
+      "native/prune/statistics.cc",
+      "native/prune/score.cc",
+      "native/prune/mask.cc",
+      "native/prune/inverse_factor.cc",
+      "native/prune/sparsegpt.cc",
+      "native/prune/prune_matrix.cc"
     ],
     "avx2_sources": [
-      "native/kernels/cpu/kernels_avx2.cc"
+      "native/kernels/cpu/kernels_avx2.cc",
+      "native/prune/panel_kernels_avx2.cc"
     ],
     "avx512_sources": [
-      "native/kernels/cpu/kernels_avx512.cc"
+      "native/kernels/cpu/kernels_avx512.cc",
+      "native/prune/panel_kernels_avx512.cc"
     ],
     "binding_sources": [
       "native/binding/addon.cc",
@@ -40,7 +51,12 @@
       "native/test/safetensors_header_test.cc",
       "native/test/packed_matrix_test.cc",
       "native/test/matmul_test.cc",
-      "native/test/rows_test.cc"
+      "native/test/rows_test.cc",
+      "native/test/prune_linalg_test.cc",
+      "native/test/prune_statistics_test.cc",
+      "native/test/prune_mask_test.cc",
+      "native/test/prune_sparsegpt_test.cc",
+      "native/test/prune_matrix_test.cc"
     ]
   }
 }

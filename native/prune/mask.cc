@@ -1,0 +1,114 @@
+#include "prune/mask.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <mutex>
+#include <string>
+
+namespace espalier {
+namespace {
+
+// Floats that are not negative compare as their bits do, so a rank is found digit by digit from the top.
+constexpr int kDigitBits = 11;
+constexpr int64_t kDigits = int64_t{1} << kDigitBits;
+using Histogram = std::array<int64_t, kDigits>;
+
+}  // namespace
+
+Status check_pattern(const Pattern& pattern, int64_t cols) {
+  if (!pattern.is_grouped()) {
+    if (pattern.sparsity >= 0 && pattern.sparsity < 1) return Status::ok();
+    return Status(Code::kUsage, "sparsity " + std::to_string(pattern.sparsity) + " is out of range: 0 <= sparsity < 1");
+  }
+  const std::string name = std::to_string(pattern.keep) + ":" + std::to_string(pattern.group);
+  if (pattern.keep < 1 || pattern.keep >= pattern.group) {
+    return Status(Code::kUsage, "pattern " + name + " is out of range: N:M keeps N of every M inputs, 0 < N < M");
+  }
+  if (cols % pattern.group != 0) {
+    return Status(Code::kUsage, "pattern " + name + " does not fit a matrix with " + std::to_string(cols) +
+                                    " input columns: M must divide them");
+  }
+  return Status::ok();
+}
+
+int64_t pruned_count(double sparsity, int64_t count) {
+  return static_cast<int64_t>(std::floor(sparsity * static_cast<double>(count)));
+}
+
+float select_rank(ThreadPool& pool, const float* values, int64_t rows, int64_t cols, int64_t stride, int64_t rank) {
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(1, cols));
+  uint32_t prefix = 0;  // the digits found
+  uint32_t found = 0;   // and where they are; the last digit overlaps the one before it
+  for (int shift = 32 - kDigitBits;; shift = std::max(0, shift - kDigitBits)) {
+    Histogram total{};
+    std::mutex mutex;
+    pool.parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
+      Histogram part{};
+      for (int64_t r = begin; r < end; ++r) {
+        const float* row = values + r * stride;
+        for (int64_t c = 0; c < cols; ++c) {
+          const uint32_t bits = std::bit_cast<uint32_t>(row[c]);
+          if (((bits ^ prefix) & found) == 0) ++part[(bits >> shift) & (kDigits - 1)];
+        }
+      }
+      std::lock_guard lock(mutex);
+      for (size_t d = 0; d < part.size(); ++d) total[d] += part[d];
+    });
+    uint32_t digit = 0;
+    while (rank >= total[digit]) rank -= total[digit++];
+    prefix |= digit << shift;
+    found |= static_cast<uint32_t>(kDigits - 1) << shift;
+    if (shift == 0) return std::bit_cast<float>(prefix);
+  }
+}
+
+void mask_threshold(ThreadPool& pool, const float* scores, int64_t rows, int64_t cols, int64_t block, double sparsity,
+                    uint8_t* mask) {
+  for (int64_t first = 0; first < cols; first += block) {
+    const int64_t width = std::min(block, cols - first);
+    // Below every score where nothing is to be zeroed.
+    const float threshold =
+        sparsity > 0 ? select_rank(pool, scores + first, rows, width, cols, pruned_count(sparsity, rows * width))
+                     : -1.0f;
+    pool.parallel_for(rows, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t start = r * cols + first;
+        for (int64_t i = start; i < start + width; ++i) mask[i] = scores[i] > threshold ? 1 : 0;
+      }
+    });
+  }
+}
+
+void mask_smallest(const float* scores, int64_t count, int64_t zeros, float* scratch, uint8_t* mask) {
+  if (zeros == 0) {
+    std::fill(mask, mask + count, uint8_t{1});
+    return;
+  }
+  std::copy(scores, scores + count, scratch);
+  std::nth_element(scratch, scratch + (zeros - 1), scratch + count);
+  const float threshold = scratch[zeros - 1];
+  int64_t ties = zeros;  // scores equal to the threshold that are zeroed
+  for (int64_t i = 0; i < count; ++i) ties -= scores[i] < threshold ? 1 : 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const bool zero = scores[i] < threshold || (scores[i] == threshold && ties-- > 0);
+    mask[i] = zero ? 0 : 1;
+  }
+}
+
+void mask_rows(ThreadPool& pool, const float* scores, int64_t rows, int64_t cols, double sparsity, uint8_t* mask) {
+  mask_groups(pool, scores, rows, cols, cols - pruned_count(sparsity, cols), cols, mask);
+}
+
+void mask_groups(ThreadPool& pool, const float* scores, int64_t rows, int64_t cols, int64_t keep, int64_t group,
+                 uint8_t* mask) {
+  pool.parallel_for(rows, 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(group));
+    for (int64_t i = begin * cols; i < end * cols; i += group) {
+      mask_smallest(scores + i, group, group - keep, scratch.data(), mask + i);
+    }
+  });
+}
+
+}  // namespace espalier

@@ -1,0 +1,166 @@
+#include "prune/prune_matrix.h"
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <string>
+
+#include "prune/score.h"
+#include "prune/sparsegpt.h"
+
+namespace espalier {
+namespace {
+
+constexpr int64_t kRowsPerTask = 16;
+
+Status check_finite(ThreadPool& pool, const float* weights, int64_t rows, int64_t cols) {
+  int64_t count = 0;
+  int64_t first = rows * cols;
+  std::mutex mutex;
+  pool.parallel_for(rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+    int64_t part = 0;
+    for (int64_t i = begin * cols; i < end * cols; ++i) part += std::isfinite(weights[i]) ? 0 : 1;
+    if (part == 0) return;
+    int64_t index = begin * cols;
+    while (std::isfinite(weights[index])) ++index;
+    std::lock_guard lock(mutex);
+    count += part;
+    first = std::min(first, index);
+  });
+  if (count == 0) return Status::ok();
+  return Status(Code::kNonFinite, std::to_string(count) + " of " + std::to_string(rows * cols) +
+                                      " weights are NaN or infinite, the first at row " + std::to_string(first / cols) +
+                                      ", column " + std::to_string(first % cols));
+}
+
+// Score, choice, and zeros where the mask says so.
+Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights, int64_t rows,
+                  int64_t cols) {
+  const auto size = static_cast<size_t>(rows * cols);
+  AlignedBuffer<float> scores(size);
+  AlignedBuffer<uint8_t> mask(size);
+  if (scores.size() == 0 || mask.size() == 0) {
+    return Status(Code::kOutOfMemory, "no memory for the scores of a " + std::to_string(rows) + " x " +
+                                          std::to_string(cols) + " matrix: free memory and run again");
+  }
+  if (plan.score == Score::kActivation && !site.fallback) {
+    score_activation(pool, weights, rows, cols, site.norms.data(), scores.data());
+  } else {
+    score_magnitude(pool, weights, rows, cols, scores.data());
+  }
+  const Pattern& pattern = plan.pattern;
+  if (pattern.is_grouped()) {
+    mask_groups(pool, scores.data(), rows, cols, pattern.keep, pattern.group, mask.data());
+  } else if (plan.comparison == Comparison::kRow) {
+    mask_rows(pool, scores.data(), rows, cols, pattern.sparsity, mask.data());
+  } else {
+    const int64_t block = plan.comparison == Comparison::kMatrix ? cols : plan.block;
+    mask_threshold(pool, scores.data(), rows, cols, block, pattern.sparsity, mask.data());
+  }
+  pool.parallel_for(rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * cols; i < end * cols; ++i) {
+      const auto index = static_cast<size_t>(i);
+      weights[i] = mask[index] != 0 ? weights[i] : 0.0f;
+    }
+  });
+  return Status::ok();
+}
+
+Status check_site(const MethodPlan& plan, const PreparedSite& site, int64_t cols) {
+  if (site.fallback || plan.score == Score::kMagnitude) return Status::ok();
+  const int64_t width = plan.update == Update::kSparseGpt ? site.factor.width : static_cast<int64_t>(site.norms.size());
+  if (width == cols) return Status::ok();
+  return Status(Code::kUsage, "a matrix with " + std::to_string(cols) +
+                                  " input columns cannot be pruned with the "
+                                  "statistics of a site with " +
+                                  std::to_string(width));
+}
+
+}  // namespace
+
+MethodPlan MethodPlan::magnitude(Pattern pattern) {
+  return {.score = Score::kMagnitude, .comparison = Comparison::kMatrix, .update = Update::kNone, .pattern = pattern};
+}
+
+MethodPlan MethodPlan::activation(Pattern pattern) {
+  return {.score = Score::kActivation, .comparison = Comparison::kRow, .update = Update::kNone, .pattern = pattern};
+}
+
+MethodPlan MethodPlan::sparsegpt(Pattern pattern) {
+  return {
+      .score = Score::kSecondOrder, .comparison = Comparison::kBlock, .update = Update::kSparseGpt, .pattern = pattern};
+}
+
+Status check_plan(const MethodPlan& plan) {
+  const bool updates = plan.update == Update::kSparseGpt;
+  if (updates != (plan.score == Score::kSecondOrder) || (updates && plan.comparison != Comparison::kBlock)) {
+    return Status(Code::kUsage,
+                  "the second-order score, the SparseGPT update and comparison by block go together: "
+                  "use all of them, or another score without update");
+  }
+  if (plan.block < 1) {
+    return Status(Code::kUsage, "block of " + std::to_string(plan.block) + " columns is out of range: at least 1");
+  }
+  if (!(plan.damping >= 0) || !std::isfinite(plan.damping)) {
+    return Status(Code::kUsage, "damping " + std::to_string(plan.damping) + " is out of range: 0 or more, finite");
+  }
+  return check_pattern(plan.pattern, plan.pattern.is_grouped() ? plan.pattern.group : 1);
+}
+
+Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics) {
+  ESPALIER_TRY(check_plan(plan));
+  PreparedSite site;
+  if (plan.score == Score::kMagnitude) return site;
+  if (statistics == nullptr || (plan.update == Update::kSparseGpt && !statistics->has_gram())) {
+    return Status(Code::kUsage, plan.update == Update::kSparseGpt
+                                    ? "SparseGPT needs the Gram matrix of its inputs: collect statistics with it"
+                                    : "this method needs statistics of its inputs: run calibration first");
+  }
+  double total = 0;
+  for (const double norm : statistics->squared_norms()) total += norm;
+  if (!std::isfinite(total)) {
+    return Status(Code::kNonFinite, "the calibration inputs are NaN or infinite: the model's activations overflow");
+  }
+  site.fallback = statistics->tokens() == 0 || total == 0;
+  if (plan.update == Update::kSparseGpt && !site.fallback) {
+    statistics->finish(pool);
+    // Inputs so small that their squares are zero in float32 say as little as none.
+    bool live = false;
+    for (int64_t j = 0; j < statistics->width(); ++j) live = live || statistics->gram(j, j) != 0;
+    site.fallback = !live;
+  }
+  if (site.fallback) return site;
+  if (plan.update == Update::kSparseGpt) {
+    Result<InverseFactor> factor = factor_inverse(pool, *statistics, plan.damping);
+    if (!factor.is_ok()) return factor.status();
+    site.factor = std::move(factor.value());
+    return site;
+  }
+  for (const double norm : statistics->squared_norms()) site.norms.push_back(static_cast<float>(std::sqrt(norm)));
+  return site;
+}
+
+Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights,
+                                  int64_t rows, int64_t cols) {
+  ESPALIER_TRY(check_plan(plan));
+  if (rows < 1 || cols < 1) {
+    return Status(Code::kUsage, "a " + std::to_string(rows) + " x " + std::to_string(cols) + " matrix has no weights");
+  }
+  ESPALIER_TRY(check_pattern(plan.pattern, cols));
+  ESPALIER_TRY(check_site(plan, site, cols));
+  ESPALIER_TRY(check_finite(pool, weights, rows, cols));
+  MatrixReport report;
+  report.fallback = site.fallback;
+  if (plan.update == Update::kSparseGpt && !site.fallback) {
+    ESPALIER_TRY(prune_sparsegpt(pool, site.factor, plan.pattern, plan.block, weights, rows));
+    report.damping = site.factor.damping;
+  } else {
+    ESPALIER_TRY(apply_mask(pool, plan, site, weights, rows, cols));
+  }
+  for (int64_t i = 0; i < rows * cols; ++i) report.zeros += weights[i] == 0.0f ? 1 : 0;
+  report.kept = rows * cols - report.zeros;
+  report.sparsity = static_cast<double>(report.zeros) / static_cast<double>(rows * cols);
+  return report;
+}
+
+}  // namespace espalier

@@ -1,0 +1,77 @@
+// One weight matrix through the stages of a pruning method: score, choice under a budget, weight update. A method is
+// data, a MethodPlan; what it needs of the calibration inputs is prepared once for a site and used for every matrix
+// that reads it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "prune/inverse_factor.h"
+#include "prune/mask.h"
+#include "prune/statistics.h"
+
+namespace espalier {
+
+enum class Score {
+  kMagnitude,    // |W|; needs no statistics
+  kActivation,   // |W| · ‖X_j‖
+  kSecondOrder,  // w² / U_jj², taken within the update
+};
+
+// Which weights an unstructured choice compares. N:M always compares within its groups.
+enum class Comparison {
+  kMatrix,  // one threshold
+  kRow,     // an equal share of every row
+  kBlock,   // one threshold for each block of columns
+};
+
+enum class Update {
+  kNone,
+  kSparseGpt,  // makes the choice too: goes with Score::kSecondOrder and Comparison::kBlock, and only with them
+};
+
+struct MethodPlan {
+  Score score = Score::kMagnitude;
+  Comparison comparison = Comparison::kMatrix;
+  Update update = Update::kNone;
+  Pattern pattern;
+  double damping = 0.01;  // added to the Gram matrix, as a fraction of its mean diagonal
+  int64_t block = 128;    // columns of a block
+
+  static MethodPlan magnitude(Pattern pattern);
+  // Wanda; MoE-Pruner with router-weighted statistics.
+  static MethodPlan activation(Pattern pattern);
+  static MethodPlan sparsegpt(Pattern pattern);
+};
+
+// kUsage where the parts do not go together or are out of range.
+Status check_plan(const MethodPlan& plan);
+
+// What a plan uses of one input site.
+struct PreparedSite {
+  bool fallback = false;     // the method needs statistics and no token reached the expert
+  std::vector<float> norms;  // for Score::kActivation
+  InverseFactor factor;      // for Update::kSparseGpt
+};
+
+// `statistics` may be null for a plan that needs none; it is finished here. Update::kSparseGpt needs its Gram matrix
+// (kUsage without). kNonFinite where calibration inputs were not finite, kOutOfMemory.
+Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics);
+
+struct MatrixReport {
+  int64_t zeros = 0;      // weights that are zero now
+  int64_t kept = 0;       // the others
+  double sparsity = 0;    // zeros / all
+  bool fallback = false;  // no token reached the expert: chosen by magnitude among the same weights, not updated
+  double damping = 0;     // used by the update; more than the plan's where that was not enough
+};
+
+// Prunes `weights` [rows, cols], one row for each output, in place: pruned weights become +0, and what is kept changes
+// only through the update. kNonFinite where a weight is not finite (nothing is changed then), kUsage where plan, site
+// and matrix do not fit, kOutOfMemory. The result is the same bytes for any number of threads.
+Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights,
+                                  int64_t rows, int64_t cols);
+
+}  // namespace espalier

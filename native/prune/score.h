@@ -1,0 +1,19 @@
+// How much each weight matters, by itself: the score stage of a pruning method. Matrices are [rows, cols] row-major,
+// one row for each output; a higher score means a weight worth keeping.
+#pragma once
+
+#include <cstdint>
+
+#include "core/thread_pool.h"
+
+namespace espalier {
+
+// |W_ij|.
+void score_magnitude(ThreadPool& pool, const float* weights, int64_t rows, int64_t cols, float* scores);
+
+// |W_ij| · norms[j], with norms[j] = ‖X_j‖₂ of input column j over the calibration tokens (Wanda, arXiv 2306.11695,
+// Eq. 1); with norms of router-weighted inputs it is MoE-Pruner's |W_ij| · ‖X_j · Gate‖₂ (arXiv 2410.12013, Eq. 9).
+void score_activation(ThreadPool& pool, const float* weights, int64_t rows, int64_t cols, const float* norms,
+                      float* scores);
+
+}  // namespace espalier
