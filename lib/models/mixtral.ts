@@ -1,0 +1,23 @@
+/** Mixtral (Jiang et al. 2024): experts in every layer, gates renormalised over the top k, one window for all layers. */
+import { limits } from './config.ts';
+import type { Family, FeedForwardPlan } from './decoder.ts';
+import { readRouting, requireUniformLayers } from './fields.ts';
+
+export const mixtral: Family = {
+  modelType: 'mixtral',
+  architecture: 'MixtralForCausalLM',
+  defaults: { kvHeads: 8, normEpsilon: 1e-5, ropeTheta: 1e6, bosTokenId: 1, eosTokenId: 2 },
+  plan(config, { layers }) {
+    const window = config.optionalInteger('sliding_window') ?? 0;
+    requireUniformLayers(config, layers, window);
+    const routed: FeedForwardPlan = {
+      kind: 'routed',
+      // The second is what transformers 5 writes when it keeps the experts fused.
+      modules: ['block_sparse_moe', 'mlp'],
+      ...readRouting(config, 'num_local_experts'),
+      renormalise: true,
+      width: config.integer('intermediate_size', { max: limits.width }),
+    };
+    return { qkvBias: false, oBias: false, qkNorm: 'none', clip: 0, window: () => window, feedForward: () => [routed] };
+  },
+};
