@@ -341,6 +341,9 @@ describe('rotary frequencies', () => {
     const both = { rope_scaling: { type: 'linear', factor: 2 }, rope_parameters: { rope_type: 'linear', factor: 4 } };
     expect(rope({ ...plain, ...both }, 4).inverseFrequencies[0]).toBe(0.5);
     expect(rope({ ...plain, ...both }, 4).warnings.join()).toContain('rope_scaling is used');
+    const useless = rope({ ...plain, rope_parameters: { rope_type: 'default', factor: 8 } }, 4);
+    expect([useless.inverseFrequencies[0], useless.warnings.length]).toEqual([1, 1]);
+    expect(useless.warnings[0]).toContain('factor');
   });
 
   const refused: [string, Json, string][] = [
@@ -460,6 +463,8 @@ describe('hostile configs (quick, named, nothing allocated)', () => {
   }
   wrong.push(
     [{ num_experts_per_tok: 5 }, 'num_experts_per_tok'],
+    [{ head_dim: 1e7 }, 'head_dim'],
+    [{ hidden_size: 2 ** 24, num_attention_heads: 1, num_key_value_heads: 1 }, 'head_dim'],
     [{ num_key_value_heads: 3 }, 'num_key_value_heads'],
     [{ num_key_value_heads: 8 }, 'num_key_value_heads'],
     [{ rope_theta: Number.NaN }, 'rope_theta'],

@@ -6,7 +6,8 @@ export const limits = {
   layers: 4096,
   experts: 65_536,
   heads: 65_536,
-  /** Any width: hidden size, expert width, head size. */
+  headDim: 16_384,
+  /** Hidden size and the widths of feed-forwards. */
   width: 1 << 24,
   vocabulary: 1 << 28,
   positions: 2 ** 40,

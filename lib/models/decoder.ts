@@ -85,11 +85,11 @@ export function readSize(config: ConfigFields, defaults: FamilyDefaults): Decode
   if (heads % kvHeads !== 0) {
     config.fail('num_key_value_heads', `is ${kvHeads}`, `a divisor of num_attention_heads, which is ${heads}`);
   }
-  const stated = config.optionalInteger('head_dim', { max: limits.width });
+  const stated = config.optionalInteger('head_dim', { max: limits.headDim });
   const headDim = stated ?? hidden / heads;
-  if (headDim % 2 !== 0) {
+  if (headDim % 2 !== 0 || headDim > limits.headDim) {
     const found = stated === undefined ? `follows as hidden_size ${hidden} / ${heads} heads` : `is ${stated}`;
-    config.fail('head_dim', found, 'an even integer');
+    config.fail('head_dim', found, `an even integer from 2 to ${limits.headDim}`);
   }
   return {
     hidden,

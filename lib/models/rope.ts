@@ -35,12 +35,12 @@ export function readRope(config: ConfigFields, headDim: number, defaultTheta: nu
   if (parameters !== undefined) requireFullRotation(parameters);
   const plain = inverseFrequencies(theta, headDim);
   const type = parameters?.optionalText('rope_type') ?? parameters?.optionalText('type') ?? 'default';
-  if (parameters === undefined || type === 'default') return { inverseFrequencies: plain, scale: 1, maxPositions };
+  if (parameters === undefined) return { inverseFrequencies: plain, scale: 1, maxPositions };
   // Asked for under both names, so that the older one does not count as unknown.
   parameters.raw('type');
   const rope = scaled(type, parameters, config, { plain, theta, headDim, maxPositions });
   const unread = parameters.unread();
-  if (unread.length > 0) config.warn(`rope parameters that ${type} does not use: ${unread.join(', ')}.`);
+  if (unread.length > 0) config.warn(`rope parameters that the type ${type} does not use: ${unread.join(', ')}.`);
   return rope;
 }
 
@@ -53,6 +53,8 @@ interface Plain {
 
 function scaled(type: string, parameters: ConfigFields, config: ConfigFields, base: Plain): Rope {
   switch (type) {
+    case 'default':
+      return { inverseFrequencies: base.plain, scale: 1, maxPositions: base.maxPositions };
     case 'linear': {
       const factor = parameters.number('factor');
       const maxPositions = extended(base.maxPositions, base.maxPositions * factor);
