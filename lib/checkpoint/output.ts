@@ -116,9 +116,10 @@ export class OutputFolder {
     this.release();
   }
 
-  /** Removes the partial folder and releases the lock: nothing of this run stays. */
+  /** Removes the partial folder and releases the lock: nothing of this run stays. Harmless after `finish`. */
   discard(): void {
-    rmSync(this.partial, { recursive: true, force: true });
+    // Without the lock the partial folder may be another run's.
+    if (this.#lock.isHeld) rmSync(this.partial, { recursive: true, force: true });
     this.release();
   }
 
