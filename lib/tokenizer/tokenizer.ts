@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { TextDecoder } from 'node:util';
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
 import { EspalierError } from '../errors.ts';
 import { type TokenizerDefinition, tokenizerDefinition } from './definition.ts';
