@@ -28,7 +28,9 @@
       "native/prune/mask.cc",
       "native/prune/inverse_factor.cc",
       "native/prune/sparsegpt.cc",
-      "native/prune/prune_matrix.cc"
+      "native/prune/prune_matrix.cc",
+      "native/prune/hidden_file.cc",
+      "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
       "native/kernels/cpu/kernels_avx2.cc",
@@ -45,7 +47,8 @@
       "native/binding/job.cc",
       "native/binding/spec_reader.cc",
       "native/binding/engine.cc",
-      "native/binding/features.cc"
+      "native/binding/features.cc",
+      "native/binding/pruner.cc"
     ],
     "test_sources": [
       "native/test/safetensors_header_test.cc",

@@ -12,6 +12,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   espalier::binding::export_features(env, exports);
   espalier::binding::export_safetensors_file(env, exports);
   espalier::binding::export_engine(env, exports);
+  espalier::binding::export_pruner(env, exports);
   return exports;
 }
 

@@ -8,6 +8,7 @@ namespace espalier::binding {
 void export_error_codes(Napi::Env env, Napi::Object exports);
 void export_features(Napi::Env env, Napi::Object exports);
 void export_engine(Napi::Env env, Napi::Object exports);
+void export_pruner(Napi::Env env, Napi::Object exports);
 void export_safetensors_file(Napi::Env env, Napi::Object exports);
 
 }  // namespace espalier::binding

@@ -31,6 +31,7 @@ const char* code_name(Code code) {
     case Code::kDisposed: return "DISPOSED";
     case Code::kAborted: return "ABORTED";
     case Code::kIo: return "IO";
+    case Code::kNoSpace: return "NO_SPACE";
     case Code::kOutOfMemory: return "OUT_OF_MEMORY";
     case Code::kInternal: return "INTERNAL";
   }

@@ -40,6 +40,7 @@ enum class Code {
   kDisposed,
   kAborted,
   kIo,
+  kNoSpace,
   kOutOfMemory,
   kInternal,
 };

@@ -11,7 +11,7 @@ constexpr int64_t kRangeBytes = 32 * 1024;
 Result<Linear> pack(ThreadPool& pool, WeightFormat format, DType values, int64_t rows, int64_t cols,
                     const PackedMatrix::RowReader& read) {
   const Format chosen =
-      format == WeightFormat::kAuto ? choose_format(pool, values, rows, cols, read) : Format{Pattern::kDense, values};
+      format == WeightFormat::kAuto ? choose_format(pool, values, rows, cols, read) : Format{Storage::kDense, values};
   Result<PackedMatrix> packed = PackedMatrix::pack(pool, chosen, rows, cols, read);
   if (!packed.is_ok()) return packed.status();
   Linear linear;

@@ -31,7 +31,7 @@ bool tile_masks(const Format& format, int64_t vectors, const uint16_t* tile, uin
     for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(tile[v * kLanes + i] != 0) << i;
     masks[v] = mask;
   }
-  if (format.pattern != Pattern::kNm) return true;
+  if (format.storage != Storage::kNm) return true;
   for (int64_t first = 0; first < vectors * 2; first += format.m) {
     for (int r = 0; r < kTileRows; ++r) {
       int kept = 0;
@@ -48,26 +48,26 @@ bool tile_masks(const Format& format, int64_t vectors, const uint16_t* tile, uin
 }
 
 bool format_exists(const Format& format, int64_t cols) {
-  if (format.pattern == Pattern::kDense) return format.values == DType::kBF16 || format.values == DType::kF32;
+  if (format.storage == Storage::kDense) return format.values == DType::kBF16 || format.values == DType::kF32;
   if (format.values != DType::kBF16) return false;
-  if (format.pattern == Pattern::kBitmap) return true;
+  if (format.storage == Storage::kBitmap) return true;
   return format.m > 0 && format.m % 2 == 0 && format.n > 0 && format.n <= format.m && cols % format.m == 0;
 }
 
 }  // namespace
 
-const char* pattern_name(Pattern pattern) {
-  switch (pattern) {
-    case Pattern::kDense: return "dense";
-    case Pattern::kBitmap: return "bitmap";
-    case Pattern::kNm: return "n:m";
+const char* storage_name(Storage storage) {
+  switch (storage) {
+    case Storage::kDense: return "dense";
+    case Storage::kBitmap: return "bitmap";
+    case Storage::kNm: return "n:m";
   }
   return "dense";
 }
 
 std::string Format::name() const {
   const std::string prefix =
-      pattern == Pattern::kNm ? std::to_string(n) + ":" + std::to_string(m) : std::string(pattern_name(pattern));
+      storage == Storage::kNm ? std::to_string(n) + ":" + std::to_string(m) : std::string(storage_name(storage));
   return prefix + (values == DType::kBF16 ? " bf16" : " f32");
 }
 
@@ -104,7 +104,7 @@ Result<PackedMatrix> PackedMatrix::pack(ThreadPool& pool, Format format, int64_t
     read_tile(read, rows, cols, tile, row.data(), values.data());
     use(values.data());
   };
-  if (format.pattern == Pattern::kDense) {
+  if (format.storage == Storage::kDense) {
     matrix.bf16_.reset(static_cast<size_t>(tiles * vectors * kLanes));
     if (matrix.bf16_.data() == nullptr) return Status(Code::kOutOfMemory, "not enough memory to pack a matrix");
     pool.parallel_for(tiles, 1, [&](int64_t tile, int64_t) {
@@ -134,7 +134,7 @@ Result<PackedMatrix> PackedMatrix::pack(ThreadPool& pool, Format format, int64_t
                                     " inputs, so it cannot be packed as " + format.name());
   }
   for (int64_t t = 0; t < tiles; ++t) kept[static_cast<size_t>(t) + 1] += kept[static_cast<size_t>(t)];
-  if (format.pattern == Pattern::kBitmap) {
+  if (format.storage == Storage::kBitmap) {
     matrix.offsets_.reset(static_cast<size_t>(tiles) + 1);
     if (matrix.offsets_.data() == nullptr) return Status(Code::kOutOfMemory, "not enough memory to pack a matrix");
     std::copy(kept.begin(), kept.end(), matrix.offsets_.data());
@@ -155,10 +155,10 @@ Result<PackedMatrix> PackedMatrix::pack(ThreadPool& pool, Format format, int64_t
 }
 
 int64_t PackedMatrix::value_offset(int64_t tile_row) const {
-  switch (format_.pattern) {
-    case Pattern::kDense: return tile_row * vectors() * (64 / (format_.values == DType::kBF16 ? 2 : 4));
-    case Pattern::kBitmap: return offsets_[static_cast<size_t>(tile_row)];
-    case Pattern::kNm: return tile_row * (cols_ / format_.m) * format_.n * kTileRows;
+  switch (format_.storage) {
+    case Storage::kDense: return tile_row * vectors() * (64 / (format_.values == DType::kBF16 ? 2 : 4));
+    case Storage::kBitmap: return offsets_[static_cast<size_t>(tile_row)];
+    case Storage::kNm: return tile_row * (cols_ / format_.m) * format_.n * kTileRows;
   }
   return 0;
 }
@@ -170,7 +170,7 @@ void PackedMatrix::unpack(ThreadPool& pool, float* out) const {
   pool.parallel_for(tile_rows(), 1, [&](int64_t tile, int64_t) {
     int64_t next = value_offset(tile);
     for (int64_t v = 0; v < per_tile; ++v) {
-      const uint32_t mask = format_.pattern == Pattern::kDense ? ~0u : masks_[static_cast<size_t>(tile * per_tile + v)];
+      const uint32_t mask = format_.storage == Storage::kDense ? ~0u : masks_[static_cast<size_t>(tile * per_tile + v)];
       for (int i = 0; i < lanes; ++i) {
         const bool kept = (mask >> i) & 1u;
         float value = 0;
@@ -187,7 +187,7 @@ void PackedMatrix::unpack(ThreadPool& pool, float* out) const {
 }
 
 Status PackedMatrix::validate() const {
-  if (format_.pattern == Pattern::kDense) return Status::ok();
+  if (format_.storage == Storage::kDense) return Status::ok();
   const int64_t per_tile = vectors();
   for (int64_t tile = 0; tile < tile_rows(); ++tile) {
     int64_t count = 0;
@@ -207,7 +207,7 @@ int64_t PackedMatrix::bytes() const {
 }
 
 Format choose_format(ThreadPool& pool, DType values, int64_t rows, int64_t cols, const PackedMatrix::RowReader& read) {
-  if (values != DType::kBF16) return {Pattern::kDense, DType::kF32};
+  if (values != DType::kBF16) return {Storage::kDense, DType::kF32};
   constexpr int kGroups[] = {4, 8, 16, 32};
   std::atomic<int64_t> zeros{0};
   std::atomic<bool> fits[4] = {cols % 4 == 0, cols % 8 == 0, cols % 16 == 0, cols % 32 == 0};
@@ -232,10 +232,10 @@ Format choose_format(ThreadPool& pool, DType values, int64_t rows, int64_t cols,
   // At far more than half zeros a bitmap stores less than n:m with n = m / 2.
   if (sparsity < 0.6) {
     for (int g = 0; g < 4; ++g) {
-      if (fits[g]) return {Pattern::kNm, values, kGroups[g] / 2, kGroups[g]};
+      if (fits[g]) return {Storage::kNm, values, kGroups[g] / 2, kGroups[g]};
     }
   }
-  return {sparsity >= kBitmapSparsity ? Pattern::kBitmap : Pattern::kDense, values};
+  return {sparsity >= kBitmapSparsity ? Storage::kBitmap : Storage::kDense, values};
 }
 
 }  // namespace espalier

@@ -28,12 +28,12 @@ namespace espalier {
 
 inline constexpr int kTileRows = 16;
 
-enum class Pattern : uint8_t { kDense, kBitmap, kNm };
+enum class Storage : uint8_t { kDense, kBitmap, kNm };
 
-const char* pattern_name(Pattern pattern);
+const char* storage_name(Storage storage);
 
 struct Format {
-  Pattern pattern = Pattern::kDense;
+  Storage storage = Storage::kDense;
   DType values = DType::kBF16;  // kBF16 or kF32
   int n = 0;                    // n:m only
   int m = 0;

@@ -42,10 +42,10 @@ std::vector<float> multiply(const CpuKernels& kernels, const Problem& p, const P
   return y;
 }
 
-const Format kFormats[] = {{Pattern::kDense, DType::kBF16},
-                           {Pattern::kBitmap, DType::kBF16},
-                           {Pattern::kNm, DType::kBF16, 2, 4},
-                           {Pattern::kDense, DType::kF32}};
+const Format kFormats[] = {{Storage::kDense, DType::kBF16},
+                           {Storage::kBitmap, DType::kBF16},
+                           {Storage::kNm, DType::kBF16, 2, 4},
+                           {Storage::kDense, DType::kF32}};
 
 }  // namespace
 
@@ -60,7 +60,7 @@ TEST_CASE("every product agrees with float64 on every instruction set") {
           CAPTURE(rows);
           CAPTURE(cols);
           CAPTURE(tokens);
-          const Problem p = make_problem(random, rows, cols, tokens, format.pattern == Pattern::kNm);
+          const Problem p = make_problem(random, rows, cols, tokens, format.storage == Storage::kNm);
           const std::vector<float> y = multiply(*kernels, p, pack(p, format), tokens);
           double worst = 0;
           for (int64_t t = 0; t < tokens; ++t) {
@@ -101,7 +101,7 @@ TEST_CASE("a token's product does not depend on the other tokens of the call") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
     for (const Format& format : kFormats) {
-      const Problem p = make_problem(random, 40, 352, 21, format.pattern == Pattern::kNm);
+      const Problem p = make_problem(random, 40, 352, 21, format.storage == Storage::kNm);
       const PackedMatrix packed = pack(p, format);
       const std::vector<float> together = multiply(*kernels, p, packed, p.tokens);
       for (int64_t t = 0; t < p.tokens; ++t) {

@@ -49,11 +49,11 @@ TEST_CASE("every format gives back the values it was given") {
   for (const Shape shape : kShapes) {
     CAPTURE(shape.rows);
     CAPTURE(shape.cols);
-    for (const Format format : {Format{Pattern::kDense, DType::kBF16}, Format{Pattern::kBitmap, DType::kBF16},
-                                Format{Pattern::kDense, DType::kF32}, Format{Pattern::kNm, DType::kBF16, 2, 4}}) {
+    for (const Format format : {Format{Storage::kDense, DType::kBF16}, Format{Storage::kBitmap, DType::kBF16},
+                                Format{Storage::kDense, DType::kF32}, Format{Storage::kNm, DType::kBF16, 2, 4}}) {
       CAPTURE(format.name());
       std::vector<float> values = sparse_values(random, shape, 0.5);
-      if (format.pattern == Pattern::kNm) prune_groups(random, values, 2, 4);
+      if (format.storage == Storage::kNm) prune_groups(random, values, 2, 4);
       Result<PackedMatrix> packed =
           PackedMatrix::pack(pool, format, shape.rows, shape.cols, reader(values, shape.cols));
       REQUIRE(packed.is_ok());
@@ -67,9 +67,9 @@ TEST_CASE("bf16 packing rounds to nearest even and f32 packing is exact") {
   std::mt19937 random(test::fresh_seed());
   ThreadPool pool(1);
   const std::vector<float> values = test::normal_floats(random, 32 * 64);
-  auto f32 = PackedMatrix::pack(pool, {Pattern::kDense, DType::kF32}, 32, 64, reader(values, 64));
+  auto f32 = PackedMatrix::pack(pool, {Storage::kDense, DType::kF32}, 32, 64, reader(values, 64));
   CHECK(round_trip(pool, f32.value()) == values);
-  auto bf16 = PackedMatrix::pack(pool, {Pattern::kDense, DType::kBF16}, 32, 64, reader(values, 64));
+  auto bf16 = PackedMatrix::pack(pool, {Storage::kDense, DType::kBF16}, 32, 64, reader(values, 64));
   const std::vector<float> rounded = round_trip(pool, bf16.value());
   for (size_t i = 0; i < values.size(); ++i) {
     // The neighbours one bf16 step away are no nearer.
@@ -86,8 +86,8 @@ TEST_CASE("a bitmap at half density takes nine sixteenths of the dense bytes") {
   std::mt19937 random(test::fresh_seed());
   ThreadPool pool(2);
   const std::vector<float> values = sparse_values(random, {512, 1024}, 0.5);
-  auto dense = PackedMatrix::pack(pool, {Pattern::kDense, DType::kBF16}, 512, 1024, reader(values, 1024));
-  auto bitmap = PackedMatrix::pack(pool, {Pattern::kBitmap, DType::kBF16}, 512, 1024, reader(values, 1024));
+  auto dense = PackedMatrix::pack(pool, {Storage::kDense, DType::kBF16}, 512, 1024, reader(values, 1024));
+  auto bitmap = PackedMatrix::pack(pool, {Storage::kBitmap, DType::kBF16}, 512, 1024, reader(values, 1024));
   const double ratio = static_cast<double>(bitmap.value().bytes()) / static_cast<double>(dense.value().bytes());
   CHECK(dense.value().bytes() == 512 * 1024 * 2);
   CHECK(ratio == doctest::Approx(9.0 / 16.0).epsilon(0.01));
@@ -96,7 +96,7 @@ TEST_CASE("a bitmap at half density takes nine sixteenths of the dense bytes") {
 TEST_CASE("n:m packing refuses a group with too many non-zeros") {
   ThreadPool pool(1);
   const std::vector<float> values(16 * 8, 1.0f);
-  auto packed = PackedMatrix::pack(pool, {Pattern::kNm, DType::kBF16, 2, 4}, 16, 8, reader(values, 8));
+  auto packed = PackedMatrix::pack(pool, {Storage::kNm, DType::kBF16, 2, 4}, 16, 8, reader(values, 8));
   REQUIRE(!packed.is_ok());
   CHECK(packed.status().code() == Code::kUsage);
 }
@@ -104,8 +104,8 @@ TEST_CASE("n:m packing refuses a group with too many non-zeros") {
 TEST_CASE("formats that do not exist are refused") {
   ThreadPool pool(1);
   const std::vector<float> values(16 * 6, 0.0f);
-  for (const Format format : {Format{Pattern::kNm, DType::kBF16, 2, 4}, Format{Pattern::kBitmap, DType::kF32},
-                              Format{Pattern::kNm, DType::kBF16, 5, 2}, Format{Pattern::kNm, DType::kBF16, 1, 3}}) {
+  for (const Format format : {Format{Storage::kNm, DType::kBF16, 2, 4}, Format{Storage::kBitmap, DType::kF32},
+                              Format{Storage::kNm, DType::kBF16, 5, 2}, Format{Storage::kNm, DType::kBF16, 1, 3}}) {
     CAPTURE(format.name());
     CHECK(!PackedMatrix::pack(pool, format, 16, 6, reader(values, 6)).is_ok());
   }
@@ -118,13 +118,13 @@ TEST_CASE("the chosen format follows the zeros") {
   const auto choose = [&](const std::vector<float>& values, DType dtype = DType::kBF16) {
     return choose_format(pool, dtype, 64, 128, reader(values, 128));
   };
-  CHECK(choose(sparse_values(random, {64, 128}, 1.0)) == Format{Pattern::kDense, DType::kBF16});
-  CHECK(choose(sparse_values(random, {64, 128}, 0.8)) == Format{Pattern::kDense, DType::kBF16});
-  CHECK(choose(sparse_values(random, {64, 128}, 0.3)) == Format{Pattern::kBitmap, DType::kBF16});
+  CHECK(choose(sparse_values(random, {64, 128}, 1.0)) == Format{Storage::kDense, DType::kBF16});
+  CHECK(choose(sparse_values(random, {64, 128}, 0.8)) == Format{Storage::kDense, DType::kBF16});
+  CHECK(choose(sparse_values(random, {64, 128}, 0.3)) == Format{Storage::kBitmap, DType::kBF16});
   for (const int m : {4, 8, 16, 32}) {
     std::vector<float> values = sparse_values(random, {64, 128}, 1.0);
     prune_groups(random, values, m / 2, m);
-    CHECK(choose(values) == Format{Pattern::kNm, DType::kBF16, m / 2, m});
-    CHECK(choose(values, DType::kF32) == Format{Pattern::kDense, DType::kF32});
+    CHECK(choose(values) == Format{Storage::kNm, DType::kBF16, m / 2, m});
+    CHECK(choose(values, DType::kF32) == Format{Storage::kDense, DType::kF32});
   }
 }

@@ -57,10 +57,10 @@ struct CpuKernels {
 
   MatmulFn matmul(const Format& format) const {
     if (format.values == DType::kF32) return dense_f32;
-    switch (format.pattern) {
-      case Pattern::kDense: return dense_bf16;
-      case Pattern::kBitmap: return bitmap_bf16;
-      case Pattern::kNm: return nm_bf16;
+    switch (format.storage) {
+      case Storage::kDense: return dense_bf16;
+      case Storage::kBitmap: return bitmap_bf16;
+      case Storage::kNm: return nm_bf16;
     }
     return dense_bf16;
   }

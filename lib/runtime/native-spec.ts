@@ -1,0 +1,94 @@
+/** ModelSpec (names of tensors) → what the engine takes (byte ranges of open files). */
+import type { Checkpoint } from '../checkpoint/checkpoint.ts';
+import type { BitmaskTensor } from '../checkpoint/tensor.ts';
+import { EspalierError } from '../errors.ts';
+import type { AttentionSpec, FeedForwardPart, LayerSpec, MlpSpec, ModelSpec, WeightSource } from '../models/spec.ts';
+import { callNative, type NativeWeight } from '../native.ts';
+
+const elementBytes: Record<string, number> = { BF16: 2, F16: 2, F32: 4 };
+
+/** The bytes of one weight: a tensor, or the rows of one expert inside a fused tensor. */
+export function nativeWeight(checkpoint: Checkpoint, source: WeightSource): NativeWeight {
+  const [rows, cols] = source.shape.length === 1 ? [1, source.shape[0]!] : [source.shape[0]!, source.shape[1]!];
+  const tensor = checkpoint.get(source.tensor);
+  const size = elementBytes[tensor.dtype];
+  if (size === undefined) {
+    throw new EspalierError('MISMATCH', `${source.tensor} is ${tensor.dtype}; weights must be BF16, F16 or F32`, {
+      tensor: source.tensor,
+    });
+  }
+  const base = { name: source.tensor, dtype: tensor.dtype, rows, cols };
+  if (tensor.kind === 'dense') {
+    const { of, expert, row } = source.slice ?? { of: [], expert: 0, row: 0 };
+    const begin = tensor.begin + (expert * (of[1] ?? 0) + row) * cols * size;
+    return { ...base, file: tensor.file, begin, end: begin + rows * cols * size };
+  }
+  const matrix = tensor.kind === 'fused' ? tensor.experts[source.slice?.expert ?? 0]! : tensor;
+  return { ...base, ...bitmaskRows(checkpoint, matrix, source.slice?.row ?? 0, rows) };
+}
+
+/** Rows [row, row + rows) of a bitmask matrix; the row offsets say where their kept values begin and end. */
+function bitmaskRows(checkpoint: Checkpoint, matrix: BitmaskTensor, row: number, rows: number) {
+  const maskRow = Math.ceil(matrix.shape[1] / 8);
+  const size = elementBytes[matrix.dtype]!;
+  const { values, bitmask } = matrix;
+  const mask = { file: bitmask.file, begin: bitmask.begin + row * maskRow, end: bitmask.begin + (row + rows) * maskRow };
+  const first = row === 0 ? values.begin : values.begin + rowOffset(checkpoint, matrix, row) * size;
+  const last = row + rows === matrix.shape[0] ? values.end : values.begin + rowOffset(checkpoint, matrix, row + rows) * size;
+  return { file: values.file, begin: first, end: last, bitmask: mask };
+}
+
+function rowOffset(checkpoint: Checkpoint, matrix: BitmaskTensor, row: number): number {
+  const begin = matrix.rowOffsets.begin + row * 8;
+  const bytes = callNative(() => checkpoint.files[matrix.rowOffsets.file]!.read(begin, begin + 8), { tensor: matrix.name });
+  return Number(new DataView(bytes.buffer, bytes.byteOffset).getBigInt64(0, true));
+}
+
+export function nativeModel(checkpoint: Checkpoint, spec: ModelSpec): object {
+  return {
+    ...spec,
+    embedding: nativeWeight(checkpoint, spec.embedding),
+    finalNorm: nativeWeight(checkpoint, spec.finalNorm),
+    head: nativeWeight(checkpoint, spec.head),
+    layers: spec.layers.map((layer) => nativeLayer(checkpoint, layer)),
+  };
+}
+
+export function nativeLayer(checkpoint: Checkpoint, layer: LayerSpec): object {
+  return {
+    attentionNorm: nativeWeight(checkpoint, layer.attentionNorm),
+    attention: nativeAttention(checkpoint, layer.attention),
+    feedForwardNorm: nativeWeight(checkpoint, layer.feedForwardNorm),
+    feedForward: layer.feedForward.map((part) => nativePart(checkpoint, part)),
+  };
+}
+
+const attentionWeights = ['q', 'k', 'v', 'o', 'qBias', 'kBias', 'vBias', 'oBias', 'qNorm', 'kNorm'] as const;
+
+function nativeAttention(checkpoint: Checkpoint, attention: AttentionSpec): object {
+  const weights = attentionWeights.flatMap((name) => {
+    const source = attention[name];
+    return source === undefined ? [] : [[name, nativeWeight(checkpoint, source)] as const];
+  });
+  return { ...attention, ...Object.fromEntries(weights) };
+}
+
+function nativePart(checkpoint: Checkpoint, part: FeedForwardPart): object {
+  if (part.kind === 'dense') {
+    const gate = part.gate === undefined ? {} : { gate: nativeWeight(checkpoint, part.gate) };
+    return { kind: 'dense', mlp: nativeMlp(checkpoint, part.mlp), ...gate };
+  }
+  return {
+    kind: 'routed',
+    router: { ...part.router, weight: nativeWeight(checkpoint, part.router.weight) },
+    experts: part.experts.map((expert) => nativeMlp(checkpoint, expert)),
+  };
+}
+
+function nativeMlp(checkpoint: Checkpoint, mlp: MlpSpec): object {
+  return {
+    gate: nativeWeight(checkpoint, mlp.gate),
+    up: nativeWeight(checkpoint, mlp.up),
+    down: nativeWeight(checkpoint, mlp.down),
+  };
+}

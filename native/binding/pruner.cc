@@ -1,0 +1,160 @@
+// prunerLoad, prunerForward, prunerPrune, prunerTensor, prunerDispose, writeEmbeddings: pruning one decoder layer.
+#include "binding/exports.h"
+#include "binding/handle.h"
+#include "binding/job.h"
+#include "binding/spec_reader.h"
+#include "prune/layer_pruner.h"
+
+namespace espalier::binding {
+namespace {
+
+struct PrunerTag {
+  static constexpr napi_type_tag kTypeTag = {0x1d7e4b0986c24fa3, 0xb2cc6f3174a85d90};
+  static constexpr const char* kName = "layer pruner";
+};
+using PrunerHandle = Handle<LayerPruner, PrunerTag>;
+
+std::string text(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::String>().Utf8Value(); }
+double number(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::Number>().DoubleValue(); }
+bool flag(const Napi::Object& object, const char* key) { return object.Get(key).ToBoolean().Value(); }
+
+constexpr const char* kRoles[] = {"gate", "up", "down"};
+
+Role read_role(const Napi::Value& value) {
+  const std::string name = value.As<Napi::String>().Utf8Value();
+  return name == kRoles[0] ? Role::kGate : name == kRoles[1] ? Role::kUp : Role::kDown;
+}
+
+// { score, comparison, update, sparsity, keep, group, damping, block }
+MethodPlan read_plan(const Napi::Object& object) {
+  MethodPlan plan;
+  const std::string score = text(object, "score");
+  plan.score = score == "magnitude"    ? Score::kMagnitude
+               : score == "activation" ? Score::kActivation
+                                       : Score::kSecondOrder;
+  const std::string comparison = text(object, "comparison");
+  plan.comparison = comparison == "matrix" ? Comparison::kMatrix
+                    : comparison == "row"  ? Comparison::kRow
+                                           : Comparison::kBlock;
+  plan.update = text(object, "update") == "sparsegpt" ? Update::kSparseGpt : Update::kNone;
+  const auto group = static_cast<int64_t>(number(object, "group"));
+  plan.pattern = group > 0 ? Pattern::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
+                           : Pattern::unstructured(number(object, "sparsity"));
+  plan.damping = number(object, "damping");
+  plan.block = static_cast<int64_t>(number(object, "block"));
+  return plan;
+}
+
+// prunerLoad(layer, files, { threads, rope, hiddenSize, normEpsilon, allowNonfinite }) → job of a handle
+Napi::Value load(const Napi::CallbackInfo& info) {
+  const Files files = read_files(info[1].As<Napi::Array>());
+  const auto options = info[2].As<Napi::Object>();
+  auto pruner = std::make_shared<std::shared_ptr<LayerPruner>>();
+  JobRequest job;
+  job.work = [pruner, spec = read_layer(info[0].As<Napi::Object>(), files),
+              rope = read_rope(options.Get("rope").As<Napi::Object>()),
+              threads = static_cast<int>(number(options, "threads")),
+              hidden = static_cast<int64_t>(number(options, "hiddenSize")),
+              epsilon = static_cast<float>(number(options, "normEpsilon")),
+              allow_nonfinite = flag(options, "allowNonfinite")](JobContext&) -> Status {
+    auto loaded = LayerPruner::load(threads, spec, rope, hidden, epsilon, allow_nonfinite);
+    if (!loaded.is_ok()) return loaded.status();
+    *pruner = std::move(loaded.value());
+    return Status::ok();
+  };
+  job.finish = [pruner](Napi::Env env) { return PrunerHandle::create(env, std::move(*pruner), 0); };
+  return start_job(info.Env(), std::move(job));
+}
+
+// prunerForward(handle, { input, output?, lengths, collect, gram, routerWeighted }, onProgress?) → job
+Napi::Value forward(const Napi::CallbackInfo& info) {
+  const auto object = info[1].As<Napi::Object>();
+  ForwardRequest request;
+  request.input = text(object, "input");
+  if (!object.Get("output").IsUndefined()) request.output = text(object, "output");
+  const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
+  request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
+  request.collect = flag(object, "collect");
+  request.gram = flag(object, "gram");
+  request.router_weighted = flag(object, "routerWeighted");
+  JobRequest job;
+  if (info[2].IsFunction()) job.on_progress = info[2].As<Napi::Function>();
+  job.work = [pruner = PrunerHandle::get(info[0]), request](JobContext& context) {
+    return pruner->forward(
+        request, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+  };
+  job.finish = [](Napi::Env env) { return env.Undefined(); };
+  return start_job(info.Env(), std::move(job));
+}
+
+Napi::Value to_report(Napi::Env env, const ExpertMatrixReport& report) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("part", report.part);
+  object.Set("expert", report.expert);
+  object.Set("role", kRoles[static_cast<size_t>(report.role)]);
+  object.Set("tokens", static_cast<double>(report.tokens));
+  object.Set("zeros", static_cast<double>(report.matrix.zeros));
+  object.Set("size", static_cast<double>(report.matrix.zeros + report.matrix.kept));
+  object.Set("fallback", report.matrix.fallback);
+  object.Set("skipped", report.skipped);
+  object.Set("damping", report.matrix.damping);
+  return object;
+}
+
+// prunerPrune(handle, plan, onProgress?) → job of reports
+Napi::Value prune(const Napi::CallbackInfo& info) {
+  auto reports = std::make_shared<std::vector<ExpertMatrixReport>>();
+  JobRequest job;
+  if (info[2].IsFunction()) job.on_progress = info[2].As<Napi::Function>();
+  job.work = [pruner = PrunerHandle::get(info[0]), plan = read_plan(info[1].As<Napi::Object>()),
+              reports](JobContext& context) -> Status {
+    auto pruned = pruner->prune(
+        plan, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+    if (!pruned.is_ok()) return pruned.status();
+    *reports = std::move(pruned.value());
+    return Status::ok();
+  };
+  job.finish = [reports](Napi::Env env) -> Napi::Value {
+    Napi::Array array = Napi::Array::New(env, reports->size());
+    for (size_t i = 0; i < reports->size(); ++i) array.Set(static_cast<uint32_t>(i), to_report(env, (*reports)[i]));
+    return array;
+  };
+  return start_job(info.Env(), std::move(job));
+}
+
+// prunerTensor(handle, part, expert, role) → Uint8Array
+Napi::Value tensor(const Napi::CallbackInfo& info) {
+  const auto bytes = PrunerHandle::get(info[0])->tensor(info[1].As<Napi::Number>().Int32Value(),
+                                                        info[2].As<Napi::Number>().Int32Value(), read_role(info[3]));
+  if (!bytes.is_ok()) throw to_error(info.Env(), bytes.status());
+  Napi::Uint8Array array = Napi::Uint8Array::New(info.Env(), bytes.value().size());
+  std::copy(bytes.value().begin(), bytes.value().end(), array.Data());
+  return array;
+}
+
+// writeEmbeddings(weight, files, tokens, path) → job
+Napi::Value embed(const Napi::CallbackInfo& info) {
+  const Files files = read_files(info[1].As<Napi::Array>());
+  const auto ids = info[2].As<Napi::Int32Array>();
+  JobRequest job;
+  job.work = [weight = read_weight(info[0], files), path = info[3].As<Napi::String>().Utf8Value(),
+              tokens = std::vector<int32_t>(ids.Data(), ids.Data() + ids.ElementLength())](JobContext&) {
+    return write_embeddings(weight, tokens, path);
+  };
+  job.finish = [](Napi::Env env) { return env.Undefined(); };
+  return start_job(info.Env(), std::move(job));
+}
+
+}  // namespace
+
+void export_pruner(Napi::Env env, Napi::Object exports) {
+  exports.Set("prunerLoad", Napi::Function::New(env, load));
+  exports.Set("prunerForward", Napi::Function::New(env, forward));
+  exports.Set("prunerPrune", Napi::Function::New(env, prune));
+  exports.Set("prunerTensor", Napi::Function::New(env, tensor));
+  exports.Set("prunerDispose",
+              Napi::Function::New(env, [](const Napi::CallbackInfo& info) { PrunerHandle::dispose(info[0]); }));
+  exports.Set("writeEmbeddings", Napi::Function::New(env, embed));
+}
+
+}  // namespace espalier::binding

@@ -1,0 +1,74 @@
+// One decoder layer in memory: run over the calibration set with statistics, pruned expert by expert, run again.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/decoder_layer.h"
+#include "prune/prune_matrix.h"
+#include "prune/statistics.h"
+
+namespace espalier {
+
+enum class Role : uint8_t { kGate, kUp, kDown };
+
+struct ForwardRequest {
+  std::string input;             // HiddenFile
+  std::string output;            // HiddenFile to write; empty: none
+  std::vector<int64_t> lengths;  // tokens of each sequence, in file order
+  bool collect = false;          // gather statistics, replacing earlier ones
+  bool gram = false;             // with collect: Gram matrices too
+  bool router_weighted = false;  // with collect: weight each token's input by its gate
+};
+
+struct ExpertMatrixReport {
+  int part = 0;
+  int expert = 0;
+  Role role = Role::kGate;
+  int64_t tokens = 0;    // calibration tokens that reached the expert
+  bool skipped = false;  // holds NaN or infinity and was left as it is
+  MatrixReport matrix;
+};
+
+class LayerPruner {
+ public:
+  using Progress = std::function<void(int64_t done, int64_t total)>;
+
+  // kNonFinite, with the tensor's name, if a weight of the layer is NaN or infinite and `allow_nonfinite` is false.
+  static Result<std::unique_ptr<LayerPruner>> load(int threads, const LayerSpec& spec, const RopeSpec& rope,
+                                                   int64_t hidden, float norm_epsilon, bool allow_nonfinite);
+
+  // Runs the layer over every sequence. `progress` counts tokens.
+  Status forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel);
+
+  // Prunes every expert matrix by the statistics of the last collecting forward; the layer then runs with the pruned
+  // weights, rounded as they will be stored. `progress` counts matrices.
+  Result<std::vector<ExpertMatrixReport>> prune(const MethodPlan& plan, const Progress& progress,
+                                                const std::atomic<bool>* cancel);
+
+  // A pruned matrix in the element type of the checkpoint, row-major.
+  Result<std::vector<uint8_t>> tensor(int part, int expert, Role role) const;
+
+ private:
+  LayerPruner() = default;
+  Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
+
+  std::shared_ptr<ThreadPool> pool_;
+  LayerSpec spec_;
+  RopeSpec rope_;
+  int64_t hidden_ = 0;
+  float norm_epsilon_ = 0;
+  bool allow_nonfinite_ = false;
+  DecoderLayer layer_;
+  std::vector<std::vector<ExpertStatistics>> statistics_;                 // [part][expert]
+  std::vector<std::vector<std::array<std::vector<uint8_t>, 3>>> pruned_;  // [part][expert][role]
+};
+
+// Writes the embeddings of `tokens` as a HiddenFile.
+Status write_embeddings(const WeightRef& embedding, const std::vector<int32_t>& tokens, const std::string& path);
+
+}  // namespace espalier
