@@ -66,6 +66,10 @@ class HeaderParser {
                   "the header is not valid JSON: " + problem + " at byte " + std::to_string(reader_.position()));
   }
   Status malformed() const { return malformed(reader_.problem()); }
+  // The same inside the entry of a tensor.
+  Status malformed_in(const std::string& name, const char* problem) const {
+    return malformed(problem + (", in the entry of tensor " + quoted(name)) + ",").with_tensor(name);
+  }
 
   Status parse_members() {
     if (!reader_.take('{')) return malformed("it must be one object and start with {");
@@ -119,19 +123,19 @@ class HeaderParser {
     bool has_dtype = false, has_shape = false, has_offsets = false;
     if (!reader_.take('{')) {
       return reader_.skip_value() ? tensor_error(Code::kHeaderJson, tensor.name, "its entry is not an object")
-                                  : malformed().with_tensor(tensor.name);
+                                  : malformed_in(tensor.name, reader_.problem());
     }
     if (!reader_.take('}')) {
       do {
         std::string key;
-        if (!reader_.read_string(&key)) return malformed().with_tensor(tensor.name);
-        if (!reader_.take(':')) return malformed("a colon was expected").with_tensor(tensor.name);
+        if (!reader_.read_string(&key)) return malformed_in(tensor.name, reader_.problem());
+        if (!reader_.take(':')) return malformed_in(tensor.name, "a colon was expected");
         bool* const seen = key == "dtype"          ? &has_dtype
                            : key == "shape"        ? &has_shape
                            : key == "data_offsets" ? &has_offsets
                                                    : nullptr;
         if (seen == nullptr) {
-          if (!reader_.skip_value()) return malformed().with_tensor(tensor.name);
+          if (!reader_.skip_value()) return malformed_in(tensor.name, reader_.problem());
           continue;
         }
         if (*seen) return tensor_error(Code::kDuplicateKey, tensor.name, quoted(key) + " stands twice in its entry");
@@ -140,7 +144,7 @@ class HeaderParser {
                      : seen == &has_shape ? parse_shape(&tensor)
                                           : parse_offsets(&tensor));
       } while (reader_.take(','));
-      if (!reader_.take('}')) return malformed("a comma or } was expected").with_tensor(tensor.name);
+      if (!reader_.take('}')) return malformed_in(tensor.name, "a comma or } was expected");
     }
     if (!has_dtype || !has_shape || !has_offsets) {
       const char* missing = !has_dtype ? "dtype" : !has_shape ? "shape" : "data_offsets";
@@ -153,10 +157,10 @@ class HeaderParser {
   Status parse_dtype(TensorInfo* tensor) {
     if (reader_.peek() != '"') {
       return reader_.skip_value() ? tensor_error(Code::kDtype, tensor->name, "dtype is not a string")
-                                  : malformed().with_tensor(tensor->name);
+                                  : malformed_in(tensor->name, reader_.problem());
     }
     std::string text;
-    if (!reader_.read_string(&text)) return malformed().with_tensor(tensor->name);
+    if (!reader_.read_string(&text)) return malformed_in(tensor->name, reader_.problem());
     const std::optional<DType> dtype = dtype_from_name(text);
     if (!dtype) {
       return tensor_error(Code::kDtype, tensor->name,
@@ -171,16 +175,17 @@ class HeaderParser {
                         std::vector<uint64_t>* out) {
     const auto bad = [&](const std::string& problem) { return tensor_error(code, name, field + (" " + problem)); };
     if (!reader_.take('[')) {
-      return reader_.skip_value() ? bad("is not a list") : malformed().with_tensor(name);
+      return reader_.skip_value() ? bad("is not a list") : malformed_in(name, reader_.problem());
     }
     if (reader_.take(']')) return Status::ok();
     do {
       const char c = reader_.peek();
       if (c != '-' && (c < '0' || c > '9')) {
-        return reader_.skip_value() ? bad("holds something that is not a number") : malformed().with_tensor(name);
+        return reader_.skip_value() ? bad("holds something that is not a number")
+                                    : malformed_in(name, reader_.problem());
       }
       JsonReader::Number number;
-      if (!reader_.read_number(&number)) return malformed().with_tensor(name);
+      if (!reader_.read_number(&number)) return malformed_in(name, reader_.problem());
       if (!number.is_integer) return bad("holds " + shown(number.text) + ", which is not a non-negative integer");
       if (!number.fits) {
         return tensor_error(code == Code::kShape ? Code::kOverflow : code, name,
@@ -189,7 +194,7 @@ class HeaderParser {
       if (out->size() == limit) return bad("has more than " + std::to_string(limit) + " entries");
       out->push_back(number.value);
     } while (reader_.take(','));
-    return reader_.take(']') ? Status::ok() : malformed("a comma or ] was expected").with_tensor(name);
+    return reader_.take(']') ? Status::ok() : malformed_in(name, "a comma or ] was expected");
   }
 
   Status parse_shape(TensorInfo* tensor) {
