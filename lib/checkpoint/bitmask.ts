@@ -11,13 +11,18 @@ export function maskBytes(columns: number): number {
   return Math.ceil(columns / 8);
 }
 
+/** 1 unless the bits are all 0, without a branch: which elements are kept is random, so a branch would be mispredicted. */
+function isKept(element: number): number {
+  return (element | -element) >>> 31;
+}
+
 /** How many elements each row keeps. */
 export function countKept(bytes: Uint8Array, columns: number, width: ElementBytes): Uint32Array {
   const elements = view(bytes, width);
   const counts = new Uint32Array(columns === 0 ? 0 : elements.length / columns);
   for (let row = 0, i = 0; row < counts.length; row++) {
     let count = 0;
-    for (const end = i + columns; i < end; i++) if (elements[i] !== 0) count++;
+    for (const end = i + columns; i < end; i++) count += isKept(elements[i]!);
     counts[row] = count;
   }
   return counts;
@@ -30,9 +35,8 @@ export function packValues(bytes: Uint8Array, width: ElementBytes): Uint8Array {
   let count = 0;
   for (let i = 0; i < elements.length; i++) {
     const element = elements[i]!;
-    // Written always and counted only if kept: cheaper than a branch that half of the elements take.
     kept[count] = element;
-    count += element === 0 ? 0 : 1;
+    count += isKept(element);
   }
   return new Uint8Array(kept.buffer, 0, count * width);
 }
@@ -46,7 +50,7 @@ export function packMask(bytes: Uint8Array, columns: number, width: ElementBytes
     for (let column = 0; column < columns; column += 8) {
       const bits = Math.min(8, columns - column);
       let byte = 0;
-      for (let bit = 0; bit < bits; bit++) byte |= (elements[i++] === 0 ? 0 : 1) << bit;
+      for (let bit = 0; bit < bits; bit++) byte |= isKept(elements[i++]!) << bit;
       mask[out++] = byte;
     }
   }

@@ -1,8 +1,8 @@
 /** `espalier convert`: the same checkpoint stored dense or sparse, without loss in either direction. */
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
+import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
-import { throwIfAborted } from './abort.ts';
 import { writeFileAtomic } from './atomic-file.ts';
 import { type Checkpoint, openCheckpoint } from './checkpoint.ts';
 import { markSparse, unmarkSparse } from './config-text.ts';

@@ -1,7 +1,7 @@
 import { mkdir, open } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { throwIfAborted } from '../abort.ts';
 import { fromSystemError } from '../errors.ts';
-import { throwIfAborted } from './abort.ts';
 import { AtomicFile } from './atomic-file.ts';
 import { pieceBytes } from './tensor.ts';
 

@@ -1,6 +1,7 @@
 /** Turns dense matrices into the stored tensors of sparse-layout.ts, never holding a whole matrix. */
+
+import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
-import { throwIfAborted } from './abort.ts';
 import { countKept, maskBytes, packMask, packValues } from './bitmask.ts';
 import { bytesOf, type FloatDType, isFloatDType, tensorBytes } from './dtype.ts';
 import { bitmaskBytes, isPartName, moduleOf } from './sparse-layout.ts';

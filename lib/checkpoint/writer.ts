@@ -1,6 +1,7 @@
 /** Writes safetensors files: streamed to a temporary name, flushed, renamed. */
+
+import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
-import { throwIfAborted } from './abort.ts';
 import { AtomicFile } from './atomic-file.ts';
 import { alignmentRank, tensorBytes } from './dtype.ts';
 import { pieceBytes, type TensorSource, type TensorToWrite } from './tensor.ts';
