@@ -51,7 +51,11 @@ std::string range_text(const TensorInfo& tensor) {
 
 class HeaderParser {
  public:
-  explicit HeaderParser(std::string_view json) : reader_(json), size_(json.size()) {}
+  explicit HeaderParser(std::string_view json) : reader_(json), size_(json.size()) {
+    // The most entries that fit the text, so that the list never moves: at its full 100 MB that would double the peak.
+    constexpr size_t kShortestEntry = 50;  // "":{"dtype":"U8","shape":[],"data_offsets":[0,0]},
+    header_.tensors.reserve(json.size() / kShortestEntry + 1);
+  }
 
   Result<SafetensorsHeader> parse() {
     ESPALIER_TRY(parse_members());
