@@ -254,6 +254,19 @@ describe('a conversion that cannot be done', () => {
     expect(readFileSync(join(output, 'config.json'), 'utf8')).toBe('old');
   });
 
+  test('does not throw away an unfinished run unless told to', async () => {
+    const from = await prunedDemo();
+    const output = join(temporaryFolder(), 'out');
+    mkdirSync(`${output}.partial`);
+    writeFileSync(join(`${output}.partial`, 'layer-0'), 'done');
+    const refused = convertCheckpoint({ from, to: 'sparse', output });
+    await expect(refused).rejects.toMatchObject({ code: 'OUTPUT' });
+    await expect(refused).rejects.toThrow(/pass --overwrite to discard it/);
+    expect(readdirSync(`${output}.partial`)).toEqual(['layer-0']);
+    await convertCheckpoint({ from, to: 'sparse', output, overwrite: true });
+    expect(contents(output)).toEqual(contents(from));
+  });
+
   test('refuses an output inside the input and leaves the input untouched', async () => {
     const dense = await prunedDemo();
     const before = filesOf(dense);

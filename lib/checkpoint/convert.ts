@@ -52,7 +52,12 @@ export async function convertCheckpoint(options: ConvertOptions): Promise<Conver
   const checkpoint = openCheckpoint(from);
   try {
     checkConvertible(checkpoint, to);
-    const folder = OutputFolder.open({ output: options.output, input: from, overwrite: options.overwrite });
+    const folder = OutputFolder.open({
+      output: options.output,
+      input: from,
+      overwrite: options.overwrite,
+      resumable: false,
+    });
     try {
       const shards = await planShards(checkpoint, options);
       const files = checkpoint.otherFiles();

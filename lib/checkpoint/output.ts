@@ -21,6 +21,8 @@ export interface OutputFolderOptions {
   overwrite?: boolean | undefined;
   /** Go on in the partial folder of an unfinished run where there is one. @default false */
   resume?: boolean | undefined;
+  /** Whether this kind of run can be resumed at all; only the message about an unfinished run depends on it. @default true */
+  resumable?: boolean | undefined;
 }
 
 /** An output folder that this process holds the lock of, from `open` to `finish` or `release`. */
@@ -47,7 +49,7 @@ export class OutputFolder {
    * Throws `OUTPUT` for a place that cannot be written to without losing something, `LOCKED`, `NO_SPACE` or `IO`.
    */
   static open(options: OutputFolderOptions): OutputFolder {
-    const { overwrite = false, resume = false } = options;
+    const { overwrite = false, resume = false, resumable = true } = options;
     const output = canonical(options.output);
     const partial = `${output}.partial`;
     if (basename(output) === '') throw outputError(output, 'the root of the file system cannot be an output folder');
@@ -67,7 +69,7 @@ export class OutputFolder {
       if (resumed && !resume) {
         throw outputError(
           output,
-          `an unfinished run is in ${partial}: pass --resume to continue it or --overwrite to discard it`,
+          `an unfinished run is in ${partial}: pass ${resumable ? '--resume to continue it or ' : ''}--overwrite to discard it`,
         );
       }
       if (resumed) removeTemporaryFiles(partial);
