@@ -93,7 +93,11 @@ export function fromSystemError(error: unknown, doing: string, file: string): Es
   if (code === 'ENOENT' || code === 'EISDIR' || code === 'ENOTDIR') {
     return new EspalierError('NOT_A_FILE', `cannot ${doing} ${file}: ${describe(code)}`, details);
   }
-  return new EspalierError('IO', `cannot ${doing} ${file}: ${error instanceof Error ? error.message : String(error)}`, details);
+  return new EspalierError(
+    'IO',
+    `cannot ${doing} ${file}: ${error instanceof Error ? error.message : String(error)}`,
+    details,
+  );
 }
 
 function describe(code: 'ENOENT' | 'EISDIR' | 'ENOTDIR'): string {

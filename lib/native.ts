@@ -1,6 +1,7 @@
 /** The one file that knows the addon's shape and how it is loaded. */
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
+import { throwIfAborted } from './abort.ts';
 import { type ErrorCode, type ErrorDetails, EspalierError, errorCodes } from './errors.ts';
 
 /** A tensor as a safetensors header describes it. */
@@ -57,7 +58,9 @@ export type NativeEngine = { readonly [engineBrand]: true };
 export interface NativeEngineOptions {
   /** 0: one for each core. */
   readonly threads: number;
-  readonly format: 'auto' | 'dense';
+  /** Run matrices with enough zeros in a sparse format. */
+  readonly sparse: boolean;
+  readonly roundToBf16: boolean;
   readonly kvBlocks: number;
 }
 
@@ -102,6 +105,52 @@ export interface NativeEngineInfo {
   readonly formats: string[];
 }
 
+declare const prunerBrand: unique symbol;
+export type NativePruner = { readonly [prunerBrand]: true };
+
+export interface NativePrunerOptions {
+  readonly threads: number;
+  readonly rope: { readonly inverseFrequencies: Float32Array; readonly scale: number };
+  readonly hiddenSize: number;
+  readonly normEpsilon: number;
+  readonly allowNonfinite: boolean;
+}
+
+export interface NativeForward {
+  /** File of float32 `[tokens, hidden]`. */
+  readonly input: string;
+  readonly output?: string;
+  /** Tokens of each sequence. */
+  readonly lengths: Int32Array;
+  readonly collect: boolean;
+  readonly gram: boolean;
+  readonly routerWeighted: boolean;
+}
+
+export interface NativePlan {
+  readonly score: 'magnitude' | 'activation' | 'second-order';
+  readonly comparison: 'matrix' | 'row' | 'block';
+  readonly update: 'none' | 'sparsegpt';
+  /** Unstructured: the fraction zeroed; n:m where `group` is not 0. */
+  readonly sparsity: number;
+  readonly keep: number;
+  readonly group: number;
+  readonly damping: number;
+  readonly block: number;
+}
+
+export interface NativeMatrixReport {
+  readonly part: number;
+  readonly expert: number;
+  readonly role: 'gate' | 'up' | 'down';
+  readonly tokens: number;
+  readonly zeros: number;
+  readonly size: number;
+  readonly fallback: boolean;
+  readonly skipped: boolean;
+  readonly damping: number;
+}
+
 export interface NativeFeatures {
   readonly model: string;
   readonly isa: string;
@@ -124,6 +173,18 @@ export interface NativeAddon {
   engineStep(engine: NativeEngine, step: NativeStep): NativeJob<NativeStepResult>;
   engineInfo(engine: NativeEngine): NativeEngineInfo;
   engineDispose(engine: NativeEngine): void;
+  /** `layer` as lib/runtime/native-spec.ts makes it. */
+  prunerLoad(layer: object, files: NativeSafetensorsFile[], options: NativePrunerOptions): NativeJob<NativePruner>;
+  prunerForward(pruner: NativePruner, request: NativeForward, onProgress?: NativeProgress): NativeJob<void>;
+  prunerPrune(pruner: NativePruner, plan: NativePlan, onProgress?: NativeProgress): NativeJob<NativeMatrixReport[]>;
+  prunerTensor(pruner: NativePruner, part: number, expert: number, role: 'gate' | 'up' | 'down'): Uint8Array;
+  prunerDispose(pruner: NativePruner): void;
+  writeEmbeddings(
+    weight: NativeWeight,
+    files: NativeSafetensorsFile[],
+    tokens: Int32Array,
+    path: string,
+  ): NativeJob<void>;
   /** The codes that native code can return; equal to a subset of lib/errors.ts. */
   errorCodes(): string[];
 }
@@ -158,7 +219,11 @@ export function callNative<T>(call: () => T, details: ErrorDetails = {}): T {
 }
 
 /** Runs a native job; an abort of `signal` stops it and rejects with `ABORTED`, its reason as the cause. */
-export async function runJob<T>(start: () => NativeJob<T>, signal?: AbortSignal, details: ErrorDetails = {}): Promise<T> {
+export async function runJob<T>(
+  start: () => NativeJob<T>,
+  signal?: AbortSignal,
+  details: ErrorDetails = {},
+): Promise<T> {
   throwIfAborted(signal);
   const job = callNative(start, details);
   const stop = () => job.cancel();
@@ -171,11 +236,6 @@ export async function runJob<T>(start: () => NativeJob<T>, signal?: AbortSignal,
   } finally {
     signal?.removeEventListener('abort', stop);
   }
-}
-
-/** Throws `ABORTED` if the signal was raised. */
-export function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) throw new EspalierError('ABORTED', 'stopped by its AbortSignal', { cause: signal.reason });
 }
 
 function toEspalierError(error: unknown, details: ErrorDetails): unknown {

@@ -52,6 +52,7 @@
     ],
     "test_sources": [
       "native/test/safetensors_header_test.cc",
+      "native/test/dtype_test.cc",
       "native/test/packed_matrix_test.cc",
       "native/test/matmul_test.cc",
       "native/test/rows_test.cc",

@@ -1,5 +1,5 @@
 // Builds the native addon into build/Release: with cmake-js where cmake is present, else with node-gyp (CPU only).
-// Both are incremental; what is current is not compiled again. Arguments are passed on to cmake-js.
+// Both are incremental; what is current is not compiled again. With --tests, cmake builds the native tests too.
 import { spawnSync } from 'node:child_process';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const require = createRequire(import.meta.url);
 
+const tests = process.argv.includes('--tests');
 const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0;
 
 function fail(message) {
@@ -30,7 +31,10 @@ const compiler = process.env.CXX ?? (has('g++') ? 'g++' : 'c++');
 if (!has(compiler)) fail('no C++ compiler found: install g++ 12 or newer (Debian: apt-get install g++), then run this again');
 
 if (has('cmake')) {
-  run(bin('cmake-js'), ['compile', '--log-level', 'warn', ...process.argv.slice(2)]);
+  // `compile` would keep the options of an earlier configuration.
+  for (const step of ['configure', 'build']) {
+    run(bin('cmake-js'), [step, '--log-level', 'warn', `--CDESPALIER_TESTS=${tests ? 'ON' : 'OFF'}`]);
+  }
 } else {
   console.error('cmake not found: building with node-gyp instead, which makes the addon but not the native tests');
   if (!has('make')) fail('node-gyp needs make (Debian: apt-get install make), or install cmake');

@@ -32,15 +32,22 @@ function bitmaskRows(checkpoint: Checkpoint, matrix: BitmaskTensor, row: number,
   const maskRow = Math.ceil(matrix.shape[1] / 8);
   const size = elementBytes[matrix.dtype]!;
   const { values, bitmask } = matrix;
-  const mask = { file: bitmask.file, begin: bitmask.begin + row * maskRow, end: bitmask.begin + (row + rows) * maskRow };
+  const mask = {
+    file: bitmask.file,
+    begin: bitmask.begin + row * maskRow,
+    end: bitmask.begin + (row + rows) * maskRow,
+  };
   const first = row === 0 ? values.begin : values.begin + rowOffset(checkpoint, matrix, row) * size;
-  const last = row + rows === matrix.shape[0] ? values.end : values.begin + rowOffset(checkpoint, matrix, row + rows) * size;
+  const last =
+    row + rows === matrix.shape[0] ? values.end : values.begin + rowOffset(checkpoint, matrix, row + rows) * size;
   return { file: values.file, begin: first, end: last, bitmask: mask };
 }
 
 function rowOffset(checkpoint: Checkpoint, matrix: BitmaskTensor, row: number): number {
   const begin = matrix.rowOffsets.begin + row * 8;
-  const bytes = callNative(() => checkpoint.files[matrix.rowOffsets.file]!.read(begin, begin + 8), { tensor: matrix.name });
+  const bytes = callNative(() => checkpoint.files[matrix.rowOffsets.file]!.read(begin, begin + 8), {
+    tensor: matrix.name,
+  });
   return Number(new DataView(bytes.buffer, bytes.byteOffset).getBigInt64(0, true));
 }
 

@@ -74,15 +74,15 @@ Array to_typed_array(Napi::Env env, const std::vector<T>& values) {
   return array;
 }
 
-// engineLoad(spec, files, { threads, format, kvBlocks }, onProgress?) → job of a handle
+// engineLoad(spec, files, { threads, sparse, roundToBf16, kvBlocks }, onProgress?) → job of a handle
 Napi::Value load(const Napi::CallbackInfo& info) {
   const Files files = read_files(info[1].As<Napi::Array>());
   const auto object = info[2].As<Napi::Object>();
   EngineOptions options;
   options.threads = object.Get("threads").As<Napi::Number>().Int32Value();
   options.kv_blocks = object.Get("kvBlocks").As<Napi::Number>().Int64Value();
-  options.format =
-      object.Get("format").As<Napi::String>().Utf8Value() == "dense" ? WeightFormat::kDense : WeightFormat::kAuto;
+  options.weights.sparse = object.Get("sparse").ToBoolean().Value();
+  options.weights.round_to_bf16 = object.Get("roundToBf16").ToBoolean().Value();
   auto engine = std::make_shared<std::shared_ptr<Engine>>();
   JobRequest job;
   if (info[3].IsFunction()) job.on_progress = info[3].As<Napi::Function>();

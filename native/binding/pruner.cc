@@ -38,8 +38,8 @@ MethodPlan read_plan(const Napi::Object& object) {
                                            : Comparison::kBlock;
   plan.update = text(object, "update") == "sparsegpt" ? Update::kSparseGpt : Update::kNone;
   const auto group = static_cast<int64_t>(number(object, "group"));
-  plan.pattern = group > 0 ? Pattern::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
-                           : Pattern::unstructured(number(object, "sparsity"));
+  plan.budget = group > 0 ? Budget::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
+                           : Budget::unstructured(number(object, "sparsity"));
   plan.damping = number(object, "damping");
   plan.block = static_cast<int64_t>(number(object, "block"));
   return plan;

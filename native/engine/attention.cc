@@ -32,7 +32,7 @@ void rotate(float* row, int heads, int64_t half, const float* cosines, const flo
 
 }  // namespace
 
-Result<Attention> Attention::load(ThreadPool& pool, const AttentionSpec& spec) {
+Result<Attention> Attention::load(ThreadPool& pool, WeightPolicy policy, const AttentionSpec& spec) {
   Attention a;
   a.heads_ = spec.heads;
   a.kv_heads_ = spec.kv_heads;
@@ -41,7 +41,7 @@ Result<Attention> Attention::load(ThreadPool& pool, const AttentionSpec& spec) {
   a.window_ = spec.window;
   a.clip_ = spec.clip;
   const auto load_into = [&](Linear& out, const WeightRef& weights, const WeightRef& bias) -> Status {
-    Result<Linear> loaded = Linear::load(pool, WeightFormat::kAuto, weights, bias);
+    Result<Linear> loaded = Linear::load(pool, policy, weights, bias);
     if (!loaded.is_ok()) return loaded.status();
     out = std::move(loaded.value());
     return Status::ok();

@@ -9,7 +9,7 @@ namespace espalier {
 
 class Attention {
  public:
-  static Result<Attention> load(ThreadPool& pool, const AttentionSpec& spec);
+  static Result<Attention> load(ThreadPool& pool, WeightPolicy policy, const AttentionSpec& spec);
 
   // out = attention(x) for the rows of the batch, whose keys and values are added to the cache. x and out are
   // [rows][hidden].

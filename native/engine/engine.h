@@ -14,9 +14,9 @@
 namespace espalier {
 
 struct EngineOptions {
-  int threads = 0;                            // 0: one for each usable core
-  WeightFormat format = WeightFormat::kAuto;  // of the expert matrices
-  int64_t kv_blocks = 0;                      // blocks of kKvBlock tokens in the cache
+  int threads = 0;  // 0: one for each usable core
+  WeightPolicy weights;
+  int64_t kv_blocks = 0;  // blocks of kKvBlock tokens in the cache
 };
 
 // A row of the batch whose logits the next token is drawn from.

@@ -5,22 +5,22 @@
 
 namespace espalier {
 
-Result<Mlp> Mlp::load(ThreadPool& pool, WeightFormat format, const MlpSpec& spec) {
+Result<Mlp> Mlp::load(ThreadPool& pool, WeightPolicy policy, const MlpSpec& spec) {
   Mlp mlp;
   for (auto [ref, out] :
        {std::pair{&spec.gate, &mlp.gate}, std::pair{&spec.up, &mlp.up}, std::pair{&spec.down, &mlp.down}}) {
-    Result<Linear> loaded = Linear::load(pool, format, *ref);
+    Result<Linear> loaded = Linear::load(pool, policy, *ref);
     if (!loaded.is_ok()) return loaded.status();
     *out = std::move(loaded.value());
   }
   return mlp;
 }
 
-Result<FeedForwardPart> FeedForwardPart::load(ThreadPool& pool, WeightFormat format, const FeedForwardPartSpec& spec) {
+Result<FeedForwardPart> FeedForwardPart::load(ThreadPool& pool, WeightPolicy policy, const FeedForwardPartSpec& spec) {
   FeedForwardPart part;
   part.routed_ = spec.kind == FeedForwardPartSpec::Kind::kRouted;
   if (!part.routed_) {
-    Result<Mlp> mlp = Mlp::load(pool, format, spec.mlp);
+    Result<Mlp> mlp = Mlp::load(pool, policy, spec.mlp);
     if (!mlp.is_ok()) return mlp.status();
     part.experts_.push_back(std::move(mlp.value()));
     if (spec.output_gate.present()) {
@@ -30,13 +30,13 @@ Result<FeedForwardPart> FeedForwardPart::load(ThreadPool& pool, WeightFormat for
     }
     return part;
   }
-  Result<Linear> router = Linear::load(pool, WeightFormat::kDense, spec.router);
+  Result<Linear> router = Linear::load(pool, {.sparse = false, .round_to_bf16 = policy.round_to_bf16}, spec.router);
   if (!router.is_ok()) return router.status();
   part.router_ = std::move(router.value());
   part.routing_ = spec.routing;
   part.expert_of_row_ = spec.expert_of_row;
   for (const MlpSpec& expert : spec.experts) {
-    Result<Mlp> mlp = Mlp::load(pool, format, expert);
+    Result<Mlp> mlp = Mlp::load(pool, policy, expert);
     if (!mlp.is_ok()) return mlp.status();
     part.experts_.push_back(std::move(mlp.value()));
   }

@@ -29,14 +29,14 @@ class Observer {
 struct Mlp {
   Linear gate, up, down;
 
-  static Result<Mlp> load(ThreadPool& pool, WeightFormat format, const MlpSpec& spec);
+  static Result<Mlp> load(ThreadPool& pool, WeightPolicy policy, const MlpSpec& spec);
   int64_t width() const { return gate.weights.rows(); }
   int64_t bytes() const { return gate.weights.bytes() + up.weights.bytes() + down.weights.bytes(); }
 };
 
 class FeedForwardPart {
  public:
-  static Result<FeedForwardPart> load(ThreadPool& pool, WeightFormat format, const FeedForwardPartSpec& spec);
+  static Result<FeedForwardPart> load(ThreadPool& pool, WeightPolicy policy, const FeedForwardPartSpec& spec);
 
   // out += part(x), both [rows][hidden].
   void forward(const Compute& compute, const float* x, int64_t rows, int64_t hidden, float* out, Observer* observer,

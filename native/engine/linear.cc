@@ -8,10 +8,9 @@ namespace {
 // Weight bytes below which a range is not worth handing to another thread.
 constexpr int64_t kRangeBytes = 32 * 1024;
 
-Result<Linear> pack(ThreadPool& pool, WeightFormat format, DType values, int64_t rows, int64_t cols,
+Result<Linear> pack(ThreadPool& pool, WeightPolicy policy, DType values, int64_t rows, int64_t cols,
                     const PackedMatrix::RowReader& read) {
-  const Format chosen =
-      format == WeightFormat::kAuto ? choose_format(pool, values, rows, cols, read) : Format{Storage::kDense, values};
+  const Format chosen = policy.sparse ? choose_format(pool, values, rows, cols, read) : Format{Storage::kDense, values};
   Result<PackedMatrix> packed = PackedMatrix::pack(pool, chosen, rows, cols, read);
   if (!packed.is_ok()) return packed.status();
   Linear linear;
@@ -21,13 +20,13 @@ Result<Linear> pack(ThreadPool& pool, WeightFormat format, DType values, int64_t
 
 }  // namespace
 
-Result<Linear> Linear::load(ThreadPool& pool, WeightFormat format, const WeightRef& weights, const WeightRef& bias) {
+Result<Linear> Linear::load(ThreadPool& pool, WeightPolicy policy, const WeightRef& weights, const WeightRef& bias) {
   Result<HostMatrix> host = HostMatrix::load(weights);
   if (!host.is_ok()) return host.status();
   const HostMatrix& matrix = host.value();
-  // f16 has more mantissa than bf16: it is kept exactly, as f32.
-  const DType values = matrix.dtype() == DType::kBF16 ? DType::kBF16 : DType::kF32;
-  Result<Linear> linear = pack(pool, format, values, matrix.rows(), matrix.cols(),
+  // f16 has more mantissa than bf16, so it is kept exactly as f32 unless rounding is asked for.
+  const DType values = matrix.dtype() == DType::kBF16 || policy.round_to_bf16 ? DType::kBF16 : DType::kF32;
+  Result<Linear> linear = pack(pool, policy, values, matrix.rows(), matrix.cols(),
                                [&](int64_t row, float* out) { matrix.read_row(row, out); });
   if (linear.is_ok() && bias.present()) {
     Result<std::vector<float>> loaded = load_vector(bias);
@@ -37,9 +36,9 @@ Result<Linear> Linear::load(ThreadPool& pool, WeightFormat format, const WeightR
   return linear;
 }
 
-Result<Linear> Linear::from_floats(ThreadPool& pool, WeightFormat format, DType values, int64_t rows, int64_t cols,
+Result<Linear> Linear::from_floats(ThreadPool& pool, WeightPolicy policy, DType values, int64_t rows, int64_t cols,
                                    const float* data) {
-  return pack(pool, format, values, rows, cols,
+  return pack(pool, policy, values, rows, cols,
               [&](int64_t row, float* out) { std::copy(data + row * cols, data + (row + 1) * cols, out); });
 }
 

@@ -17,17 +17,20 @@ struct Compute {
   const CpuKernels& kernels;
 };
 
-// How weights are held: in the format that suits each (bitmap or n:m where it is sparse enough), or all dense.
-enum class WeightFormat { kAuto, kDense };
+// How weights are held.
+struct WeightPolicy {
+  bool sparse = true;          // a matrix with enough zeros as bitmap or n:m
+  bool round_to_bf16 = false;  // f16 and f32 matrices as bf16; else they are held as f32
+};
 
 struct Linear {
   PackedMatrix weights;
   std::vector<float> bias;  // empty where there is none
 
-  static Result<Linear> load(ThreadPool& pool, WeightFormat format, const WeightRef& weights,
+  static Result<Linear> load(ThreadPool& pool, WeightPolicy policy, const WeightRef& weights,
                              const WeightRef& bias = {});
   // Packs weights that are in memory as floats; bf16 if `values` is.
-  static Result<Linear> from_floats(ThreadPool& pool, WeightFormat format, DType values, int64_t rows, int64_t cols,
+  static Result<Linear> from_floats(ThreadPool& pool, WeightPolicy policy, DType values, int64_t rows, int64_t cols,
                                     const float* data);
 };
 

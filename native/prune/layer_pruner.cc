@@ -100,7 +100,7 @@ Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerS
   pruner->hidden_ = hidden;
   pruner->norm_epsilon_ = norm_epsilon;
   pruner->allow_nonfinite_ = allow_nonfinite;
-  Result<DecoderLayer> layer = DecoderLayer::load(*pruner->pool_, WeightFormat::kAuto, spec);
+  Result<DecoderLayer> layer = DecoderLayer::load(*pruner->pool_, WeightPolicy{}, spec);
   if (!layer.is_ok()) return layer.status();
   pruner->layer_ = std::move(layer.value());
   for (const FeedForwardPartSpec& part : spec.feed_forward) pruner->pruned_.emplace_back(part.experts.size());
@@ -189,7 +189,7 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
     weights[i] = load_float(ref.dtype, bytes.data(), static_cast<int64_t>(i));
   }
   const DType values = ref.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
-  Result<Linear> linear = Linear::from_floats(*pool_, WeightFormat::kAuto, values, ref.rows, ref.cols, weights.data());
+  Result<Linear> linear = Linear::from_floats(*pool_, WeightPolicy{}, values, ref.rows, ref.cols, weights.data());
   if (!linear.is_ok()) return linear.status();
   linear_of(layer_.feed_forward()[part].experts()[expert], report.role) = std::move(linear.value());
   return Status::ok();

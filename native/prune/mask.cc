@@ -17,16 +17,16 @@ using Histogram = std::array<int64_t, kDigits>;
 
 }  // namespace
 
-Status check_pattern(const Pattern& pattern, int64_t cols) {
-  if (!pattern.is_grouped()) {
-    if (pattern.sparsity >= 0 && pattern.sparsity < 1) return Status::ok();
-    return Status(Code::kUsage, "sparsity " + std::to_string(pattern.sparsity) + " is out of range: 0 <= sparsity < 1");
+Status check_budget(const Budget& budget, int64_t cols) {
+  if (!budget.is_grouped()) {
+    if (budget.sparsity >= 0 && budget.sparsity < 1) return Status::ok();
+    return Status(Code::kUsage, "sparsity " + std::to_string(budget.sparsity) + " is out of range: 0 <= sparsity < 1");
   }
-  const std::string name = std::to_string(pattern.keep) + ":" + std::to_string(pattern.group);
-  if (pattern.keep < 1 || pattern.keep >= pattern.group) {
+  const std::string name = std::to_string(budget.keep) + ":" + std::to_string(budget.group);
+  if (budget.keep < 1 || budget.keep >= budget.group) {
     return Status(Code::kUsage, "pattern " + name + " is out of range: N:M keeps N of every M inputs, 0 < N < M");
   }
-  if (cols % pattern.group != 0) {
+  if (cols % budget.group != 0) {
     return Status(Code::kUsage, "pattern " + name + " does not fit a matrix with " + std::to_string(cols) +
                                     " input columns: M must divide them");
   }

@@ -12,18 +12,18 @@
 namespace espalier {
 
 // The budget: a fraction of the weights anywhere in a comparison group, or n of every m consecutive inputs.
-struct Pattern {
+struct Budget {
   double sparsity = 0;  // unstructured: the fraction that is zeroed, 0 <= sparsity < 1
   int64_t keep = 0;     // n:m: of every `group` consecutive inputs, `keep` stay
   int64_t group = 0;    // 0 for unstructured
 
-  static Pattern unstructured(double sparsity) { return {sparsity, 0, 0}; }
-  static Pattern n_of_m(int64_t keep, int64_t group) { return {0, keep, group}; }
+  static Budget unstructured(double sparsity) { return {sparsity, 0, 0}; }
+  static Budget n_of_m(int64_t keep, int64_t group) { return {0, keep, group}; }
   bool is_grouped() const { return group != 0; }
 };
 
-// kUsage where the pattern is out of range, or `cols` inputs cannot be divided into its groups.
-Status check_pattern(const Pattern& pattern, int64_t cols);
+// kUsage where the budget is out of range, or `cols` inputs cannot be divided into its groups.
+Status check_budget(const Budget& budget, int64_t cols);
 
 // The value at `rank` (from 0, ascending) of values[r·stride + c], 0 <= r < rows, 0 <= c < cols, none negative or NaN.
 float select_rank(ThreadPool& pool, const float* values, int64_t rows, int64_t cols, int64_t stride, int64_t rank);

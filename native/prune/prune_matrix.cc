@@ -48,14 +48,14 @@ Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& 
   } else {
     score_magnitude(pool, weights, rows, cols, scores.data());
   }
-  const Pattern& pattern = plan.pattern;
-  if (pattern.is_grouped()) {
-    mask_groups(pool, scores.data(), rows, cols, pattern.keep, pattern.group, mask.data());
+  const Budget& budget = plan.budget;
+  if (budget.is_grouped()) {
+    mask_groups(pool, scores.data(), rows, cols, budget.keep, budget.group, mask.data());
   } else if (plan.comparison == Comparison::kRow) {
-    mask_rows(pool, scores.data(), rows, cols, pattern.sparsity, mask.data());
+    mask_rows(pool, scores.data(), rows, cols, budget.sparsity, mask.data());
   } else {
     const int64_t block = plan.comparison == Comparison::kMatrix ? cols : plan.block;
-    mask_threshold(pool, scores.data(), rows, cols, block, pattern.sparsity, mask.data());
+    mask_threshold(pool, scores.data(), rows, cols, block, budget.sparsity, mask.data());
   }
   pool.parallel_for(rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * cols; i < end * cols; ++i) {
@@ -78,17 +78,17 @@ Status check_site(const MethodPlan& plan, const PreparedSite& site, int64_t cols
 
 }  // namespace
 
-MethodPlan MethodPlan::magnitude(Pattern pattern) {
-  return {.score = Score::kMagnitude, .comparison = Comparison::kMatrix, .update = Update::kNone, .pattern = pattern};
+MethodPlan MethodPlan::magnitude(Budget budget) {
+  return {.score = Score::kMagnitude, .comparison = Comparison::kMatrix, .update = Update::kNone, .budget = budget};
 }
 
-MethodPlan MethodPlan::activation(Pattern pattern) {
-  return {.score = Score::kActivation, .comparison = Comparison::kRow, .update = Update::kNone, .pattern = pattern};
+MethodPlan MethodPlan::activation(Budget budget) {
+  return {.score = Score::kActivation, .comparison = Comparison::kRow, .update = Update::kNone, .budget = budget};
 }
 
-MethodPlan MethodPlan::sparsegpt(Pattern pattern) {
+MethodPlan MethodPlan::sparsegpt(Budget budget) {
   return {
-      .score = Score::kSecondOrder, .comparison = Comparison::kBlock, .update = Update::kSparseGpt, .pattern = pattern};
+      .score = Score::kSecondOrder, .comparison = Comparison::kBlock, .update = Update::kSparseGpt, .budget = budget};
 }
 
 Status check_plan(const MethodPlan& plan) {
@@ -104,7 +104,7 @@ Status check_plan(const MethodPlan& plan) {
   if (!(plan.damping >= 0) || !std::isfinite(plan.damping)) {
     return Status(Code::kUsage, "damping " + std::to_string(plan.damping) + " is out of range: 0 or more, finite");
   }
-  return check_pattern(plan.pattern, plan.pattern.is_grouped() ? plan.pattern.group : 1);
+  return check_budget(plan.budget, plan.budget.is_grouped() ? plan.budget.group : 1);
 }
 
 Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics) {
@@ -146,13 +146,13 @@ Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, cons
   if (rows < 1 || cols < 1) {
     return Status(Code::kUsage, "a " + std::to_string(rows) + " x " + std::to_string(cols) + " matrix has no weights");
   }
-  ESPALIER_TRY(check_pattern(plan.pattern, cols));
+  ESPALIER_TRY(check_budget(plan.budget, cols));
   ESPALIER_TRY(check_site(plan, site, cols));
   ESPALIER_TRY(check_finite(pool, weights, rows, cols));
   MatrixReport report;
   report.fallback = site.fallback;
   if (plan.update == Update::kSparseGpt && !site.fallback) {
-    ESPALIER_TRY(prune_sparsegpt(pool, site.factor, plan.pattern, plan.block, weights, rows));
+    ESPALIER_TRY(prune_sparsegpt(pool, site.factor, plan.budget, plan.block, weights, rows));
     report.damping = site.factor.damping;
   } else {
     ESPALIER_TRY(apply_mask(pool, plan, site, weights, rows, cols));

@@ -36,14 +36,14 @@ struct MethodPlan {
   Score score = Score::kMagnitude;
   Comparison comparison = Comparison::kMatrix;
   Update update = Update::kNone;
-  Pattern pattern;
+  Budget budget;
   double damping = 0.01;  // added to the Gram matrix, as a fraction of its mean diagonal
   int64_t block = 128;    // columns of a block
 
-  static MethodPlan magnitude(Pattern pattern);
+  static MethodPlan magnitude(Budget budget);
   // Wanda; MoE-Pruner with router-weighted statistics.
-  static MethodPlan activation(Pattern pattern);
-  static MethodPlan sparsegpt(Pattern pattern);
+  static MethodPlan activation(Budget budget);
+  static MethodPlan sparsegpt(Budget budget);
 };
 
 // kUsage where the parts do not go together or are out of range.

@@ -45,10 +45,10 @@ class RowTile {
   RowTile(const Block& block, const PanelKernels<float>& kernels, float* columns, float* errors)
       : block_(block), kernels_(kernels), columns_(columns), errors_(errors), keep_(block.width * kPanel, 1) {}
 
-  void prune(const Pattern& pattern) {
-    if (!pattern.is_grouped()) choose_below_threshold();
+  void prune(const Budget& budget) {
+    if (!budget.is_grouped()) choose_below_threshold();
     for (int64_t j = 0; j < block_.width; ++j) {
-      if (pattern.is_grouped() && j % pattern.group == 0) choose_in_group(pattern, j);
+      if (budget.is_grouped() && j % budget.group == 0) choose_in_group(budget, j);
       float* column = columns_ + j * kPanel;
       float* error = errors_ + j * kPanel;
       for (int64_t r = 0; r < kPanel; ++r) {
@@ -70,17 +70,16 @@ class RowTile {
     }
   }
 
-  void choose_in_group(const Pattern& pattern, int64_t first) {
-    const auto size = static_cast<size_t>(pattern.group);
+  void choose_in_group(const Budget& budget, int64_t first) {
+    const auto size = static_cast<size_t>(budget.group);
     group_.resize(2 * size);
     group_keep_.resize(size);
     for (int64_t r = 0; r < kPanel; ++r) {
-      for (int64_t t = 0; t < pattern.group; ++t) {
+      for (int64_t t = 0; t < budget.group; ++t) {
         group_[static_cast<size_t>(t)] = block_.score(columns_[(first + t) * kPanel + r], first + t);
       }
-      mask_smallest(group_.data(), pattern.group, pattern.group - pattern.keep, group_.data() + size,
-                    group_keep_.data());
-      for (int64_t t = 0; t < pattern.group; ++t) {
+      mask_smallest(group_.data(), budget.group, budget.group - budget.keep, group_.data() + size, group_keep_.data());
+      for (int64_t t = 0; t < budget.group; ++t) {
         keep_[static_cast<size_t>((first + t) * kPanel + r)] = group_keep_[static_cast<size_t>(t)];
       }
     }
@@ -107,18 +106,18 @@ float block_threshold(ThreadPool& pool, const Block& block, double sparsity, con
   return select_rank(pool, scores, rows, block.width, block.width, pruned_count(sparsity, rows * block.width));
 }
 
-int64_t block_width(const Pattern& pattern, int64_t block) {
-  if (!pattern.is_grouped()) return block;
-  return std::max(pattern.group, block / pattern.group * pattern.group);
+int64_t block_width(const Budget& budget, int64_t block) {
+  if (!budget.is_grouped()) return block;
+  return std::max(budget.group, block / budget.group * budget.group);
 }
 
 }  // namespace
 
-Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const Pattern& pattern, int64_t block,
+Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const Budget& budget, int64_t block,
                        float* weights, int64_t rows) {
   const PanelKernels<float>& kernels = panel_kernels().f32;
   const int64_t cols = factor.width;
-  const int64_t step = std::min(block_width(pattern, block), cols);
+  const int64_t step = std::min(block_width(budget, block), cols);
   const int64_t tiles = panel_count(rows);
   const int64_t tile_size = step * kPanel;
   // `columns` also serves as the scores from which a block's threshold is taken.
@@ -134,15 +133,15 @@ Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const Patt
   for (int64_t first = 0; first < cols; first += step) {
     current.take(factor, first, std::min(step, cols - first));
     const int64_t next = first + current.width;
-    if (!pattern.is_grouped()) {
-      current.threshold = block_threshold(pool, current, pattern.sparsity, weights, rows, cols, columns.data());
+    if (!budget.is_grouped()) {
+      current.threshold = block_threshold(pool, current, budget.sparsity, weights, rows, cols, columns.data());
     }
     pool.parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         float* source = weights + t * kPanel * cols + first;
         float* tile = columns.data() + t * tile_size;
         pack_transposed(source, cols, panel_width(rows, t), current.width, tile);
-        RowTile(current, kernels, tile, errors.data() + t * tile_size).prune(pattern);
+        RowTile(current, kernels, tile, errors.data() + t * tile_size).prune(budget);
         unpack_transposed(tile, panel_width(rows, t), current.width, source, cols);
       }
     });

@@ -15,8 +15,8 @@ namespace espalier {
 // Prunes `weights` [rows, factor.width] in place, `block` columns at a time. Unstructured: in each block the weights
 // whose w² / U_jj² is up to and including the value at rank floor(sparsity · rows · block) are zeroed. N:M: at every
 // M-th column each row chooses among the next M; blocks are shortened (or widened to M) so that no group straddles two.
-// `pattern` must have passed check_pattern. The result is the same for any number of threads. kOutOfMemory.
-Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const Pattern& pattern, int64_t block,
+// `budget` must have passed check_budget. The result is the same for any number of threads. kOutOfMemory.
+Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const Budget& budget, int64_t block,
                        float* weights, int64_t rows);
 
 }  // namespace espalier

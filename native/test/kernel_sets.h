@@ -1,7 +1,7 @@
 // The kernel sets that this processor can run; names those it cannot.
 #pragma once
 
-#include <doctest/doctest.h>
+#include "test_main.h"
 
 #include <vector>
 

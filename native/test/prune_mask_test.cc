@@ -158,18 +158,18 @@ TEST_CASE("masks have the same bytes for any number of threads") {
 }
 
 TEST_CASE("patterns out of range, or that do not divide the inputs, are usage errors") {
-  CHECK(check_pattern(Pattern::unstructured(0), 10).is_ok());
-  CHECK(check_pattern(Pattern::unstructured(0.999), 10).is_ok());
-  CHECK(check_pattern(Pattern::n_of_m(2, 4), 12).is_ok());
-  const Pattern bad[] = {Pattern::unstructured(1), Pattern::unstructured(-0.1), Pattern::unstructured(std::nan("")),
-                         Pattern::n_of_m(4, 4),    Pattern::n_of_m(0, 4),       Pattern::n_of_m(5, 4),
-                         Pattern::n_of_m(2, 5),    Pattern::n_of_m(1, -2)};
-  for (const Pattern& pattern : bad) {
-    CAPTURE(pattern.sparsity);
-    CAPTURE(pattern.group);
-    CHECK(check_pattern(pattern, 12).code() == Code::kUsage);
+  CHECK(check_budget(Budget::unstructured(0), 10).is_ok());
+  CHECK(check_budget(Budget::unstructured(0.999), 10).is_ok());
+  CHECK(check_budget(Budget::n_of_m(2, 4), 12).is_ok());
+  const Budget bad[] = {Budget::unstructured(1), Budget::unstructured(-0.1), Budget::unstructured(std::nan("")),
+                        Budget::n_of_m(4, 4),    Budget::n_of_m(0, 4),       Budget::n_of_m(5, 4),
+                        Budget::n_of_m(2, 5),    Budget::n_of_m(1, -2)};
+  for (const Budget& budget : bad) {
+    CAPTURE(budget.sparsity);
+    CAPTURE(budget.group);
+    CHECK(check_budget(budget, 12).code() == Code::kUsage);
   }
-  CHECK(check_pattern(Pattern::n_of_m(2, 5), 12).message().find("2:5 does not fit") != std::string::npos);
+  CHECK(check_budget(Budget::n_of_m(2, 5), 12).message().find("2:5 does not fit") != std::string::npos);
 }
 
 TEST_CASE("scores are magnitudes, times the length of the input where there is one") {

@@ -39,7 +39,7 @@ MatrixReport prune(ThreadPool& pool, const MethodPlan& plan, const PreparedSite&
 
 TEST_CASE("magnitude takes one threshold for the matrix and leaves the rest as it was") {
   ThreadPool pool(2);
-  const MethodPlan plan = MethodPlan::magnitude(Pattern::unstructured(0.5));
+  const MethodPlan plan = MethodPlan::magnitude(Budget::unstructured(0.5));
   std::vector<float> weights = {0.1f, -5, 4, -0.3f, 3, 0.2f, -2, 0.4f};
   const MatrixReport report = prune(pool, plan, prepare(pool, plan, nullptr), weights, 2, 4);
   // Rank floor(0.5 · 8) = 4 of 0.1 0.2 0.3 0.4 2 3 4 5 is 2, which goes too.
@@ -54,12 +54,12 @@ TEST_CASE("activation scores prune each row by weight times the length of the in
   // Column norms 5, 1, 0, 2.
   SiteStatistics site = site_of(pool, {3, 0, 0, 2, 4, 1, 0, 0}, 2, 4, false);
   std::vector<float> weights = {1, 4, 9, 3, -1, 6, 9, -2};
-  const MethodPlan plan = MethodPlan::activation(Pattern::unstructured(0.5));
+  const MethodPlan plan = MethodPlan::activation(Budget::unstructured(0.5));
   // Scores: 5 4 0 6 and 5 6 0 4.
   prune(pool, plan, prepare(pool, plan, &site), weights, 2, 4);
   CHECK(weights == std::vector<float>{1, 0, 0, 3, -1, 6, 0, 0});
   weights = {1, 4, 9, 3, -1, 6, 9, -2};
-  const MethodPlan grouped = MethodPlan::activation(Pattern::n_of_m(1, 2));
+  const MethodPlan grouped = MethodPlan::activation(Budget::n_of_m(1, 2));
   prune(pool, grouped, prepare(pool, grouped, &site), weights, 2, 4);
   CHECK(weights == std::vector<float>{1, 0, 0, 3, 0, 6, 0, -2});
 }
@@ -74,8 +74,8 @@ TEST_CASE("SparseGPT on orthogonal inputs is a choice by score with no update") 
   for (int64_t j = 0; j < cols; ++j) x[static_cast<size_t>(j * cols + j)] = 2;
   SiteStatistics site = site_of(pool, x, cols, cols, true);
   const std::vector<float> dense = reference::normal_floats(random, 50 * cols);
-  const MethodPlan plan = MethodPlan::sparsegpt(Pattern::n_of_m(2, 4));
-  const MethodPlan magnitude = MethodPlan::magnitude(Pattern::n_of_m(2, 4));
+  const MethodPlan plan = MethodPlan::sparsegpt(Budget::n_of_m(2, 4));
+  const MethodPlan magnitude = MethodPlan::magnitude(Budget::n_of_m(2, 4));
   std::vector<float> weights = dense;
   std::vector<float> expected = dense;
   const MatrixReport report = prune(pool, plan, prepare(pool, plan, &site), weights, 50, cols);
@@ -96,20 +96,20 @@ TEST_CASE("an expert without tokens falls back to magnitude among the same weigh
   for (const int64_t tokens : {0, 4}) {
     SiteStatistics site = site_of(pool, zeros, tokens, cols, true);
     for (const MethodPlan& plan :
-         {MethodPlan::activation(Pattern::unstructured(0.6)), MethodPlan::activation(Pattern::n_of_m(2, 4)),
-          MethodPlan::sparsegpt(Pattern::unstructured(0.6)), MethodPlan::sparsegpt(Pattern::n_of_m(2, 4))}) {
-      const bool by_block = plan.update == Update::kSparseGpt && !plan.pattern.is_grouped();
+         {MethodPlan::activation(Budget::unstructured(0.6)), MethodPlan::activation(Budget::n_of_m(2, 4)),
+          MethodPlan::sparsegpt(Budget::unstructured(0.6)), MethodPlan::sparsegpt(Budget::n_of_m(2, 4))}) {
+      const bool by_block = plan.update == Update::kSparseGpt && !plan.budget.is_grouped();
       std::vector<float> weights = dense;
       const MatrixReport report = prune(pool, plan, prepare(pool, plan, &site), weights, rows, cols);
       CHECK(report.fallback);
       int64_t wrong = 0;
-      const int64_t width = plan.pattern.is_grouped() ? plan.pattern.group : cols;
+      const int64_t width = plan.budget.is_grouped() ? plan.budget.group : cols;
       for (size_t i = 0; i < dense.size() && !by_block; i += static_cast<size_t>(width)) {
         std::vector<double> scores;
         for (int64_t j = 0; j < width; ++j) scores.push_back(std::fabs(dense[i + static_cast<size_t>(j)]));
         std::vector<float> expected(dense.begin() + static_cast<int64_t>(i),
                                     dense.begin() + static_cast<int64_t>(i) + width);
-        for (const size_t j : reference::smallest(scores, plan.pattern.is_grouped() ? 2 : 120)) expected[j] = 0;
+        for (const size_t j : reference::smallest(scores, plan.budget.is_grouped() ? 2 : 120)) expected[j] = 0;
         wrong += !std::equal(expected.begin(), expected.end(), weights.begin() + static_cast<int64_t>(i));
       }
       CHECK(wrong == 0);
@@ -140,7 +140,7 @@ TEST_CASE("an expert without tokens falls back to magnitude among the same weigh
 
 TEST_CASE("a weight that is not finite is refused with its place, and nothing is changed") {
   ThreadPool pool(3);
-  const MethodPlan plan = MethodPlan::magnitude(Pattern::unstructured(0.5));
+  const MethodPlan plan = MethodPlan::magnitude(Budget::unstructured(0.5));
   const PreparedSite site = prepare(pool, plan, nullptr);
   std::vector<float> weights(100 * 10, 1.0f);
   weights[437] = std::numeric_limits<float>::quiet_NaN();
@@ -157,42 +157,41 @@ TEST_CASE("calibration inputs that are not finite are refused") {
   for (const float value : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
     SiteStatistics site = site_of(pool, {1, 2, value, 4}, 2, 2, true);
     for (const MethodPlan& plan :
-         {MethodPlan::activation(Pattern::unstructured(0.5)), MethodPlan::sparsegpt(Pattern::unstructured(0.5))}) {
+         {MethodPlan::activation(Budget::unstructured(0.5)), MethodPlan::sparsegpt(Budget::unstructured(0.5))}) {
       CHECK(prepare_site(pool, plan, &site).status().code() == Code::kNonFinite);
     }
   }
   // Finite, but its square is not in float32.
   SiteStatistics site = site_of(pool, {1e30f, 1, 1, 1}, 2, 2, true);
-  CHECK(prepare_site(pool, MethodPlan::sparsegpt(Pattern::unstructured(0.5)), &site).status().code() ==
+  CHECK(prepare_site(pool, MethodPlan::sparsegpt(Budget::unstructured(0.5)), &site).status().code() ==
         Code::kNonFinite);
   // And the other way round: squares that vanish in float32 count as no input.
   SiteStatistics tiny = site_of(pool, {1e-30f, 1e-30f}, 1, 2, true);
-  CHECK(prepare(pool, MethodPlan::sparsegpt(Pattern::unstructured(0.5)), &tiny).fallback);
+  CHECK(prepare(pool, MethodPlan::sparsegpt(Budget::unstructured(0.5)), &tiny).fallback);
 }
 
 TEST_CASE("plans, sites and matrices that do not go together are usage errors") {
   ThreadPool pool(1);
-  MethodPlan plan = MethodPlan::sparsegpt(Pattern::unstructured(0.5));
+  MethodPlan plan = MethodPlan::sparsegpt(Budget::unstructured(0.5));
   CHECK(prepare_site(pool, plan, nullptr).status().code() == Code::kUsage);
   SiteStatistics without_gram = site_of(pool, {1, 2, 3, 4}, 1, 4, false);
   CHECK(prepare_site(pool, plan, &without_gram).status().code() == Code::kUsage);
-  CHECK(prepare_site(pool, MethodPlan::activation(Pattern::unstructured(0.5)), nullptr).status().code() ==
-        Code::kUsage);
+  CHECK(prepare_site(pool, MethodPlan::activation(Budget::unstructured(0.5)), nullptr).status().code() == Code::kUsage);
 
   plan.update = Update::kNone;
   CHECK(check_plan(plan).code() == Code::kUsage);
-  plan = MethodPlan::sparsegpt(Pattern::unstructured(0.5));
+  plan = MethodPlan::sparsegpt(Budget::unstructured(0.5));
   plan.comparison = Comparison::kRow;
   CHECK(check_plan(plan).code() == Code::kUsage);
-  plan = MethodPlan::sparsegpt(Pattern::unstructured(0.5));
+  plan = MethodPlan::sparsegpt(Budget::unstructured(0.5));
   plan.damping = -1;
   CHECK(check_plan(plan).code() == Code::kUsage);
   plan.damping = 0.01;
   plan.block = 0;
   CHECK(check_plan(plan).code() == Code::kUsage);
-  CHECK(check_plan(MethodPlan::magnitude(Pattern::unstructured(1.5))).code() == Code::kUsage);
+  CHECK(check_plan(MethodPlan::magnitude(Budget::unstructured(1.5))).code() == Code::kUsage);
 
-  const MethodPlan activation = MethodPlan::activation(Pattern::n_of_m(2, 4));
+  const MethodPlan activation = MethodPlan::activation(Budget::n_of_m(2, 4));
   const PreparedSite site = prepare(pool, activation, &without_gram);
   std::vector<float> weights(24, 1.0f);
   CHECK(prune_matrix(pool, activation, site, weights.data(), 3, 8).status().code() == Code::kUsage);

@@ -47,7 +47,7 @@ double output_error(const Matrix& a, const Matrix& b, const Matrix& gram) {
 struct Shape {
   int64_t rows;
   int64_t cols;
-  Pattern pattern;
+  Budget budget;
   int64_t block;
   bool dead;  // two input columns that no token activates
 };
@@ -60,17 +60,17 @@ TEST_CASE("SparseGPT equals the column-by-column algorithm with an explicit inve
   std::mt19937_64 random(seed);
   ThreadPool pool(2);
   const Shape shapes[] = {
-      {37, 200, Pattern::unstructured(0.5), 128, false}, {100, 130, Pattern::unstructured(0.7), 128, false},
-      {10, 300, Pattern::unstructured(0.3), 96, true},   {5, 20, Pattern::unstructured(0.5), 128, false},
-      {37, 200, Pattern::n_of_m(2, 4), 128, false},      {20, 256, Pattern::n_of_m(4, 8), 128, true},
-      {9, 270, Pattern::n_of_m(1, 3), 128, false},       {4, 320, Pattern::n_of_m(70, 160), 128, false},
-      {6, 40, Pattern::unstructured(0), 16, true},
+      {37, 200, Budget::unstructured(0.5), 128, false}, {100, 130, Budget::unstructured(0.7), 128, false},
+      {10, 300, Budget::unstructured(0.3), 96, true},   {5, 20, Budget::unstructured(0.5), 128, false},
+      {37, 200, Budget::n_of_m(2, 4), 128, false},      {20, 256, Budget::n_of_m(4, 8), 128, true},
+      {9, 270, Budget::n_of_m(1, 3), 128, false},       {4, 320, Budget::n_of_m(70, 160), 128, false},
+      {6, 40, Budget::unstructured(0), 16, true},
   };
   for (const Shape& shape : shapes) {
     CAPTURE(shape.rows);
     CAPTURE(shape.cols);
-    CAPTURE(shape.pattern.sparsity);
-    CAPTURE(shape.pattern.group);
+    CAPTURE(shape.budget.sparsity);
+    CAPTURE(shape.budget.group);
     // Where two scores are so close that rounding decides between them, another draw is compared.
     for (int draw = 0;; ++draw) {
       REQUIRE(draw < 50);
@@ -84,17 +84,17 @@ TEST_CASE("SparseGPT equals the column-by-column algorithm with an explicit inve
       const SiteStatistics site = collect(pool, x, tokens, shape.cols);
       std::vector<float> weights = reference::normal_floats(random, shape.rows * shape.cols, 0.02f);
       const int64_t block =
-          shape.pattern.is_grouped() ? shape.cols : shape.block;  // blocks of N:M make no difference to the outcome
+          shape.budget.is_grouped() ? shape.cols : shape.block;  // blocks of N:M make no difference to the outcome
       const reference::SparseGpt expected =
-          reference::sparsegpt(matrix_of(weights, shape.rows, shape.cols), gram_of(site), 0.01, shape.pattern.sparsity,
-                               shape.pattern.keep, shape.pattern.group, block);
+          reference::sparsegpt(matrix_of(weights, shape.rows, shape.cols), gram_of(site), 0.01, shape.budget.sparsity,
+                               shape.budget.keep, shape.budget.group, block);
       if (expected.margin < 1e-4) continue;
 
       const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
       REQUIRE(factor.is_ok());
       CHECK(factor.value().damping == 0.01);
       CHECK(factor.value().dead.size() == (shape.dead ? 2 : 0));
-      REQUIRE(prune_sparsegpt(pool, factor.value(), shape.pattern, shape.block, weights.data(), shape.rows).is_ok());
+      REQUIRE(prune_sparsegpt(pool, factor.value(), shape.budget, shape.block, weights.data(), shape.rows).is_ok());
       int64_t other_choice = 0;
       double worst = 0;
       for (size_t i = 0; i < weights.size(); ++i) {
@@ -122,10 +122,10 @@ TEST_CASE("the update makes the output error smaller than the same mask without 
   const Matrix gram = gram_of(site);
   const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
   REQUIRE(factor.is_ok());
-  for (const Pattern& pattern : {Pattern::unstructured(0.5), Pattern::unstructured(0.7), Pattern::n_of_m(2, 4)}) {
+  for (const Budget& budget : {Budget::unstructured(0.5), Budget::unstructured(0.7), Budget::n_of_m(2, 4)}) {
     const std::vector<float> dense = reference::normal_floats(random, rows * cols, 0.02f);
     std::vector<float> pruned = dense;
-    REQUIRE(prune_sparsegpt(pool, factor.value(), pattern, 128, pruned.data(), rows).is_ok());
+    REQUIRE(prune_sparsegpt(pool, factor.value(), budget, 128, pruned.data(), rows).is_ok());
     std::vector<float> masked = dense;
     for (size_t i = 0; i < masked.size(); ++i) masked[i] = pruned[i] != 0 ? masked[i] : 0;
     const Matrix original = matrix_of(dense, rows, cols);
@@ -146,12 +146,12 @@ TEST_CASE("every group of m keeps n, and every block loses its share") {
   const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
   REQUIRE(factor.is_ok());
   std::vector<float> weights = reference::normal_floats(random, rows * cols);
-  REQUIRE(prune_sparsegpt(pool, factor.value(), Pattern::n_of_m(3, 8), 128, weights.data(), rows).is_ok());
+  REQUIRE(prune_sparsegpt(pool, factor.value(), Budget::n_of_m(3, 8), 128, weights.data(), rows).is_ok());
   for (auto begin = weights.begin(); begin != weights.end(); begin += 8) {
     REQUIRE(std::count(begin, begin + 8, 0.0f) == 5);
   }
   weights = reference::normal_floats(random, rows * cols);
-  REQUIRE(prune_sparsegpt(pool, factor.value(), Pattern::unstructured(0.4), 128, weights.data(), rows).is_ok());
+  REQUIRE(prune_sparsegpt(pool, factor.value(), Budget::unstructured(0.4), 128, weights.data(), rows).is_ok());
   for (const auto& [first, end] : {std::pair<int64_t, int64_t>{0, 128}, {128, 240}}) {
     int64_t zeros = 0;
     for (int64_t r = 0; r < rows; ++r) {
@@ -170,7 +170,7 @@ TEST_CASE("SparseGPT gives the same bytes for any number of threads") {
   const int64_t cols = 330;
   const std::vector<float> x = reference::correlated_inputs(random, 400, cols);
   const std::vector<float> dense = reference::normal_floats(random, rows * cols, 0.02f);
-  for (const Pattern& pattern : {Pattern::unstructured(0.5), Pattern::n_of_m(1, 3)}) {
+  for (const Budget& budget : {Budget::unstructured(0.5), Budget::n_of_m(1, 3)}) {
     std::vector<float> first;
     for (const int threads : {1, 2, 3, 5}) {
       ThreadPool pool(threads);
@@ -178,7 +178,7 @@ TEST_CASE("SparseGPT gives the same bytes for any number of threads") {
       const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
       REQUIRE(factor.is_ok());
       std::vector<float> weights = dense;
-      REQUIRE(prune_sparsegpt(pool, factor.value(), pattern, 128, weights.data(), rows).is_ok());
+      REQUIRE(prune_sparsegpt(pool, factor.value(), budget, 128, weights.data(), rows).is_ok());
       if (first.empty()) first = weights;
       CHECK(weights == first);
     }
@@ -202,7 +202,7 @@ TEST_CASE("fewer tokens than columns leave finite weights, and without damping i
       CHECK(factor.value().damping == damping);
     }
     std::vector<float> weights = reference::normal_floats(random, 20 * cols);
-    REQUIRE(prune_sparsegpt(pool, factor.value(), Pattern::unstructured(0.5), 128, weights.data(), 20).is_ok());
+    REQUIRE(prune_sparsegpt(pool, factor.value(), Budget::unstructured(0.5), 128, weights.data(), 20).is_ok());
     CHECK(std::all_of(weights.begin(), weights.end(), [](float w) { return std::isfinite(w); }));
     CHECK(std::count(weights.begin(), weights.end(), 0.0f) >= 10 * cols);
   }
@@ -224,7 +224,7 @@ TEST_CASE("the scale of the inputs does not change what is pruned") {
     const Result<InverseFactor> factor = factor_inverse(pool, collect(pool, scaled, 300, cols), 0.01);
     REQUIRE(factor.is_ok());
     std::vector<float> weights = dense;
-    REQUIRE(prune_sparsegpt(pool, factor.value(), Pattern::n_of_m(2, 4), 128, weights.data(), 25).is_ok());
+    REQUIRE(prune_sparsegpt(pool, factor.value(), Budget::n_of_m(2, 4), 128, weights.data(), 25).is_ok());
     results.push_back(weights);
     CHECK(weights == results.front());
   }

@@ -1,0 +1,59 @@
+/** The calibration sequences of a pruning run. */
+
+import { selfCalibration } from '../calibration/self.ts';
+import { calibrationSequences, type TokenSequences } from '../calibration/sequences.ts';
+import { loadTokens, type TokenSource } from '../calibration/token-source.ts';
+import { EspalierError } from '../errors.ts';
+import type { ModelSpec } from '../models/spec.ts';
+import { KV_BLOCK } from '../runtime/kv-blocks.ts';
+import { Model } from '../runtime/model.ts';
+import { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { methods } from './methods.ts';
+import type { ProgressReporter } from './progress.ts';
+import type { PruneOptions } from './prune.ts';
+import type { Recipe } from './recipe.ts';
+
+/** Where calibration tokens come from; `self`: the model writes them. */
+export type CalibrationSource = TokenSource | 'self';
+
+export interface Calibration extends TokenSequences {
+  /** For people: what the tokens came from. */
+  readonly source: string;
+}
+
+/** Undefined for a method that looks at no data. @throws USAGE if there is no source, DATA if it is no good */
+export async function calibrate(
+  options: PruneOptions,
+  recipe: Recipe,
+  spec: ModelSpec,
+  progress: ProgressReporter,
+): Promise<Calibration | undefined> {
+  if (methods[recipe.method].statistics === 'none') {
+    progress.calibrated(0, 0, 'none');
+    return undefined;
+  }
+  const { calibration, model, signal, threads } = options;
+  if (calibration === undefined) {
+    throw new EspalierError(
+      'USAGE',
+      `${recipe.method} needs calibration text: give a file (text, .jsonl, .parquet, .u16, .u32), or "self" to let the model write its own`,
+      { field: 'calibration' },
+    );
+  }
+  const { samples, seed } = recipe;
+  const sequenceLength = Math.min(recipe.sequenceLength, spec.maxPositions);
+  const isSelf = calibration === 'self';
+  let source: TokenSource = isSelf ? [] : calibration;
+  if (isSelf) {
+    const kvTokens = Math.ceil(sequenceLength / KV_BLOCK) * KV_BLOCK * Math.min(samples, 64);
+    await using writer = await Model.load(model, { threads, signal, kvTokens });
+    source = await selfCalibration(writer, { samples, sequenceLength, seed, signal });
+  }
+  const tokenizer = await Tokenizer.find(model);
+  const documents = await loadTokens(source, { tokenizer, vocabularySize: spec.vocabularySize, signal });
+  const sequences = calibrationSequences(documents, { samples, sequenceLength, seed });
+  for (const warning of sequences.warnings) progress.warn(warning);
+  const name = isSelf ? 'written by the model itself' : documents.name;
+  progress.calibrated(sequences.count, sequences.ids.length, name);
+  return { ...sequences, source: name };
+}

@@ -1,0 +1,283 @@
+/** Prunes a checkpoint layer by layer, each finished layer durable. */
+import { createHash } from 'node:crypto';
+import { mkdirSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { throwIfAborted } from '../abort.ts';
+import { writeFileAtomic } from '../checkpoint/atomic-file.ts';
+import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
+import { markSparse, unmarkSparse } from '../checkpoint/config-text.ts';
+import { copyFiles } from '../checkpoint/copy-files.ts';
+import { OutputFolder } from '../checkpoint/output.ts';
+import { writeShardIndex } from '../checkpoint/shard-index.ts';
+import { encodeSparse } from '../checkpoint/sparse-encode.ts';
+import type { TensorSource } from '../checkpoint/tensor.ts';
+import { copyOf, writeSafetensors } from '../checkpoint/writer.ts';
+import { describeModel } from '../models/registry.ts';
+import type { ModelSpec } from '../models/spec.ts';
+import { native, runJob } from '../native.ts';
+import { nativeWeight } from '../runtime/native-spec.ts';
+import { version } from '../version.ts';
+import { type Calibration, type CalibrationSource, calibrate } from './calibrate.ts';
+import { layerTensorNames, pruneLayer } from './layer.ts';
+import { type Manifest, manifestName, readManifest } from './manifest.ts';
+import { methods } from './methods.ts';
+import { type ProgressReporter, type PruneProgress, progressReporter } from './progress.ts';
+import { type Recipe, type RecipeOptions, resolveRecipe } from './recipe.ts';
+import { countSparsity, type LayerReport, layerWarnings, type SparsityCount } from './report.ts';
+import { RunState, recordOf, type ShardRecord } from './run-state.ts';
+
+export interface PruneOptions extends RecipeOptions {
+  /** Folder of the checkpoint to prune. It is never written to. */
+  model: string;
+  /** Folder to make. */
+  output: string;
+  /**
+   * Where calibration tokens come from: a file (text, `.jsonl`, `.parquet`, `.u16`, `.u32`), texts, token ids, or
+   * `self`: the model writes its own. Needed by every method but magnitude.
+   */
+  calibration?: CalibrationSource | undefined;
+  /** Go on where an unfinished run at the same output stopped. @default false */
+  resume?: boolean | undefined;
+  /** Replace a checkpoint at the output, and discard an unfinished run. @default false */
+  overwrite?: boolean | undefined;
+  /** Threads of the native code; 0: one for each core. The result does not depend on it. @default 0 */
+  threads?: number | undefined;
+  signal?: AbortSignal | undefined;
+  onProgress?: ((progress: PruneProgress) => void) | undefined;
+}
+
+export interface PruneResult extends SparsityCount {
+  /** Absolute path of the folder made. */
+  readonly output: string;
+  readonly recipe: Recipe;
+  readonly layers: readonly LayerReport[];
+  readonly warnings: readonly string[];
+  /** Layers that an earlier run had finished. */
+  readonly resumedLayers: number;
+  /** The output was finished by an earlier run and `resume` found nothing to do. */
+  readonly alreadyFinished: boolean;
+}
+
+/**
+ * Prunes the routed experts of a checkpoint and writes the result as a new one. Memory holds one decoder layer and its
+ * statistics; hidden states are kept on the output's disk. Throws `USAGE` and `RECIPE` for options, `DATA` for
+ * calibration data, `NONFINITE` for weights with NaN or infinity, what openCheckpoint and describeModel say of the model,
+ * `OUTPUT`, `LOCKED`, `RESUME`, `NO_SPACE` and `IO` for the output, `ABORTED` when stopped; a stopped or failed run keeps
+ * its finished layers for `resume`.
+ */
+export async function prune(options: PruneOptions): Promise<PruneResult> {
+  const recipe = resolveRecipe(recipeOptions(options));
+  using checkpoint = openCheckpoint(options.model);
+  const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
+  const progress = progressReporter(options.onProgress, spec.layers.length);
+  for (const message of warnings) progress.warn(message);
+
+  const done = options.resume ? finishedRun(options.output) : undefined;
+  const sequences = await calibrate(options, recipe, spec, progress);
+  const run = runIdentity(checkpoint, recipe, sequences);
+  if (done?.run === run) return alreadyFinished(options.output, recipe, done);
+
+  const folder = OutputFolder.open({ ...options, input: options.model });
+  try {
+    const hiddenBytes = sequences === undefined ? 0 : sequences.ids.length * spec.hiddenSize * 4 * 2;
+    if (!folder.resumed) folder.requireSpace(checkpoint.denseBytes + hiddenBytes + 2 ** 20);
+    const state = new RunState(folder.partial, run);
+    const unusable = folder.resumed ? await state.resume() : undefined;
+    if (unusable !== undefined) progress.warn(`the unfinished run cannot be continued (${unusable}); starting again`);
+    const resumedLayers = state.layers.length;
+    if (resumedLayers === 0) state.reset();
+    else progress.resumed(resumedLayers);
+
+    await pruneLayers({ options, recipe, checkpoint, spec, sequences, folder, state, progress });
+    const layers = state.layers.map(({ report }) => report);
+    for (const layer of layers) for (const message of layerWarnings(layer)) progress.warn(message);
+    const total = countSparsity(layers);
+    const rest = await writeRest(checkpoint, spec, recipe, folder.partial, options.signal);
+    await writeIndex(folder.partial, [...state.layers.map(({ shard }) => shard), rest]);
+    await copyFiles(
+      checkpoint.dir,
+      folder.partial,
+      checkpoint.otherFiles().filter((name) => name !== manifestName),
+      options.signal,
+    );
+    const manifest: Manifest = {
+      format: 1,
+      version,
+      run,
+      recipe,
+      calibration:
+        sequences === undefined
+          ? null
+          : { sha256: sequences.hash, tokens: sequences.ids.length, source: sequences.source },
+      ...total,
+      layers,
+    };
+    await writeFileAtomic(join(folder.partial, manifestName), `${JSON.stringify(manifest, null, 2)}\n`);
+    const plainConfig = checkpoint.isSparse ? unmarkSparse(checkpoint.configText) : checkpoint.configText;
+    // Without its config.json a folder is no checkpoint: it comes last.
+    await writeFileAtomic(
+      join(folder.partial, 'config.json'),
+      recipe.save === 'sparse' ? markSparse(plainConfig) : plainConfig,
+    );
+    throwIfAborted(options.signal);
+    state.clear();
+    await folder.finish();
+    return {
+      output: folder.output,
+      recipe,
+      layers,
+      ...total,
+      warnings: progress.warnings,
+      resumedLayers,
+      alreadyFinished: false,
+    };
+  } catch (error) {
+    folder.release();
+    throw error;
+  }
+}
+
+function recipeOptions(options: PruneOptions): RecipeOptions {
+  const {
+    model: _m,
+    output: _o,
+    calibration: _c,
+    resume: _r,
+    overwrite: _w,
+    threads: _t,
+    signal: _s,
+    onProgress: _p,
+    ...rest
+  } = options;
+  return rest;
+}
+
+interface LayersRun {
+  options: PruneOptions;
+  recipe: Recipe;
+  checkpoint: Checkpoint;
+  spec: ModelSpec;
+  sequences: Calibration | undefined;
+  folder: OutputFolder;
+  state: RunState;
+  progress: ProgressReporter;
+}
+
+async function pruneLayers({
+  options,
+  recipe,
+  checkpoint,
+  spec,
+  sequences,
+  folder,
+  state,
+  progress,
+}: LayersRun): Promise<void> {
+  const { signal, threads = 0 } = options;
+  const needsHidden = sequences !== undefined;
+  if (needsHidden && state.layers.length === 0) {
+    const embedding = nativeWeight(checkpoint, spec.embedding);
+    const ids = Int32Array.from(sequences.ids);
+    await runJob(() => native().writeEmbeddings(embedding, [...checkpoint.files], ids, state.hiddenPath(0)), signal);
+  }
+  const lengths = Int32Array.from(sequences?.sequences ?? [], ({ length }) => length);
+  for (let layer = state.layers.length; layer < spec.layers.length; layer++) {
+    throwIfAborted(signal);
+    const isLast = layer === spec.layers.length - 1;
+    const pruned = await pruneLayer({
+      checkpoint,
+      spec,
+      layer,
+      recipe,
+      threads,
+      lengths,
+      input: needsHidden ? state.hiddenPath(layer) : undefined,
+      output: needsHidden && !isLast ? state.hiddenPath(layer + 1) : undefined,
+      signal,
+      onStage: (stage, done, total) => progress.stage(layer, stage, done, total),
+    });
+    try {
+      progress.stage(layer, 'write', 0, 1);
+      const shard = await writeShard(folder.partial, shardName(layer, spec), pruned.tensors, recipe, signal);
+      await state.add({ shard, report: pruned.report }, needsHidden && !isLast);
+    } finally {
+      pruned.dispose();
+    }
+    progress.layerDone(pruned.report);
+  }
+}
+
+function shardName(index: number, spec: ModelSpec): string {
+  const pad = (n: number) => String(n).padStart(5, '0');
+  return `model-${pad(index + 1)}-of-${pad(spec.layers.length + 1)}.safetensors`;
+}
+
+async function writeShard(
+  folder: string,
+  name: string,
+  sources: readonly TensorSource[],
+  recipe: Recipe,
+  signal: AbortSignal | undefined,
+): Promise<ShardRecord> {
+  const tensors =
+    recipe.save === 'sparse'
+      ? (await Promise.all(sources.map((source) => encodeSparse(source, { signal })))).flat()
+      : sources.map(copyOf);
+  mkdirSync(folder, { recursive: true });
+  const path = join(folder, name);
+  await writeSafetensors(path, tensors, { metadata: { format: 'pt' }, signal });
+  const sizes = tensors.map(({ name: tensor, byteLength }) => ({ name: tensor, byteLength }));
+  return { ...(await recordOf(path, name)), tensors: sizes };
+}
+
+/** Everything that belongs to no layer, as it was. */
+async function writeRest(
+  checkpoint: Checkpoint,
+  spec: ModelSpec,
+  recipe: Recipe,
+  folder: string,
+  signal: AbortSignal | undefined,
+): Promise<ShardRecord> {
+  const inLayers = new Set(spec.layers.flatMap((layer) => [...layerTensorNames(layer)]));
+  const rest = [...checkpoint.names()].filter((name) => !inLayers.has(name)).map((name) => checkpoint.source(name));
+  return writeShard(folder, shardName(spec.layers.length, spec), rest, recipe, signal);
+}
+
+async function writeIndex(folder: string, shards: readonly ShardRecord[]): Promise<void> {
+  await writeShardIndex(folder, new Map(shards.map(({ name, tensors }) => [name, tensors])));
+}
+
+/** Everything that decides the bytes of the result, hashed. */
+function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibration | undefined): string {
+  const hash = createHash('sha256');
+  const { samples: _samples, sequenceLength: _length, seed: _seed, ...decisive } = recipe;
+  hash.update(
+    JSON.stringify({ version, recipe: decisive, calibration: sequences?.hash ?? null, config: checkpoint.config }),
+  );
+  const isa = methods[recipe.method].statistics === 'none' ? '' : native().features().isa;
+  hash.update(isa);
+  for (const file of checkpoint.files) {
+    hash.update(JSON.stringify([file.size, file.tensors]));
+    // Weights are identified by a sample: reading all would take as long as pruning some models.
+    for (const { begin, end } of file.tensors) hash.update(file.read(begin, Math.min(end, begin + 4096)));
+  }
+  return hash.digest('hex');
+}
+
+function finishedRun(output: string): Manifest | undefined {
+  return readManifest(resolve(output));
+}
+
+function alreadyFinished(output: string, recipe: Recipe, { layers, zeros, size, sparsity }: Manifest): PruneResult {
+  return {
+    output: resolve(output),
+    recipe,
+    layers,
+    zeros,
+    size,
+    sparsity,
+    warnings: [],
+    resumedLayers: layers.length,
+    alreadyFinished: true,
+  };
+}

@@ -1,0 +1,168 @@
+/** A model ready to run. */
+import { join } from 'node:path';
+import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
+import { readJsonFile } from '../checkpoint/json-file.ts';
+import { EspalierError } from '../errors.ts';
+import { describeModel } from '../models/registry.ts';
+import type { ModelSpec } from '../models/spec.ts';
+import {
+  type NativeEngine,
+  type NativeEngineInfo,
+  type NativeStep,
+  type NativeStepResult,
+  native,
+  runJob,
+} from '../native.ts';
+import { type ChatTemplate, loadChatTemplate } from '../tokenizer/chat-template.ts';
+import { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
+import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
+import { nativeModel } from './native-spec.ts';
+
+export interface LoadOptions {
+  /** Where it runs; the CPU is what this version has. @default 'cpu' */
+  device?: 'cpu' | undefined;
+  /** Threads of the native code; 0: one for each core. @default 0 */
+  threads?: number | undefined;
+  /**
+   * `source` holds bf16 weights as they are and f16 and f32 ones as float32; `bf16` rounds all matrices to bf16.
+   * @default 'source'
+   */
+  weights?: 'source' | 'bf16' | undefined;
+  /** `auto` runs matrices with enough zeros in a sparse format, `dense` runs all dense. @default 'auto' */
+  format?: 'auto' | 'dense' | undefined;
+  /**
+   * Tokens that the KV cache has room for, over all sequences. Memory is used as it fills.
+   * @default four full contexts, of at most 8192 tokens each
+   */
+  kvTokens?: number | undefined;
+  /** Layers loaded, of how many. */
+  onProgress?: ((done: number, total: number) => void) | undefined;
+  onWarning?: ((message: string) => void) | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+const defaultContexts = 4;
+const defaultContextLimit = 8192;
+
+export class Model {
+  /** Folder of the checkpoint. */
+  readonly path: string;
+  readonly spec: ModelSpec;
+  /** Undefined where the checkpoint has no tokenizer.json: the model then takes and gives token ids. */
+  readonly tokenizer: Tokenizer | undefined;
+  /** Bytes and formats as packed. */
+  readonly info: NativeEngineInfo;
+  /** @internal */
+  readonly kv: KvBlockPool;
+  readonly #engine: NativeEngine;
+  #disposed = false;
+
+  private constructor(
+    path: string,
+    spec: ModelSpec,
+    tokenizer: Tokenizer | undefined,
+    engine: NativeEngine,
+    kv: KvBlockPool,
+  ) {
+    this.path = path;
+    this.spec = spec;
+    this.tokenizer = tokenizer;
+    this.kv = kv;
+    this.info = native().engineInfo(engine);
+    this.#engine = engine;
+  }
+
+  /**
+   * Reads a checkpoint folder and packs its weights for this machine. Throws what openCheckpoint and describeModel say of
+   * a bad checkpoint, `OUT_OF_MEMORY`, `ABORTED`.
+   */
+  static async load(path: string, options: LoadOptions = {}): Promise<Model> {
+    checkLoadOptions(options);
+    using checkpoint = openCheckpoint(path);
+    const generationConfig = readGenerationConfig(checkpoint);
+    const { spec, warnings } = describeModel(checkpoint.config, checkpoint, { generationConfig });
+    for (const warning of warnings) options.onWarning?.(warning);
+    const tokenizer = await Tokenizer.find(checkpoint.dir);
+    const context = Math.min(spec.maxPositions, defaultContextLimit);
+    const kv = new KvBlockPool(Math.ceil((options.kvTokens ?? defaultContexts * context) / KV_BLOCK));
+    const engine = await runJob(
+      () =>
+        native().engineLoad(
+          nativeModel(checkpoint, spec),
+          [...checkpoint.files],
+          {
+            threads: options.threads ?? 0,
+            sparse: options.format !== 'dense',
+            roundToBf16: options.weights === 'bf16',
+            kvBlocks: kv.size,
+          },
+          options.onProgress,
+        ),
+      options.signal,
+      { file: checkpoint.dir },
+    );
+    return new Model(checkpoint.dir, spec, tokenizer, engine, kv);
+  }
+
+  /**
+   * Generates from a text, token ids or chat messages, a piece a step. Breaking out of the loop or aborting `signal` stops
+   * within one step. Several may run at the same time. Throws `USAGE` naming an option, `CONTEXT_FULL`, `ABORTED`,
+   * `DISPOSED`.
+   *
+   * @example for await (const { text } of model.generate('Once', { maxTokens: 32 })) process.stdout.write(text)
+   */
+  generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<GeneratedPiece, void> {
+    return generate(this, prompt, options);
+  }
+
+  /** The template of `generate` for chat messages. @throws TOKENIZER if the checkpoint has none */
+  chatTemplate(): Promise<ChatTemplate> {
+    return loadChatTemplate(this.path);
+  }
+
+  /** One batch step of the engine; `signal` stops it between two layers. @internal */
+  step(step: NativeStep, signal?: AbortSignal): Promise<NativeStepResult> {
+    if (this.#disposed) return Promise.reject(new EspalierError('DISPOSED', `the model ${this.path} was disposed`));
+    return runJob(() => native().engineStep(this.#engine, step), signal);
+  }
+
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+
+  /** Frees the weights and the cache as soon as no step is running; later calls throw `DISPOSED`. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    native().engineDispose(this.#engine);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.dispose();
+  }
+}
+
+function checkLoadOptions({ device = 'cpu', threads = 0, kvTokens }: LoadOptions): void {
+  if (device !== 'cpu') {
+    throw new EspalierError('USAGE', `device must be cpu; found ${JSON.stringify(device)}`, { field: 'device' });
+  }
+  if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
+    throw new EspalierError(
+      'USAGE',
+      `threads must be an integer from 0 (one for each core) to 1024; found ${threads}`,
+      {
+        field: 'threads',
+      },
+    );
+  }
+  if (kvTokens !== undefined && !(Number.isSafeInteger(kvTokens) && kvTokens >= 1)) {
+    throw new EspalierError('USAGE', `kvTokens must be a positive integer; found ${kvTokens}`, { field: 'kvTokens' });
+  }
+}
+
+function readGenerationConfig(checkpoint: Checkpoint): unknown {
+  const name = 'generation_config.json';
+  if (!checkpoint.otherFiles().includes(name)) return undefined;
+  return readJsonFile(join(checkpoint.dir, name), 'CONFIG', 2 ** 20).value;
+}
