@@ -151,6 +151,23 @@ export interface NativeMatrixReport {
   readonly damping: number;
 }
 
+declare const matrixBrand: unique symbol;
+export type NativeMatrix = { readonly [matrixBrand]: true };
+
+export interface NativeFormat {
+  readonly storage: 'dense' | 'bitmap' | 'n:m';
+  readonly values: 'bf16' | 'f32';
+  readonly n: number;
+  readonly m: number;
+}
+
+export interface NativeMatrixInfo {
+  readonly rows: number;
+  readonly cols: number;
+  readonly bytes: number;
+  readonly format: string;
+}
+
 export interface NativeFeatures {
   readonly model: string;
   readonly isa: string;
@@ -179,6 +196,32 @@ export interface NativeAddon {
   prunerPrune(pruner: NativePruner, plan: NativePlan, onProgress?: NativeProgress): NativeJob<NativeMatrixReport[]>;
   prunerTensor(pruner: NativePruner, part: number, expert: number, role: 'gate' | 'up' | 'down'): Uint8Array;
   prunerDispose(pruner: NativePruner): void;
+  matrixPack(
+    values: Float32Array,
+    rows: number,
+    cols: number,
+    format: NativeFormat | undefined,
+    threads: number,
+  ): NativeMatrix;
+  matrixMultiply(matrix: NativeMatrix, x: Float32Array, tokens: number, out: Float32Array, threads: number): void;
+  matrixUnpack(matrix: NativeMatrix): Float32Array;
+  matrixInfo(matrix: NativeMatrix): NativeMatrixInfo;
+  matrixDispose(matrix: NativeMatrix): void;
+  route(
+    logits: Float32Array,
+    tokens: number,
+    experts: number,
+    topK: number,
+    renormalise: boolean,
+  ): { experts: Int32Array; gates: Float32Array };
+  scoreWeights(weights: Float32Array, rows: number, cols: number, norms: Float32Array | undefined): Float32Array;
+  selectMask(
+    scores: Float32Array,
+    rows: number,
+    cols: number,
+    comparison: 'matrix' | 'row',
+    budget: { readonly sparsity: number; readonly keep: number; readonly group: number },
+  ): Uint8Array;
   writeEmbeddings(
     weight: NativeWeight,
     files: NativeSafetensorsFile[],

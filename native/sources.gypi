@@ -48,7 +48,8 @@
       "native/binding/spec_reader.cc",
       "native/binding/engine.cc",
       "native/binding/features.cc",
-      "native/binding/pruner.cc"
+      "native/binding/pruner.cc",
+      "native/binding/matrix.cc"
     ],
     "test_sources": [
       "native/test/safetensors_header_test.cc",

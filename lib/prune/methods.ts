@@ -2,8 +2,8 @@
  * The pruning methods, each a row that says what it takes from the four stages: statistics → score → choice → update.
  * W is a weight matrix [outputs, inputs], X the calibration inputs that reached its expert, g the gate of each token.
  */
-import { EspalierError } from '../errors.ts';
 import type { NativePlan } from '../native.ts';
+import { type Budget, nativeBudget } from './budget.ts';
 
 export interface Method {
   /** What the calibration pass collects: nothing, ‖X_j‖ of each input column, or the Gram matrix Σ x xᵀ too. */
@@ -64,49 +64,8 @@ export const methods = {
 export type MethodName = keyof typeof methods;
 export const methodNames = Object.keys(methods) as MethodName[];
 
-/** An unstructured fraction, or n kept of every m consecutive inputs. */
-export type Budget = { readonly sparsity: number } | { readonly keep: number; readonly group: number };
-
-/** Reads `N:M`. @throws USAGE naming the field. */
-export function parsePattern(text: string): Budget {
-  const match = /^(\d{1,3}):(\d{1,3})$/.exec(text);
-  const [keep, group] = match === null ? [0, 0] : [Number(match[1]), Number(match[2])];
-  if (keep < 1 || keep >= group) {
-    throw new EspalierError(
-      'USAGE',
-      `pattern must be N:M with 1 ≤ N < M, for example 2:4; found ${JSON.stringify(text)}`,
-      {
-        field: 'pattern',
-      },
-    );
-  }
-  return { keep, group };
-}
-
-/** @throws USAGE unless 0 < sparsity < 1. */
-export function checkSparsity(sparsity: number): Budget {
-  if (!(sparsity > 0 && sparsity < 1)) {
-    throw new EspalierError(
-      'USAGE',
-      `sparsity must lie between 0 and 1 (exclusive), for example 0.5; found ${sparsity}`,
-      {
-        field: 'sparsity',
-      },
-    );
-  }
-  return { sparsity };
-}
-
-export function describeBudget(budget: Budget): string {
-  return 'sparsity' in budget ? `${+(budget.sparsity * 100).toFixed(2)} %` : `${budget.keep}:${budget.group}`;
-}
-
 /** What the native side runs. */
 export function nativePlan(method: MethodName, budget: Budget): NativePlan {
   const { score, comparison, update } = methods[method];
-  const amount =
-    'sparsity' in budget
-      ? { sparsity: budget.sparsity, keep: 0, group: 0 }
-      : { sparsity: 0, keep: budget.keep, group: budget.group };
-  return { score, comparison, update, ...amount, damping: 0.01, block: 128 };
+  return { score, comparison, update, ...nativeBudget(budget), damping: 0.01, block: 128 };
 }

@@ -2,7 +2,8 @@
 import { z } from 'zod';
 import { readJsonFile } from '../checkpoint/json-file.ts';
 import { EspalierError } from '../errors.ts';
-import { type Budget, checkSparsity, type MethodName, methodNames, methods, parsePattern } from './methods.ts';
+import { type Budget, checkSparsity, parsePattern } from './budget.ts';
+import { type MethodName, methodNames, methods } from './methods.ts';
 
 const schema = z.strictObject({
   method: z.enum(methodNames as [MethodName, ...MethodName[]]),

@@ -1,0 +1,164 @@
+// matrixPack, matrixMultiply, matrixUnpack, matrixInfo, matrixDispose, route, scoreWeights, selectMask: the parts of
+// the engine and the pruner one by one, for measurements and pipelines. They run on the calling thread and the pool.
+#include "binding/exports.h"
+#include "binding/handle.h"
+#include "engine/linear.h"
+#include "kernels/cpu/kernels.h"
+#include "moe/router.h"
+#include "prune/mask.h"
+#include "prune/score.h"
+
+namespace espalier::binding {
+namespace {
+
+struct MatrixTag {
+  static constexpr napi_type_tag kTypeTag = {0x52c04e7ad1f84b66, 0x8f3e21b907d5ac41};
+  static constexpr const char* kName = "sparse matrix";
+};
+using MatrixHandle = Handle<Linear, MatrixTag>;
+
+int64_t integer(const Napi::Value& value) { return value.As<Napi::Number>().Int64Value(); }
+
+Napi::Error usage(Napi::Env env, const std::string& message) { return to_error(env, Status(Code::kUsage, message)); }
+
+Napi::Float32Array floats(const Napi::Value& value, int64_t size, const char* name) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array ||
+      static_cast<int64_t>(value.As<Napi::TypedArray>().ElementLength()) != size) {
+    throw usage(value.Env(), std::string(name) + " must be a Float32Array of " + std::to_string(size) + " values");
+  }
+  return value.As<Napi::Float32Array>();
+}
+
+// matrixPack(values, rows, cols, { storage, values, n, m } | undefined: what suits the zeros, threads)
+Napi::Value pack(const Napi::CallbackInfo& info) {
+  const int64_t rows = integer(info[1]);
+  const int64_t cols = integer(info[2]);
+  if (rows < 1 || cols < 1 || cols % 2 != 0)
+    throw usage(info.Env(), "a matrix needs rows and an even number of columns");
+  const Napi::Float32Array data = floats(info[0], rows * cols, "values");
+  const std::shared_ptr<ThreadPool> pool = ThreadPool::shared(static_cast<int>(integer(info[4])));
+  const PackedMatrix::RowReader read = [&](int64_t row, float* out) {
+    std::copy_n(data.Data() + row * cols, cols, out);
+  };
+  Format format;
+  if (info[3].IsUndefined()) {
+    format = choose_format(*pool, DType::kBF16, rows, cols, read);
+  } else {
+    const auto object = info[3].As<Napi::Object>();
+    const std::string storage = object.Get("storage").As<Napi::String>().Utf8Value();
+    format.storage = storage == "bitmap" ? Storage::kBitmap : storage == "n:m" ? Storage::kNm : Storage::kDense;
+    format.values = object.Get("values").As<Napi::String>().Utf8Value() == "f32" ? DType::kF32 : DType::kBF16;
+    format.n = static_cast<int>(integer(object.Get("n")));
+    format.m = static_cast<int>(integer(object.Get("m")));
+  }
+  Result<PackedMatrix> packed = PackedMatrix::pack(*pool, format, rows, cols, read);
+  if (!packed.is_ok()) throw to_error(info.Env(), packed.status());
+  auto linear = std::make_shared<Linear>();
+  linear->weights = std::move(packed.value());
+  const int64_t bytes = linear->weights.bytes();
+  return MatrixHandle::create(info.Env(), std::move(linear), bytes);
+}
+
+// matrixMultiply(handle, x [tokens][cols], tokens, out [tokens][rows], threads)
+void multiply_matrix(const Napi::CallbackInfo& info) {
+  const std::shared_ptr<Linear> linear = MatrixHandle::get(info[0]);
+  const int64_t tokens = integer(info[2]);
+  const int64_t rows = linear->weights.rows();
+  const int64_t cols = linear->weights.cols();
+  const Napi::Float32Array x = floats(info[1], tokens * cols, "x");
+  Napi::Float32Array out = floats(info[3], tokens * rows, "out");
+  const std::shared_ptr<ThreadPool> pool = ThreadPool::shared(static_cast<int>(integer(info[4])));
+  const Product product{linear.get(), x.Data(), cols, tokens, out.Data(), rows};
+  multiply({*pool, cpu_kernels()}, std::span(&product, 1));
+}
+
+Napi::Value unpack(const Napi::CallbackInfo& info) {
+  const PackedMatrix& weights = MatrixHandle::get(info[0])->weights;
+  auto out = Napi::Float32Array::New(info.Env(), static_cast<size_t>(weights.rows() * weights.cols()));
+  weights.unpack(*ThreadPool::shared(0), out.Data());
+  return out;
+}
+
+Napi::Value describe(const Napi::CallbackInfo& info) {
+  const PackedMatrix& weights = MatrixHandle::get(info[0])->weights;
+  check(info.Env(), weights.validate());
+  Napi::Object object = Napi::Object::New(info.Env());
+  object.Set("rows", static_cast<double>(weights.rows()));
+  object.Set("cols", static_cast<double>(weights.cols()));
+  object.Set("bytes", static_cast<double>(weights.bytes()));
+  object.Set("format", weights.format().name());
+  return object;
+}
+
+// route(logits [tokens][rows], tokens, rows, topK, renormalise) → { experts, gates }, both [tokens][topK]
+Napi::Value route_tokens(const Napi::CallbackInfo& info) {
+  const int64_t tokens = integer(info[1]);
+  const int64_t rows = integer(info[2]);
+  const RouterOptions options{static_cast<int>(integer(info[3])), info[4].ToBoolean().Value()};
+  if (options.top_k < 1 || options.top_k > rows)
+    throw usage(info.Env(), "topK must lie between 1 and the number of experts");
+  const Napi::Float32Array logits = floats(info[0], tokens * rows, "logits");
+  std::vector<float> scratch(logits.Data(), logits.Data() + logits.ElementLength());
+  const auto size = static_cast<size_t>(tokens * options.top_k);
+  auto experts = Napi::Int32Array::New(info.Env(), size);
+  auto gates = Napi::Float32Array::New(info.Env(), size);
+  route(cpu_kernels(), options, scratch.data(), tokens, rows, experts.Data(), gates.Data());
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("experts", experts);
+  result.Set("gates", gates);
+  return result;
+}
+
+// scoreWeights(weights, rows, cols, norms?) → scores
+Napi::Value score(const Napi::CallbackInfo& info) {
+  const int64_t rows = integer(info[1]);
+  const int64_t cols = integer(info[2]);
+  const Napi::Float32Array weights = floats(info[0], rows * cols, "weights");
+  auto scores = Napi::Float32Array::New(info.Env(), static_cast<size_t>(rows * cols));
+  const std::shared_ptr<ThreadPool> pool = ThreadPool::shared(0);
+  if (info[3].IsUndefined()) {
+    score_magnitude(*pool, weights.Data(), rows, cols, scores.Data());
+  } else {
+    const Napi::Float32Array norms = floats(info[3], cols, "norms");
+    score_activation(*pool, weights.Data(), rows, cols, norms.Data(), scores.Data());
+  }
+  return scores;
+}
+
+// selectMask(scores, rows, cols, comparison, { sparsity, keep, group }) → Uint8Array, 1: kept
+Napi::Value select(const Napi::CallbackInfo& info) {
+  const int64_t rows = integer(info[1]);
+  const int64_t cols = integer(info[2]);
+  const Napi::Float32Array scores = floats(info[0], rows * cols, "scores");
+  const auto object = info[4].As<Napi::Object>();
+  const int64_t group = integer(object.Get("group"));
+  const Budget budget = group > 0 ? Budget::n_of_m(integer(object.Get("keep")), group)
+                                  : Budget::unstructured(object.Get("sparsity").As<Napi::Number>().DoubleValue());
+  check(info.Env(), check_budget(budget, cols));
+  auto mask = Napi::Uint8Array::New(info.Env(), static_cast<size_t>(rows * cols));
+  const std::shared_ptr<ThreadPool> pool = ThreadPool::shared(0);
+  if (budget.is_grouped()) {
+    mask_groups(*pool, scores.Data(), rows, cols, budget.keep, budget.group, mask.Data());
+  } else if (info[3].As<Napi::String>().Utf8Value() == "row") {
+    mask_rows(*pool, scores.Data(), rows, cols, budget.sparsity, mask.Data());
+  } else {
+    mask_threshold(*pool, scores.Data(), rows, cols, cols, budget.sparsity, mask.Data());
+  }
+  return mask;
+}
+
+}  // namespace
+
+void export_matrix(Napi::Env env, Napi::Object exports) {
+  exports.Set("matrixPack", Napi::Function::New(env, pack));
+  exports.Set("matrixMultiply", Napi::Function::New(env, multiply_matrix));
+  exports.Set("matrixUnpack", Napi::Function::New(env, unpack));
+  exports.Set("matrixInfo", Napi::Function::New(env, describe));
+  exports.Set("matrixDispose",
+              Napi::Function::New(env, [](const Napi::CallbackInfo& info) { MatrixHandle::dispose(info[0]); }));
+  exports.Set("route", Napi::Function::New(env, route_tokens));
+  exports.Set("scoreWeights", Napi::Function::New(env, score));
+  exports.Set("selectMask", Napi::Function::New(env, select));
+}
+
+}  // namespace espalier::binding
