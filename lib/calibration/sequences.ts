@@ -82,7 +82,7 @@ function requireInteger(field: string, value: number, least: number): void {
 
 function joinDocuments({ documents, separator }: Documents): Uint32Array {
   const gap = separator === undefined ? 0 : 1;
-  const stream = new Uint32Array(documents.reduce((sum, ids) => sum + ids.length + gap, -gap));
+  const stream = new Uint32Array(documents.reduce((sum, ids, i) => sum + ids.length + (i > 0 ? gap : 0), 0));
   let at = 0;
   for (const ids of documents) {
     if (at > 0 && separator !== undefined) stream[at++] = separator;
