@@ -194,7 +194,15 @@ export interface NativeAddon {
   prunerLoad(layer: object, files: NativeSafetensorsFile[], options: NativePrunerOptions): NativeJob<NativePruner>;
   prunerForward(pruner: NativePruner, request: NativeForward, onProgress?: NativeProgress): NativeJob<void>;
   prunerPrune(pruner: NativePruner, plan: NativePlan, onProgress?: NativeProgress): NativeJob<NativeMatrixReport[]>;
-  prunerTensor(pruner: NativePruner, part: number, expert: number, role: 'gate' | 'up' | 'down'): Uint8Array;
+  /** Bytes [begin, end) of a pruned matrix. */
+  prunerTensor(
+    pruner: NativePruner,
+    part: number,
+    expert: number,
+    role: 'gate' | 'up' | 'down',
+    begin: number,
+    end: number,
+  ): Uint8Array;
   prunerDispose(pruner: NativePruner): void;
   matrixPack(
     values: Float32Array,

@@ -21,6 +21,8 @@ export interface Calibration extends TokenSequences {
   readonly source: string;
 }
 
+const CHOICE = 16;
+
 /** Undefined for a method that looks at no data. @throws USAGE if there is no source, DATA if it is no good */
 export async function calibrate(
   options: PruneOptions,
@@ -50,7 +52,9 @@ export async function calibrate(
     source = await selfCalibration(writer, { samples, sequenceLength, seed, signal });
   }
   const tokenizer = await Tokenizer.find(model);
-  const documents = await loadTokens(source, { tokenizer, vocabularySize: spec.vocabularySize, signal });
+  // Sequences are drawn from this many times what is needed; a corpus of gigabytes is not read to its end.
+  const maxTokens = samples * sequenceLength * CHOICE;
+  const documents = await loadTokens(source, { tokenizer, vocabularySize: spec.vocabularySize, maxTokens, signal });
   const sequences = calibrationSequences(documents, { samples, sequenceLength, seed });
   for (const warning of sequences.warnings) progress.warn(warning);
   const name = isSelf ? 'written by the model itself' : documents.name;

@@ -119,7 +119,8 @@ function layerTensors(checkpoint: Checkpoint, layer: LayerSpec, pruner: NativePr
 interface Part {
   readonly offset: number;
   readonly elements: number;
-  read(): Uint8Array;
+  /** Bytes [begin, end) of the matrix. */
+  read(begin: number, end: number): Uint8Array;
 }
 
 function prunedParts(layer: LayerSpec, pruner: NativePruner): Map<string, Part[]> {
@@ -131,7 +132,7 @@ function prunedParts(layer: LayerSpec, pruner: NativePruner): Map<string, Part[]
         const { tensor, shape, slice } = mlp[role];
         const [rows, cols] = shape as [number, number];
         const offset = slice === undefined ? 0 : (slice.expert * slice.of[1]! + slice.row) * cols;
-        const read = () => native().prunerTensor(pruner, index, expert, role);
+        const read = (begin: number, end: number) => native().prunerTensor(pruner, index, expert, role, begin, end);
         byTensor.set(tensor, [...(byTensor.get(tensor) ?? []), { offset, elements: rows * cols, read }]);
       }
     }
@@ -143,7 +144,6 @@ function prunedParts(layer: LayerSpec, pruner: NativePruner): Map<string, Part[]
 function assembled(name: string, dtype: DType, shape: readonly number[], parts: readonly Part[]): TensorSource {
   const width = tensorBytes(dtype, [1]);
   const sorted = [...parts].sort((a, b) => a.offset - b.offset);
-  let held: { part: Part; bytes: Uint8Array } | undefined;
   return {
     name,
     dtype,
@@ -154,9 +154,8 @@ function assembled(name: string, dtype: DType, shape: readonly number[], parts: 
         const first = part.offset * width;
         const last = first + part.elements * width;
         if (last <= begin || first >= end) continue;
-        if (held?.part !== part) held = { part, bytes: part.read() };
         const from = Math.max(begin, first);
-        out.set(held.bytes.subarray(from - first, Math.min(end, last) - first), from - begin);
+        out.set(part.read(from - first, Math.min(end, last) - first), from - begin);
       }
       return out;
     },

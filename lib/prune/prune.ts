@@ -7,10 +7,11 @@ import { writeFileAtomic } from '../checkpoint/atomic-file.ts';
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { markSparse, unmarkSparse } from '../checkpoint/config-text.ts';
 import { copyFiles } from '../checkpoint/copy-files.ts';
+import { type Storage, shardName } from '../checkpoint/file-names.ts';
 import { OutputFolder } from '../checkpoint/output.ts';
 import { writeShardIndex } from '../checkpoint/shard-index.ts';
 import { encodeSparse } from '../checkpoint/sparse-encode.ts';
-import type { TensorSource } from '../checkpoint/tensor.ts';
+import type { TensorSource, TensorToWrite } from '../checkpoint/tensor.ts';
 import { copyOf, writeSafetensors } from '../checkpoint/writer.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ModelSpec } from '../models/spec.ts';
@@ -18,6 +19,7 @@ import { native, runJob } from '../native.ts';
 import { nativeWeight } from '../runtime/native-spec.ts';
 import { version } from '../version.ts';
 import { type Calibration, type CalibrationSource, calibrate } from './calibrate.ts';
+import { checkFiniteOutsideLayers } from './finite.ts';
 import { layerTensorNames, pruneLayer } from './layer.ts';
 import { type Manifest, manifestName, readManifest } from './manifest.ts';
 import { methods } from './methods.ts';
@@ -63,7 +65,7 @@ export interface PruneResult extends SparsityCount {
  * statistics; hidden states are kept on the output's disk. Throws `USAGE` and `RECIPE` for options, `DATA` for
  * calibration data, `NONFINITE` for weights with NaN or infinity, what openCheckpoint and describeModel say of the model,
  * `OUTPUT`, `LOCKED`, `RESUME`, `NO_SPACE` and `IO` for the output, `ABORTED` when stopped; a stopped or failed run keeps
- * its finished layers for `resume`.
+ * its finished layers for `resume`, and leaves nothing if there are none.
  */
 export async function prune(options: PruneOptions): Promise<PruneResult> {
   const recipe = resolveRecipe(recipeOptions(options));
@@ -72,16 +74,18 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
   const progress = progressReporter(options.onProgress, spec.layers.length);
   for (const message of warnings) progress.warn(message);
 
-  const done = options.resume ? finishedRun(options.output) : undefined;
+  const done = options.resume ? readManifest(resolve(options.output)) : undefined;
   const sequences = await calibrate(options, recipe, spec, progress);
   const run = runIdentity(checkpoint, recipe, sequences);
   if (done?.run === run) return alreadyFinished(options.output, recipe, done);
 
+  if (!recipe.allowNonfinite) await checkFiniteOutsideLayers(checkpoint, spec, options.signal);
+
   const folder = OutputFolder.open({ ...options, input: options.model });
+  const state = new RunState(folder.partial, run);
   try {
     const hiddenBytes = sequences === undefined ? 0 : sequences.ids.length * spec.hiddenSize * 4 * 2;
     if (!folder.resumed) folder.requireSpace(checkpoint.denseBytes + hiddenBytes + 2 ** 20);
-    const state = new RunState(folder.partial, run);
     const unusable = folder.resumed ? await state.resume() : undefined;
     if (unusable !== undefined) progress.warn(`the unfinished run cannot be continued (${unusable}); starting again`);
     const resumedLayers = state.layers.length;
@@ -93,7 +97,8 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
     for (const layer of layers) for (const message of layerWarnings(layer)) progress.warn(message);
     const total = countSparsity(layers);
     const rest = await writeRest(checkpoint, spec, recipe, folder.partial, options.signal);
-    await writeIndex(folder.partial, [...state.layers.map(({ shard }) => shard), rest]);
+    const shards = [...state.layers.map(({ shard }) => shard), rest];
+    await writeShardIndex(folder.partial, recipe.save, new Map(shards.map(({ name, tensors }) => [name, tensors])));
     await copyFiles(
       checkpoint.dir,
       folder.partial,
@@ -120,8 +125,8 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
       recipe.save === 'sparse' ? markSparse(plainConfig) : plainConfig,
     );
     throwIfAborted(options.signal);
-    state.clear();
     await folder.finish();
+    RunState.clear(folder.output);
     return {
       output: folder.output,
       recipe,
@@ -132,7 +137,8 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
       alreadyFinished: false,
     };
   } catch (error) {
-    folder.release();
+    if (state.isWorthless) folder.discard();
+    else folder.release();
     throw error;
   }
 }
@@ -198,7 +204,7 @@ async function pruneLayers({
     });
     try {
       progress.stage(layer, 'write', 0, 1);
-      const shard = await writeShard(folder.partial, shardName(layer, spec), pruned.tensors, recipe, signal);
+      const shard = await writeShard(folder.partial, shardOf(layer, spec, recipe.save), pruned.tensors, recipe, signal);
       await state.add({ shard, report: pruned.report }, needsHidden && !isLast);
     } finally {
       pruned.dispose();
@@ -207,9 +213,9 @@ async function pruneLayers({
   }
 }
 
-function shardName(index: number, spec: ModelSpec): string {
-  const pad = (n: number) => String(n).padStart(5, '0');
-  return `model-${pad(index + 1)}-of-${pad(spec.layers.length + 1)}.safetensors`;
+/** A shard for each layer, and one for everything else. */
+function shardOf(index: number, { layers }: ModelSpec, storage: Storage): string {
+  return shardName(storage, index + 1, layers.length + 1);
 }
 
 async function writeShard(
@@ -219,10 +225,10 @@ async function writeShard(
   recipe: Recipe,
   signal: AbortSignal | undefined,
 ): Promise<ShardRecord> {
-  const tensors =
-    recipe.save === 'sparse'
-      ? (await Promise.all(sources.map((source) => encodeSparse(source, { signal })))).flat()
-      : sources.map(copyOf);
+  const tensors: TensorToWrite[] = [];
+  for (const source of sources) {
+    tensors.push(...(recipe.save === 'sparse' ? await encodeSparse(source, { signal }) : [copyOf(source)]));
+  }
   mkdirSync(folder, { recursive: true });
   const path = join(folder, name);
   await writeSafetensors(path, tensors, { metadata: { format: 'pt' }, signal });
@@ -240,11 +246,7 @@ async function writeRest(
 ): Promise<ShardRecord> {
   const inLayers = new Set(spec.layers.flatMap((layer) => [...layerTensorNames(layer)]));
   const rest = [...checkpoint.names()].filter((name) => !inLayers.has(name)).map((name) => checkpoint.source(name));
-  return writeShard(folder, shardName(spec.layers.length, spec), rest, recipe, signal);
-}
-
-async function writeIndex(folder: string, shards: readonly ShardRecord[]): Promise<void> {
-  await writeShardIndex(folder, new Map(shards.map(({ name, tensors }) => [name, tensors])));
+  return writeShard(folder, shardOf(spec.layers.length, spec, recipe.save), rest, recipe, signal);
 }
 
 /** Everything that decides the bytes of the result, hashed. */
@@ -264,11 +266,9 @@ function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibrat
   return hash.digest('hex');
 }
 
-function finishedRun(output: string): Manifest | undefined {
-  return readManifest(resolve(output));
-}
-
 function alreadyFinished(output: string, recipe: Recipe, { layers, zeros, size, sparsity }: Manifest): PruneResult {
+  OutputFolder.tidy(output);
+  RunState.clear(resolve(output));
   return {
     output: resolve(output),
     recipe,

@@ -39,7 +39,7 @@ MethodPlan read_plan(const Napi::Object& object) {
   plan.update = text(object, "update") == "sparsegpt" ? Update::kSparseGpt : Update::kNone;
   const auto group = static_cast<int64_t>(number(object, "group"));
   plan.budget = group > 0 ? Budget::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
-                           : Budget::unstructured(number(object, "sparsity"));
+                          : Budget::unstructured(number(object, "sparsity"));
   plan.damping = number(object, "damping");
   plan.block = static_cast<int64_t>(number(object, "block"));
   return plan;
@@ -122,13 +122,20 @@ Napi::Value prune(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-// prunerTensor(handle, part, expert, role) → Uint8Array
+// prunerTensor(handle, part, expert, role, begin, end) → Uint8Array
 Napi::Value tensor(const Napi::CallbackInfo& info) {
-  const auto bytes = PrunerHandle::get(info[0])->tensor(info[1].As<Napi::Number>().Int32Value(),
-                                                        info[2].As<Napi::Number>().Int32Value(), read_role(info[3]));
-  if (!bytes.is_ok()) throw to_error(info.Env(), bytes.status());
-  Napi::Uint8Array array = Napi::Uint8Array::New(info.Env(), bytes.value().size());
-  std::copy(bytes.value().begin(), bytes.value().end(), array.Data());
+  const auto pruner = PrunerHandle::get(info[0]);
+  const auto found = pruner->tensor(info[1].As<Napi::Number>().Int32Value(), info[2].As<Napi::Number>().Int32Value(),
+                                    read_role(info[3]));
+  if (!found.is_ok()) throw to_error(info.Env(), found.status());
+  const std::span<const uint8_t> bytes = found.value();
+  const int64_t begin = info[4].As<Napi::Number>().Int64Value();
+  const int64_t end = info[5].As<Napi::Number>().Int64Value();
+  if (begin < 0 || end < begin || end > static_cast<int64_t>(bytes.size())) {
+    throw to_error(info.Env(), Status(Code::kUsage, "the matrix has no such bytes"));
+  }
+  Napi::Uint8Array array = Napi::Uint8Array::New(info.Env(), static_cast<size_t>(end - begin));
+  std::copy(bytes.begin() + begin, bytes.begin() + end, array.Data());
   return array;
 }
 

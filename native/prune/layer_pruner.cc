@@ -184,10 +184,14 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
   }
   std::vector<uint8_t>& bytes = pruned_[part][expert][static_cast<size_t>(report.role)];
   bytes.resize(weights.size() * static_cast<size_t>(dtype_bits(ref.dtype) / 8));
+  // Counted as stored: rounding can make a zero of a small weight.
+  report.matrix.zeros = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     store_float(ref.dtype, bytes.data(), static_cast<int64_t>(i), weights[i]);
     weights[i] = load_float(ref.dtype, bytes.data(), static_cast<int64_t>(i));
+    report.matrix.zeros += weights[i] == 0.0f ? 1 : 0;
   }
+  report.matrix.kept = ref.rows * ref.cols - report.matrix.zeros;
   const DType values = ref.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
   Result<Linear> linear = Linear::from_floats(*pool_, WeightPolicy{}, values, ref.rows, ref.cols, weights.data());
   if (!linear.is_ok()) return linear.status();
@@ -206,6 +210,12 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
       const auto prune_site = [&](SiteStatistics* site, std::initializer_list<Role> roles) -> Status {
         if (cancelled(cancel)) return {Code::kAborted, "stopped"};
         Result<PreparedSite> prepared = prepare_site(*pool_, plan, site);
+        if (!prepared.is_ok() && prepared.status().code() == Code::kNonFinite && allow_nonfinite_) {
+          // What NaN in a weight does to the statistics behind it says nothing about these weights.
+          PreparedSite blind;
+          blind.fallback = true;
+          prepared = std::move(blind);
+        }
         if (!prepared.is_ok()) {
           const MlpSpec& mlp = spec_.feed_forward[p].experts[e];
           return Status(prepared.status()).with_tensor(weight_of(mlp, *roles.begin()).name);
@@ -229,13 +239,13 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
   return reports;
 }
 
-Result<std::vector<uint8_t>> LayerPruner::tensor(int part, int expert, Role role) const {
+Result<std::span<const uint8_t>> LayerPruner::tensor(int part, int expert, Role role) const {
   const auto p = static_cast<size_t>(part);
   const auto e = static_cast<size_t>(expert);
   if (p >= pruned_.size() || e >= pruned_[p].size() || pruned_[p][e][static_cast<size_t>(role)].empty()) {
     return Status(Code::kUsage, "the layer has no such pruned matrix");
   }
-  return pruned_[p][e][static_cast<size_t>(role)];
+  return std::span<const uint8_t>(pruned_[p][e][static_cast<size_t>(role)]);
 }
 
 Status write_embeddings(const WeightRef& embedding, const std::vector<int32_t>& tokens, const std::string& path) {

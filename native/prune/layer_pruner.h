@@ -5,6 +5,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -50,8 +51,8 @@ class LayerPruner {
   Result<std::vector<ExpertMatrixReport>> prune(const MethodPlan& plan, const Progress& progress,
                                                 const std::atomic<bool>* cancel);
 
-  // A pruned matrix in the element type of the checkpoint, row-major.
-  Result<std::vector<uint8_t>> tensor(int part, int expert, Role role) const;
+  // A pruned matrix in the element type of the checkpoint, row-major. Valid until the next prune().
+  Result<std::span<const uint8_t>> tensor(int part, int expert, Role role) const;
 
  private:
   LayerPruner() = default;

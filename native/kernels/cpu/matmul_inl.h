@@ -72,6 +72,7 @@ ESPALIER_INLINE void multiply_tile(Source source, int64_t vectors, int64_t rows,
       odd[t] += high * x[t * x_stride + 2 * v + 1];
     }
   }
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) store_rows(y + t * y_stride, rows, even[t] + odd[t]);
 }
 
@@ -144,6 +145,7 @@ ESPALIER_INLINE void multiply_tile_f32(const float* values, int64_t vectors, int
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) acc[t] += weights * x[t * x_stride + v];
   }
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) store_rows(y + t * y_stride, rows, acc[t]);
 }
 
