@@ -97,6 +97,12 @@ describe('convert', () => {
     for (const name of ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json']) {
       expect(filesOf(sparse)[name]).toBe(before[name]);
     }
+    // Loaders that do not know the layout must not find its weights.
+    expect(readdirSync(sparse).filter((name) => name.includes('.safetensors'))).toEqual([
+      'espalier-00001-of-00002.safetensors',
+      'espalier-00002-of-00002.safetensors',
+      'espalier.safetensors.index.json',
+    ]);
 
     const back = join(folder, 'dense');
     await convertCheckpoint({ from: sparse, to: 'dense', output: back });
@@ -121,7 +127,8 @@ describe('convert', () => {
     });
     const output = join(temporaryFolder(), 'sparse');
     await convertCheckpoint({ from, to: 'sparse', output });
-    const { files } = openCheckpoint(output);
+    const { files, fileNames } = openCheckpoint(output);
+    expect(fileNames).toEqual(['espalier.safetensors']);
     const stored = Object.fromEntries(
       files[0]!.tensors.map((t) => [t.name, { ...t, bytes: files[0]!.read(t.begin, t.end) }]),
     );

@@ -5,12 +5,12 @@ import { EspalierError, fromSystemError } from '../errors.ts';
 import { callNative, type NativeSafetensorsFile, native } from '../native.ts';
 import { BitmaskSource, FusedSource } from './bitmask-source.ts';
 import { type DType, tensorBytes } from './dtype.ts';
+import { indexName, singleName } from './file-names.ts';
 import { type JsonFile, readJsonFile } from './json-file.ts';
-import { checkShards, indexName, readShardIndex, type ShardIndex } from './shard-index.ts';
+import { checkShards, readShardIndex, type ShardIndex } from './shard-index.ts';
 import { isSparseConfig, logicalTensors } from './sparse-layout.ts';
 import type { CheckpointTensor, TensorSource } from './tensor.ts';
 
-const singleName = 'model.safetensors';
 const configName = 'config.json';
 const maxConfigBytes = 16 * 2 ** 20;
 
@@ -19,8 +19,8 @@ const otherWeights =
   /^(pytorch_model.*\.bin(\.index\.json)?|tf_model.*\.h5|flax_model.*\.msgpack)$|\.(pt|pth|ckpt|gguf|onnx)$|\.safetensors(\.index\.json)?$/i;
 
 /**
- * Opens a checkpoint folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists, and
- * `config.json`. Every header, the index and the layout of sparse tensors are checked here; of the weights nothing is read.
+ * Opens a checkpoint folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists (in a sparse
+ * checkpoint both start with `espalier`), and `config.json`. Every header, the index and the layout of sparse tensors are checked here; of the weights nothing is read.
  */
 export function openCheckpoint(dir: string): Checkpoint {
   checkFolder(dir);
@@ -203,7 +203,7 @@ function checkFolder(dir: string): void {
   if (pickle.test(dir)) throw pickleError(dir);
   throw new EspalierError(
     'NOT_A_FILE',
-    `${dir} is not a folder. A checkpoint is named by the folder that holds ${configName} and ${singleName}.`,
+    `${dir} is not a folder. A checkpoint is named by the folder that holds ${configName} and ${singleName('dense')}.`,
     { file: dir },
   );
 }
@@ -216,9 +216,10 @@ function findFiles(dir: string): { fileNames: string[]; index?: ShardIndex } {
     throw fromSystemError(error, 'list', dir);
   }
   // Listed by name, so that a dangling link is opened and reported instead of overlooked.
-  if (names.includes(singleName)) return { fileNames: [singleName] };
-  if (names.includes(indexName)) {
-    const index = readShardIndex(dir);
+  for (const storage of ['dense', 'sparse'] as const) {
+    if (names.includes(singleName(storage))) return { fileNames: [singleName(storage)] };
+    if (!names.includes(indexName(storage))) continue;
+    const index = readShardIndex(dir, storage);
     return { fileNames: index.shards, index };
   }
   const pickled = names.find((name) => pickle.test(name));
@@ -226,8 +227,8 @@ function findFiles(dir: string): { fileNames: string[]; index?: ShardIndex } {
   const shards = names.some((name) => name.endsWith('.safetensors'));
   throw new EspalierError(
     'NOT_A_FILE',
-    `${dir} holds neither ${singleName} nor ${indexName}${shards ? ', which must list the .safetensors files that are there' : ''}`,
-    { file: join(dir, shards ? indexName : singleName) },
+    `${dir} holds neither ${singleName('dense')} nor ${indexName('dense')}${shards ? ', which must list the .safetensors files that are there' : ''}`,
+    { file: join(dir, shards ? indexName('dense') : singleName('dense')) },
   );
 }
 

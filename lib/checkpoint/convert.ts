@@ -7,6 +7,7 @@ import { writeFileAtomic } from './atomic-file.ts';
 import { type Checkpoint, openCheckpoint } from './checkpoint.ts';
 import { markSparse, unmarkSparse } from './config-text.ts';
 import { copyFiles } from './copy-files.ts';
+import { type Storage, shardName, singleName } from './file-names.ts';
 import { OutputFolder } from './output.ts';
 import { writeShardIndex } from './shard-index.ts';
 import { encodeSparse } from './sparse-encode.ts';
@@ -17,7 +18,7 @@ export interface ConvertOptions {
   /** Folder of the checkpoint to read. It is never written to. */
   from: string;
   /** How to store the copy. */
-  to: 'dense' | 'sparse';
+  to: Storage;
   /** Folder to make. */
   output: string;
   /** Replace a checkpoint that stands at the output. @default false */
@@ -42,7 +43,7 @@ export interface ConvertResult {
 }
 
 /**
- * Writes a copy of a checkpoint with the same tensors (bit for bit, under the same names, in the same shards), the same
+ * Writes a copy of a checkpoint with the same tensors (bit for bit, under the same names, in as many files), the same
  * config apart from `quantization_config`, and every other file untouched. Throws `USAGE` if it is stored that way
  * already, `CONFIG` if it is quantised, and what openCheckpoint, OutputFolder and writeSafetensors throw; after an error
  * nothing new is left at the output, and an old checkpoint there is as it was.
@@ -78,7 +79,7 @@ export async function convertCheckpoint(options: ConvertOptions): Promise<Conver
   }
 }
 
-function checkConvertible(checkpoint: Checkpoint, to: 'dense' | 'sparse'): void {
+function checkConvertible(checkpoint: Checkpoint, to: Storage): void {
   const file = join(checkpoint.dir, 'config.json');
   if (checkpoint.isSparse === (to === 'sparse')) {
     throw new EspalierError('USAGE', `${checkpoint.dir} is stored ${to} already; there is nothing to convert`, {
@@ -97,9 +98,16 @@ function checkConvertible(checkpoint: Checkpoint, to: 'dense' | 'sparse'): void 
 
 type Shards = Map<string, TensorToWrite[]>;
 
-/** What goes into each file: every tensor into the file of the name it came from. */
+/** Names of the copy's files, in the order of the source's. */
+function outputNames({ fileNames, indexMetadata }: Checkpoint, storage: Storage): string[] {
+  if (indexMetadata === undefined) return [singleName(storage)];
+  return fileNames.map((_, i) => shardName(storage, i + 1, fileNames.length));
+}
+
+/** What goes into each file: tensors that were together stay so. */
 async function planShards(checkpoint: Checkpoint, { to, signal, onProgress }: ConvertOptions): Promise<Shards> {
-  const shards: Shards = new Map(checkpoint.fileNames.map((name) => [name, []]));
+  const names = outputNames(checkpoint, to);
+  const shards: Shards = new Map(names.map((name) => [name, []]));
   const totalBytes = checkpoint.denseBytes;
   let doneBytes = 0;
   const onBytes = (bytes: number) => {
@@ -109,7 +117,7 @@ async function planShards(checkpoint: Checkpoint, { to, signal, onProgress }: Co
   for (const name of checkpoint.names()) {
     const tensor = checkpoint.get(name);
     const first = tensor.kind === 'fused' ? tensor.experts[0]! : tensor;
-    const shard = shards.get(checkpoint.fileNames[first.kind === 'dense' ? first.file : first.values.file]!)!;
+    const shard = shards.get(names[first.kind === 'dense' ? first.file : first.values.file]!)!;
     const source = checkpoint.source(name);
     if (to === 'dense') shard.push(copyOf(source));
     else shard.push(...(await encodeSparse(source, { signal, onBytes })));
@@ -124,12 +132,11 @@ function bytesOfShards(shards: Shards): number {
 /** Bytes that the copy will take: tensors and headers, the index and config (small, rounded up), and the other files. */
 function spaceFor(checkpoint: Checkpoint, shards: Shards, files: readonly string[]): number {
   let bytes = bytesOfShards(shards) + checkpoint.configText.length + 4096;
-  checkpoint.fileNames.forEach((name, i) => {
-    const tensors = shards.get(name)!;
+  for (const [i, [name, tensors]] of [...shards].entries()) {
     bytes += headerBytes(tensors, checkpoint.files[i]!.metadata);
-    if (checkpoint.indexMetadata === undefined) return;
+    if (checkpoint.indexMetadata === undefined) continue;
     for (const tensor of tensors) bytes += tensor.name.length + name.length + 12;
-  });
+  }
   for (const file of files) bytes += statSync(join(checkpoint.dir, file)).size;
   return bytes;
 }
@@ -138,7 +145,7 @@ async function writeShards(
   checkpoint: Checkpoint,
   shards: Shards,
   folder: string,
-  { signal, onProgress }: ConvertOptions,
+  { to, signal, onProgress }: ConvertOptions,
 ): Promise<void> {
   const totalBytes = bytesOfShards(shards);
   let doneBytes = 0;
@@ -146,9 +153,9 @@ async function writeShards(
     doneBytes += bytes;
     onProgress?.({ phase: 'write', doneBytes, totalBytes });
   };
-  for (const [i, name] of checkpoint.fileNames.entries()) {
+  for (const [i, [name, tensors]] of [...shards].entries()) {
     const { metadata } = checkpoint.files[i]!;
-    await writeSafetensors(join(folder, name), shards.get(name)!, { metadata, signal, onBytes });
+    await writeSafetensors(join(folder, name), tensors, { metadata, signal, onBytes });
   }
-  if (checkpoint.indexMetadata !== undefined) await writeShardIndex(folder, shards, checkpoint.indexMetadata);
+  if (checkpoint.indexMetadata !== undefined) await writeShardIndex(folder, to, shards, checkpoint.indexMetadata);
 }

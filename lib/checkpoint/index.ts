@@ -6,7 +6,7 @@ export { type ConvertOptions, type ConvertProgress, type ConvertResult, convertC
 export { copyFiles } from './copy-files.ts';
 export { type DType, type FloatDType, isDType, isFloatDType, tensorBytes, toFloat32 } from './dtype.ts';
 export { OutputFolder, type OutputFolderOptions } from './output.ts';
-export { indexName, writeShardIndex } from './shard-index.ts';
+export { writeShardIndex } from './shard-index.ts';
 export { type EncodeOptions, encodeSparse } from './sparse-encode.ts';
 export type {
   BitmaskTensor,

@@ -5,7 +5,7 @@
  * Beside the output stand, while a run lives: `<output>.lock` (see lock-file.ts), `<output>.partial`, and for a moment
  * during the final swap `<output>.espalier-old`, which the next run puts back or removes if the swap was cut short.
  */
-import { existsSync, mkdirSync, readdirSync, realpathSync, renameSync, rmSync, statfsSync, statSync } from 'node:fs';
+import { accessSync, constants, existsSync, mkdirSync, readdirSync, realpathSync, renameSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
 import { basename, dirname, join, resolve, sep } from 'node:path';
 import { EspalierError, fromSystemError } from '../errors.ts';
@@ -45,15 +45,33 @@ export class OutputFolder {
   }
 
   /**
+   * Throws what `open` would, and `NO_SPACE` unless `bytes` fit on the disk, without writing anything. What another run
+   * does meanwhile, or a permission that only an attempt would show, is not foreseen.
+   */
+  static check(options: OutputFolderOptions, bytes: number): string {
+    const { overwrite = false, resume = false } = options;
+    const output = checkedOutput(options);
+    try {
+      checkReplaceable(output, overwrite);
+      LockFile.requireFree(`${output}.lock`);
+      const hasPartial = checkPartial(output, options);
+      const parent = nearestFolder(dirname(output));
+      accessSync(parent, constants.W_OK | constants.X_OK);
+      if (!(hasPartial && resume)) requireRoom(output, parent, bytes);
+    } catch (error) {
+      throw fromSystemError(error, 'make the output folder', output);
+    }
+    return output;
+  }
+
+  /**
    * Checks the paths, takes the lock and makes (or with `resume` reopens) the partial folder.
    * Throws `OUTPUT` for a place that cannot be written to without losing something, `LOCKED`, `NO_SPACE` or `IO`.
    */
   static open(options: OutputFolderOptions): OutputFolder {
-    const { overwrite = false, resume = false, resumable = true } = options;
-    const output = canonical(options.output);
+    const { overwrite = false } = options;
+    const output = checkedOutput(options);
     const partial = `${output}.partial`;
-    if (basename(output) === '') throw outputError(output, 'the root of the file system cannot be an output folder');
-    if (options.input !== undefined) checkApart(canonical(options.input), output);
     let lock: LockFile | undefined;
     try {
       checkReplaceable(output, overwrite);
@@ -61,17 +79,7 @@ export class OutputFolder {
       lock = LockFile.acquire(`${output}.lock`);
       undoCutSwap(output);
       checkReplaceable(output, overwrite);
-      const found = statSync(partial, { throwIfNoEntry: false });
-      if (found !== undefined && !found.isDirectory()) {
-        throw outputError(output, `${partial}, where it would be prepared, exists and is not a folder`);
-      }
-      const resumed = found !== undefined && (resume || !overwrite);
-      if (resumed && !resume) {
-        throw outputError(
-          output,
-          `an unfinished run is in ${partial}: pass ${resumable ? '--resume to continue it or ' : ''}--overwrite to discard it`,
-        );
-      }
+      const resumed = checkPartial(output, options);
       if (resumed) removeTemporaryFiles(partial);
       else rmSync(partial, { recursive: true, force: true });
       mkdirSync(partial, { recursive: true });
@@ -83,16 +91,20 @@ export class OutputFolder {
     }
   }
 
+  /** Removes what a run left beside its output that was killed after the output had its name. Throws `LOCKED`, `IO`. */
+  static tidy(path: string): void {
+    const output = canonical(path);
+    const lock = LockFile.acquire(`${output}.lock`);
+    try {
+      undoCutSwap(output);
+    } finally {
+      lock.release();
+    }
+  }
+
   /** Throws `NO_SPACE`, naming both numbers, unless the output's disk has room for `bytes` more. */
   requireSpace(bytes: number): void {
-    const { bavail, bsize } = statfsSync(this.partial);
-    const available = bavail * bsize;
-    if (bytes <= available) return;
-    throw new EspalierError(
-      'NO_SPACE',
-      `not enough room for ${this.output}: ${bytes} bytes are needed and ${available} bytes are available on its disk`,
-      { file: this.output },
-    );
+    requireRoom(this.output, this.partial, bytes);
   }
 
   /** Gives the partial folder its final name, replacing an old output only now, and releases the lock. */
@@ -144,6 +156,47 @@ function canonical(path: string): string {
     const parent = dirname(absolute);
     return parent === absolute ? absolute : join(canonical(parent), basename(absolute));
   }
+}
+
+/** The output's path, if it is one that can be written to without touching the input. */
+function checkedOutput(options: OutputFolderOptions): string {
+  const output = canonical(options.output);
+  if (basename(output) === '') throw outputError(output, 'the root of the file system cannot be an output folder');
+  if (options.input !== undefined) checkApart(canonical(options.input), output);
+  return output;
+}
+
+/** Whether the partial folder of an unfinished run is there to be gone on with. */
+function checkPartial(output: string, options: OutputFolderOptions): boolean {
+  const { overwrite = false, resume = false, resumable = true } = options;
+  const partial = `${output}.partial`;
+  const found = statSync(partial, { throwIfNoEntry: false });
+  if (found !== undefined && !found.isDirectory()) {
+    throw outputError(output, `${partial}, where it would be prepared, exists and is not a folder`);
+  }
+  if (found !== undefined && !resume && !overwrite) {
+    throw outputError(
+      output,
+      `an unfinished run is in ${partial}: pass ${resumable ? '--resume to continue it or ' : ''}--overwrite to discard it`,
+    );
+  }
+  return found !== undefined && resume;
+}
+
+function requireRoom(output: string, folder: string, bytes: number): void {
+  const { bavail, bsize } = statfsSync(folder);
+  const available = bavail * bsize;
+  if (bytes <= available) return;
+  throw new EspalierError(
+    'NO_SPACE',
+    `not enough room for ${output}: ${bytes} bytes are needed and ${available} bytes are available on its disk`,
+    { file: output },
+  );
+}
+
+/** The path itself or the first of its parents that exists. */
+function nearestFolder(path: string): string {
+  return existsSync(path) || dirname(path) === path ? path : nearestFolder(dirname(path));
 }
 
 function checkApart(input: string, output: string): void {

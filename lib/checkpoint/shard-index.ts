@@ -1,12 +1,11 @@
-/** `model.safetensors.index.json`: which shard holds which tensor. */
+/** `model.safetensors.index.json` (`espalier.safetensors.index.json` of a sparse one): which shard holds which tensor. */
 import { lstatSync, realpathSync } from 'node:fs';
 import { basename, dirname, join, sep } from 'node:path';
 import { EspalierError } from '../errors.ts';
 import type { NativeSafetensorsFile } from '../native.ts';
 import { writeFileAtomic } from './atomic-file.ts';
+import { indexName, type Storage } from './file-names.ts';
 import { readJsonFile } from './json-file.ts';
-
-export const indexName = 'model.safetensors.index.json';
 
 const maxBytes = 256 * 2 ** 20;
 
@@ -21,8 +20,8 @@ export interface ShardIndex {
 }
 
 /** Reads the index of a checkpoint folder and checks that every entry names a file in that folder. */
-export function readShardIndex(dir: string): ShardIndex {
-  const path = join(dir, indexName);
+export function readShardIndex(dir: string, storage: Storage): ShardIndex {
+  const path = join(dir, indexName(storage));
   const { weight_map: weightMap, metadata = {} } = readJsonFile(path, 'INDEX', maxBytes).value;
   if (!isObject(weightMap))
     throw indexError(path, '"weight_map" must be an object of tensor names and shard file names');
@@ -100,6 +99,7 @@ export function checkShards(index: ShardIndex, files: readonly NativeSafetensors
 /** Writes the index of the shards given as file name → names and byte counts of its tensors. */
 export async function writeShardIndex(
   dir: string,
+  storage: Storage,
   shards: ReadonlyMap<string, readonly { name: string; byteLength: number }[]>,
   metadata: Readonly<Record<string, unknown>> = {},
 ): Promise<void> {
@@ -109,7 +109,7 @@ export async function writeShardIndex(
   for (const tensors of shards.values()) for (const { byteLength } of tensors) total += byteLength;
   // fromEntries defines properties, so a tensor called __proto__ is written like any other.
   const index = { metadata: { ...metadata, total_size: total }, weight_map: Object.fromEntries(entries) };
-  await writeFileAtomic(join(dir, indexName), `${JSON.stringify(index, null, 2)}\n`);
+  await writeFileAtomic(join(dir, indexName(storage)), `${JSON.stringify(index, null, 2)}\n`);
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

@@ -1,6 +1,7 @@
 /**
  * How `--save sparse` stores a checkpoint, marked by `quantization_config: { quant_method: "espalier", … }` in
- * config.json so that other loaders refuse it. Matrices become four stored tensors, named after the module, which is the
+ * config.json so that other loaders refuse it, and kept in files that start with `espalier` instead of `model`, because
+ * some of them only warn of the former and start from random experts. Matrices become four stored tensors, named after the module, which is the
  * tensor's name without `.weight`:
  *
  * - `<module>.compressed`: `[kept]` of the matrix's type, the kept elements in row-major order

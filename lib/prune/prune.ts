@@ -84,8 +84,7 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
   const folder = OutputFolder.open({ ...options, input: options.model });
   const state = new RunState(folder.partial, run);
   try {
-    const hiddenBytes = sequences === undefined ? 0 : sequences.ids.length * spec.hiddenSize * 4 * 2;
-    if (!folder.resumed) folder.requireSpace(checkpoint.denseBytes + hiddenBytes + 2 ** 20);
+    if (!folder.resumed) folder.requireSpace(bytesNeeded(checkpoint, spec, sequences?.ids.length ?? 0));
     const unusable = folder.resumed ? await state.resume() : undefined;
     if (unusable !== undefined) progress.warn(`the unfinished run cannot be continued (${unusable}); starting again`);
     const resumedLayers = state.layers.length;
@@ -143,7 +142,12 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
   }
 }
 
-function recipeOptions(options: PruneOptions): RecipeOptions {
+/** What a run needs on the output's disk: all tensors dense, the hidden states before and after a layer, the small files. */
+export function bytesNeeded(checkpoint: Checkpoint, spec: ModelSpec, tokens: number): number {
+  return checkpoint.denseBytes + tokens * spec.hiddenSize * 4 * 2 + 2 ** 20;
+}
+
+export function recipeOptions(options: PruneOptions): RecipeOptions {
   const {
     model: _m,
     output: _o,

@@ -4,7 +4,7 @@
  * (same model, recipe, calibration tokens and version) and every file it names has the bytes that it says.
  */
 import { createHash } from 'node:crypto';
-import { createReadStream, existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
+import { createReadStream, existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { writeFileAtomic } from '../checkpoint/atomic-file.ts';
@@ -42,11 +42,17 @@ export class RunState {
   readonly #partial: string;
   readonly #run: string;
   readonly layers: LayerRecord[] = [];
+  #isOurs = false;
 
   /** `run` identifies everything that decides the result. */
   constructor(partial: string, run: string) {
     this.#partial = partial;
     this.#run = run;
+  }
+
+  /** Whether the partial folder belongs to this run and holds no finished layer. */
+  get isWorthless(): boolean {
+    return this.#isOurs && this.layers.length === 0;
   }
 
   /** Path of the hidden states that a layer reads. */
@@ -61,12 +67,8 @@ export class RunState {
   async resume(): Promise<string | undefined> {
     const path = this.#statePath;
     if (!existsSync(path)) return 'it had finished no layer';
-    let state: State;
-    try {
-      state = readJsonFile(path, 'RESUME', 2 ** 30).value as unknown as State;
-    } catch {
-      return 'its state file is damaged';
-    }
+    const state = readState(path);
+    if (state === undefined) return 'its state file is damaged';
     if (state.version !== version || state.run !== this.#run) {
       throw new EspalierError(
         'RESUME',
@@ -85,15 +87,16 @@ export class RunState {
       if (!(await matches(file, records[i]!))) return `${file} is missing or damaged`;
     }
     this.layers.push(...state.layers);
+    this.#isOurs = true;
     return undefined;
   }
 
-  /** Starts from nothing. */
+  /** Starts from nothing: what another recipe left in the folder must not end up in the output. */
   reset(): void {
-    const folder = join(this.#partial, folderName);
-    rmSync(folder, { recursive: true, force: true });
-    mkdirSync(folder, { recursive: true });
+    for (const name of readdirSync(this.#partial)) rmSync(join(this.#partial, name), { recursive: true, force: true });
+    mkdirSync(join(this.#partial, folderName));
     this.layers.length = 0;
+    this.#isOurs = true;
   }
 
   /** Makes a finished layer durable; its files are on the disk already. Older hidden states are removed. */
@@ -102,18 +105,32 @@ export class RunState {
     const next = this.layers.length;
     const hidden = hasHidden ? await recordOf(this.hiddenPath(next), `hidden-${next}.f32`) : undefined;
     const state: State = { version, run: this.#run, layers: this.layers, ...(hidden === undefined ? {} : { hidden }) };
-    await writeFileAtomic(this.#statePath, JSON.stringify(state));
+    await writeFileAtomic(this.#statePath, JSON.stringify({ sha256: hashOf(state), state }));
     rmSync(this.hiddenPath(next - 1), { force: true });
   }
 
-  /** Removes everything that only a resumed run would need. */
-  clear(): void {
-    rmSync(join(this.#partial, folderName), { recursive: true, force: true });
+  /** Removes from a finished output what only a resumed run would need. */
+  static clear(output: string): void {
+    rmSync(join(output, folderName), { recursive: true, force: true });
   }
 
   get #statePath(): string {
     return join(this.#partial, folderName, 'state.json');
   }
+}
+
+/** Undefined unless the file is exactly as it was written. */
+function readState(path: string): State | undefined {
+  try {
+    const { sha256, state } = readJsonFile(path, 'RESUME', 2 ** 30).value as { sha256: unknown; state: State };
+    return sha256 === hashOf(state) ? state : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function hashOf(state: State): string {
+  return createHash('sha256').update(JSON.stringify(state)).digest('hex');
 }
 
 export async function recordOf(path: string, name: string): Promise<FileRecord> {
