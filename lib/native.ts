@@ -240,7 +240,8 @@ export interface NativeAddon {
   errorCodes(): string[];
 }
 
-const packageRoot = fileURLToPath(new URL('..', import.meta.url));
+/** The folder that holds package.json. */
+export const packageRoot: string = fileURLToPath(new URL('..', import.meta.url));
 let loaded: NativeAddon | undefined;
 
 /** Loads the addon at first use, so that `--help` and `import` stay fast. */
@@ -258,6 +259,11 @@ export function native(): NativeAddon {
     }
   }
   return loaded;
+}
+
+/** The file that `native` loads. @throws Error where there is none that fits */
+export function addonFile(): string {
+  return createRequire(import.meta.url)('node-gyp-build').path(packageRoot);
 }
 
 /** Rethrows what native code throws as an EspalierError, with `details` added to what it says itself. */

@@ -48,6 +48,14 @@ export class LockFile {
     }
   }
 
+  /** Throws `LOCKED` when another run holds the lock, without taking it. */
+  static requireFree(path: string): void {
+    const held = readOwner(path);
+    if (held === 'missing') return;
+    const state = stateOf(held, thisProcess());
+    if (state !== 'stale') throw lockedError(path, held, state);
+  }
+
   /** Whether the lock is still ours; false once somebody removed or replaced the file. */
   get isHeld(): boolean {
     const held = readOwner(this.path);

@@ -5,7 +5,18 @@
  * Beside the output stand, while a run lives: `<output>.lock` (see lock-file.ts), `<output>.partial`, and for a moment
  * during the final swap `<output>.espalier-old`, which the next run puts back or removes if the swap was cut short.
  */
-import { accessSync, constants, existsSync, mkdirSync, readdirSync, realpathSync, renameSync, rmSync, statfsSync, statSync } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  statSync,
+} from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
 import { basename, dirname, join, resolve, sep } from 'node:path';
 import { EspalierError, fromSystemError } from '../errors.ts';

@@ -2,7 +2,7 @@
 import { evaluationWindows } from '../calibration/sequences.ts';
 import { loadTokens, type TokenSource } from '../calibration/token-source.ts';
 import { KV_BLOCK } from '../runtime/kv-blocks.ts';
-import { Model } from '../runtime/model.ts';
+import { type LoadOptions, Model } from '../runtime/model.ts';
 import { BATCH_TOKENS, scoreWindows } from './windows.ts';
 
 export interface PerplexityOptions {
@@ -16,6 +16,8 @@ export interface PerplexityOptions {
   maxWindows?: number | undefined;
   /** When `model` is a folder. @default 0, one thread for each core */
   threads?: number | undefined;
+  /** When `model` is a folder: `bf16` rounds all matrices. @default 'source' */
+  weights?: LoadOptions['weights'];
   signal?: AbortSignal | undefined;
   onProgress?:
     | ((progress: { readonly done: number; readonly total: number; readonly perplexity: number }) => void)
@@ -39,10 +41,10 @@ export interface PerplexityResult {
  * throws, `ABORTED`.
  */
 export async function perplexity(options: PerplexityOptions): Promise<PerplexityResult> {
-  const { model, threads, signal, onWarning } = options;
+  const { model, threads, weights, signal, onWarning } = options;
   if (typeof model !== 'string') return measure(model, options);
   const kvTokens = Math.max(BATCH_TOKENS, options.sequenceLength ?? 2048) * 2 + KV_BLOCK;
-  await using loaded = await Model.load(model, { threads, signal, onWarning, kvTokens });
+  await using loaded = await Model.load(model, { threads, weights, signal, onWarning, kvTokens });
   return await measure(loaded, options);
 }
 

@@ -107,7 +107,8 @@ function textStream(model: Model, { stop }: ResolvedSampling): TextStream | unde
   });
 }
 
-async function promptIds(model: Model, prompt: Prompt): Promise<readonly number[]> {
+/** The tokens a prompt stands for, checked, at least one. @throws USAGE, TOKENIZER */
+export async function promptIds(model: Model, prompt: Prompt): Promise<readonly number[]> {
   const ids = typeof prompt === 'string' || isChat(prompt) ? await encodePrompt(model, prompt) : [...prompt];
   const bad = ids.find((id) => !Number.isInteger(id) || id < 0 || id >= model.spec.vocabularySize);
   if (bad !== undefined) {
