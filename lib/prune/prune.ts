@@ -75,6 +75,8 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
   for (const message of warnings) progress.warn(message);
 
   const done = options.resume ? readManifest(resolve(options.output)) : undefined;
+  // Calibration can take minutes; an output that will be refused is refused before.
+  if (done === undefined) OutputFolder.check({ ...options, input: options.model }, 0);
   const sequences = await calibrate(options, recipe, spec, progress);
   const run = runIdentity(checkpoint, recipe, sequences);
   if (done?.run === run) return alreadyFinished(options.output, recipe, done);
@@ -84,12 +86,15 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
   const folder = OutputFolder.open({ ...options, input: options.model });
   const state = new RunState(folder.partial, run);
   try {
-    if (!folder.resumed) folder.requireSpace(bytesNeeded(checkpoint, spec, sequences?.ids.length ?? 0));
     const unusable = folder.resumed ? await state.resume() : undefined;
     if (unusable !== undefined) progress.warn(`the unfinished run cannot be continued (${unusable}); starting again`);
     const resumedLayers = state.layers.length;
-    if (resumedLayers === 0) state.reset();
-    else progress.resumed(resumedLayers);
+    if (resumedLayers === 0) {
+      state.reset();
+      folder.requireSpace(bytesNeeded(checkpoint, spec, sequences?.ids.length ?? 0));
+    } else {
+      progress.resumed(resumedLayers);
+    }
 
     await pruneLayers({ options, recipe, checkpoint, spec, sequences, folder, state, progress });
     const layers = state.layers.map(({ report }) => report);

@@ -1,0 +1,58 @@
+/** Options that several commands share, and the strict reading of their values. */
+import { type Command, InvalidArgumentError, Option } from 'commander';
+
+export interface GlobalOptions {
+  device: 'cpu';
+  threads: number;
+  /** Undefined where not given, so that a recipe's seed can hold. */
+  seed?: number;
+  weights?: 'bf16';
+  json?: boolean;
+  quiet?: boolean;
+}
+
+/** Adds what every command takes. */
+export function addGlobalOptions(command: Command): Command {
+  return command
+    .optionsGroup('Options of every command:')
+    .addOption(new Option('--device <device>', 'where the model runs').choices(['cpu']).default('cpu'))
+    .option('--threads <n>', 'threads, 0 for one a core', integer(0, 1024), 0)
+    .option('--seed <n>', 'seed of every random choice (default: 0)', integer(0, Number.MAX_SAFE_INTEGER))
+    .addOption(new Option('--weights <type>', 'round all matrices to this type when the model runs').choices(['bf16']))
+    .option('--json', 'one JSON document on stdout, all else on stderr')
+    .option('--quiet', 'no progress and notes');
+}
+
+/** Reads an integer in [low, high], digits only. */
+export function integer(low: number, high: number): (text: string) => number {
+  return (text) => {
+    const value = /^[+-]?\d+$/.test(text) ? Number(text) : Number.NaN;
+    if (value >= low && value <= high) return value;
+    throw new InvalidArgumentError(
+      high === Number.MAX_SAFE_INTEGER
+        ? `It must be an integer of at least ${low}.`
+        : `It must be an integer from ${low} to ${high}.`,
+    );
+  };
+}
+
+/** Reads a decimal number; what range it must lie in is said by `allowed`. */
+export function decimal(allowed: string, isAllowed: (value: number) => boolean): (text: string) => number {
+  return (text) => {
+    const value = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN;
+    if (Number.isFinite(value) && isAllowed(value)) return value;
+    throw new InvalidArgumentError(`It must be ${allowed}.`);
+  };
+}
+
+/** Reads a path. One that begins with a dash is more likely an option whose value was forgotten. */
+export function path(text: string): string {
+  if (text === '') throw new InvalidArgumentError('It must be a path.');
+  if (text.startsWith('-')) throw new InvalidArgumentError(`It must be a path; for a file of that name give ./${text}`);
+  return text;
+}
+
+/** The flag of an option of the library: `sequenceLength` → `--sequence-length`. */
+export function flagOf(option: string): string {
+  return `--${option.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+}

@@ -1,0 +1,106 @@
+/** What a pruning run would do, found out without writing anything. */
+import { openCheckpoint } from '../checkpoint/checkpoint.ts';
+import { OutputFolder } from '../checkpoint/output.ts';
+import { EspalierError } from '../errors.ts';
+import { describeModel } from '../models/registry.ts';
+import { expertMatrices } from '../models/targets.ts';
+import type { Budget } from './budget.ts';
+import { calibrate } from './calibrate.ts';
+import { methods, nativePlan } from './methods.ts';
+import { progressReporter } from './progress.ts';
+import { bytesNeeded, type PruneOptions, recipeOptions } from './prune.ts';
+import { type Recipe, resolveRecipe } from './recipe.ts';
+
+export interface DryRunLayer {
+  readonly layer: number;
+  readonly matrices: number;
+  readonly weights: number;
+  /** Weights that the budget zeroes; a method with a threshold zeroes those equal to it too, so a few more. */
+  readonly zeros: number;
+}
+
+export interface DryRunResult {
+  /** Absolute path of the folder that would be made. */
+  readonly output: string;
+  readonly recipe: Recipe;
+  readonly layers: readonly DryRunLayer[];
+  readonly matrices: number;
+  readonly weights: number;
+  readonly zeros: number;
+  /** Room that the run needs on the output's disk; less stays there. */
+  readonly bytesNeeded: number;
+  /** null where the method needs none; of `self` the text is not written, and the count is what would be asked for. */
+  readonly calibration: { readonly sequences: number; readonly tokens: number; readonly source: string } | null;
+  readonly warnings: readonly string[];
+}
+
+/**
+ * Checks options, checkpoint, calibration data and output as `prune` does, and throws what it would. The weights are not
+ * read: NaN or infinity among them shows only in the run itself.
+ */
+export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
+  const recipe = resolveRecipe(recipeOptions(options));
+  using checkpoint = openCheckpoint(options.model);
+  checkpoint.validate();
+  const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
+  const progress = progressReporter(options.onProgress, spec.layers.length);
+  for (const message of warnings) progress.warn(message);
+  const layers = spec.layers.map((_, layer): DryRunLayer => ({ layer, matrices: 0, weights: 0, zeros: 0 }));
+  for (const { layer, source } of expertMatrices(spec)) {
+    const [rows, cols] = source.shape as [number, number];
+    checkDivides(recipe.budget, source.tensor, cols);
+    const { matrices, weights, zeros } = layers[layer]!;
+    layers[layer] = {
+      layer,
+      matrices: matrices + 1,
+      weights: weights + rows * cols,
+      zeros: zeros + zerosOf(recipe, rows, cols),
+    };
+  }
+  const calibration = await foreseeCalibration();
+  const needed = bytesNeeded(checkpoint, spec, calibration?.tokens ?? 0);
+  const output = OutputFolder.check({ ...options, input: options.model }, needed);
+  const sum = (field: 'matrices' | 'weights' | 'zeros') => layers.reduce((total, layer) => total + layer[field], 0);
+  return {
+    output,
+    recipe,
+    layers,
+    matrices: sum('matrices'),
+    weights: sum('weights'),
+    zeros: sum('zeros'),
+    bytesNeeded: needed,
+    calibration,
+    warnings: progress.warnings,
+  };
+
+  async function foreseeCalibration(): Promise<DryRunResult['calibration']> {
+    if (options.calibration === 'self' && methods[recipe.method].statistics !== 'none') {
+      const tokens = recipe.samples * Math.min(recipe.sequenceLength, spec.maxPositions);
+      return { sequences: recipe.samples, tokens, source: 'written by the model itself' };
+    }
+    const found = await calibrate(options, recipe, spec, progress);
+    return found === undefined ? null : { sequences: found.count, tokens: found.ids.length, source: found.source };
+  }
+}
+
+function checkDivides(budget: Budget, tensor: string, cols: number): void {
+  if (!('group' in budget) || cols % budget.group === 0) return;
+  throw new EspalierError(
+    'USAGE',
+    `pattern ${budget.keep}:${budget.group} does not fit ${tensor} with ${cols} input columns: ${budget.group} must divide them`,
+    { field: 'pattern', tensor },
+  );
+}
+
+function zerosOf({ method, budget }: Recipe, rows: number, cols: number): number {
+  if ('group' in budget) return rows * (cols / budget.group) * (budget.group - budget.keep);
+  const { sparsity } = budget;
+  const { comparison, block } = nativePlan(method, budget);
+  if (comparison === 'row') return rows * Math.floor(sparsity * cols);
+  const width = comparison === 'matrix' ? cols : block;
+  let zeros = 0;
+  for (let first = 0; first < cols; first += width) {
+    zeros += Math.floor(sparsity * rows * Math.min(width, cols - first));
+  }
+  return zeros;
+}

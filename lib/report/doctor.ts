@@ -1,0 +1,106 @@
+/** What `espalier doctor` finds out. Works where the addon cannot be loaded. */
+import { accessSync, constants, statfsSync } from 'node:fs';
+import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
+import { sep } from 'node:path';
+import { addonFile, type NativeFeatures, native, packageRoot } from '../native.ts';
+import { version } from '../version.ts';
+import { formatBytes } from './format.ts';
+
+export interface Check {
+  readonly name: string;
+  /** `note`: works, but not as well as it could; `fail`: Espalier cannot run models here. */
+  readonly status: 'ok' | 'note' | 'fail';
+  readonly value: string;
+  /** What to do about it. */
+  readonly advice?: string;
+}
+
+export interface DoctorReport {
+  readonly ok: boolean;
+  readonly checks: readonly Check[];
+}
+
+export function examine(): DoctorReport {
+  const addon = loadAddon();
+  const checks: Check[] = [
+    { name: 'espalier', status: 'ok', value: `${version} in ${packageRoot}` },
+    checkNode(),
+    checkPlatform(),
+    addon.check,
+    ...checkProcessor(addon.features),
+    { name: 'CUDA', status: 'ok', value: 'not in this version; models run on the CPU' },
+    checkMemory(),
+    checkDisk(),
+  ];
+  return { ok: checks.every(({ status }) => status !== 'fail'), checks };
+}
+
+function loadAddon(): { check: Check; features?: NativeFeatures } {
+  const name = 'addon';
+  try {
+    const features = native().features();
+    const file = addonFile();
+    const kind = file.includes(`${sep}prebuilds${sep}`) ? 'prebuilt' : 'compiled here';
+    return { check: { name, status: 'ok', value: `${file} (${kind})` }, features };
+  } catch (error) {
+    const value = (error as Error).message.split('\n', 1)[0] ?? '';
+    const advice = 'run "npx espalier build" (in a clone "npm run build"); Debian: apt-get install g++ cmake make';
+    return { check: { name, status: 'fail', value, advice } };
+  }
+}
+
+function checkNode(): Check {
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number);
+  const fits = major > 20 || (major === 20 && minor >= 19);
+  const check = { name: 'Node', value: process.version };
+  return fits ? { ...check, status: 'ok' } : { ...check, status: 'fail', advice: 'install Node 20.19 or newer' };
+}
+
+function checkPlatform(): Check {
+  const check = { name: 'platform', value: `${process.platform} ${process.arch}` };
+  const { platform, arch } = process;
+  if (platform === 'linux' && (arch === 'x64' || arch === 'arm64')) return { ...check, status: 'ok' };
+  return { ...check, status: 'fail', advice: 'use Linux on x64 or arm64' };
+}
+
+function checkProcessor(features: NativeFeatures | undefined): Check[] {
+  const cores = availableParallelism();
+  if (features === undefined) {
+    const value = `${cpus()[0]?.model ?? 'unknown'}, ${cores} cores`;
+    return [{ name: 'processor', status: 'ok', value }];
+  }
+  const { model, isa, best, note, threads, flags } = features;
+  const kernels = `${isa}${isa === best ? '' : ` (best here: ${best})`}${note === '' ? '' : `; ${note}`}`;
+  const slow = best === 'scalar' ? 'without AVX2 the kernels are slow; use a newer processor' : undefined;
+  const advice = isa === best && note === '' ? slow : 'unset ESPALIER_ISA to use the best kernels';
+  return [
+    { name: 'processor', status: 'ok', value: `${model}${flags.length === 0 ? '' : ` (${flags.join(' ')})`}` },
+    { name: 'kernels', status: advice === undefined ? 'ok' : 'note', value: kernels, ...(advice && { advice }) },
+    { name: 'threads', status: 'ok', value: `${threads} by default, of ${cores} cores` },
+  ];
+}
+
+function checkMemory(): Check {
+  const limit = process.constrainedMemory();
+  const total = limit > 0 ? Math.min(limit, totalmem()) : totalmem();
+  const free = Math.min(process.availableMemory?.() ?? freemem(), total);
+  const check = { name: 'memory', value: `${formatBytes(free)} available of ${formatBytes(total)}` };
+  return free >= 1e9
+    ? { ...check, status: 'ok' }
+    : { ...check, status: 'note', advice: 'free some: a model needs its weights in memory to run' };
+}
+
+function checkDisk(): Check {
+  const folder = process.cwd();
+  const { bavail, bsize, blocks } = statfsSync(folder);
+  const value = `${formatBytes(bavail * bsize)} available of ${formatBytes(blocks * bsize)} at ${folder}`;
+  const check = { name: 'disk', value };
+  try {
+    accessSync(folder, constants.W_OK);
+  } catch {
+    return { ...check, status: 'note', advice: 'this folder cannot be written to; give --output elsewhere' };
+  }
+  return bavail * bsize >= 1e9
+    ? { ...check, status: 'ok' }
+    : { ...check, status: 'note', advice: 'a pruned checkpoint needs as much room as its source' };
+}

@@ -1,0 +1,55 @@
+/** What a pruning run did or would do, for people. */
+import { describeBudget } from '../prune/budget.ts';
+import type { DryRunResult } from '../prune/dry-run.ts';
+import type { PruneResult } from '../prune/prune.ts';
+import type { Recipe } from '../prune/recipe.ts';
+import { formatBytes, formatCount, formatDuration, formatPercent } from './format.ts';
+import { formatTable } from './table.ts';
+
+export function describePruned(result: PruneResult, seconds: number): string {
+  const { output, recipe, layers, sparsity, alreadyFinished } = result;
+  if (alreadyFinished) return `${output} was finished by an earlier run; nothing to do`;
+  const table = formatTable(
+    [
+      { title: 'layer', align: 'right' },
+      { title: 'experts', align: 'right' },
+      { title: 'expert weights', align: 'right' },
+      { title: 'zeros', align: 'right' },
+      { title: 'sparsity', align: 'right' },
+      { title: 'tokens of an expert', align: 'right' },
+    ],
+    layers.map(({ layer, experts, size, zeros, sparsity: own }) => {
+      const tokens = experts.map((expert) => expert.tokens);
+      return [
+        String(layer),
+        String(experts.length),
+        formatCount(size),
+        formatCount(zeros),
+        formatPercent(own),
+        tokens.some((count) => count > 0) ? `${Math.min(...tokens)} to ${Math.max(...tokens)}` : '-',
+      ];
+    }),
+  );
+  return `${table}\n\n${output}: ${describeRecipe(recipe)}; ${formatPercent(sparsity)} of the expert weights are zero (${formatDuration(seconds)})`;
+}
+
+export function describeDryRun(result: DryRunResult): string {
+  const { output, recipe, layers, matrices, weights, zeros, calibration } = result;
+  const data =
+    calibration === null
+      ? 'none needed'
+      : `${calibration.sequences} sequences, ${calibration.tokens} tokens (${calibration.source})`;
+  return [
+    `would prune   ${matrices} expert matrices in ${layers.length} layers, ${formatCount(weights)} weights`,
+    `recipe        ${describeRecipe(recipe)}`,
+    `zeros         ${formatCount(zeros)} (${formatPercent(zeros / Math.max(1, weights))})`,
+    `calibration   ${data}`,
+    `disk needed   ${formatBytes(result.bytesNeeded)}`,
+    `output        ${output}, saved ${recipe.save}`,
+    'Nothing was written. Weights were not read: NaN or infinity among them would show in the run.',
+  ].join('\n');
+}
+
+function describeRecipe({ method, budget, routerWeighting }: Recipe): string {
+  return `${method}${routerWeighting ? ' with router weighting' : ''}, ${describeBudget(budget)}`;
+}
