@@ -45,7 +45,11 @@ export async function main(argv: readonly string[]): Promise<number> {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return 0;
     const { reportUsage } = await import('./run.ts');
-    return reportUsage(error, argv);
+    return reportUsage(
+      error,
+      argv,
+      program.commands.map((command) => command.name()),
+    );
   }
   return exitCode;
 }

@@ -50,19 +50,18 @@ export async function runCommand<Options>(
 }
 
 /** A command line that commander refuses. */
-export function reportUsage(error: CommanderError, argv: readonly string[]): number {
+export function reportUsage(error: CommanderError, argv: readonly string[], commands: readonly string[]): number {
   const terminal = new Terminal({ json: argv.includes('--json') });
-  const isBareCall = error.code === 'commander.help';
-  const text = error.message.replace(/^error: /, '');
+  const text = error.message.replace(/^error: /, '').replaceAll('\n', ' ');
   const field = /'(--[a-z-]+)/.exec(text)?.[1];
-  return report(
-    terminal,
-    new EspalierError(
-      'USAGE',
-      isBareCall ? 'no command was given; allowed are those above' : text,
-      field === undefined ? {} : { field },
-    ),
-  );
+  const allowed = `commands: ${commands.join(', ')}`;
+  const message =
+    error.code === 'commander.help'
+      ? `no command was given; ${allowed}`
+      : error.code === 'commander.unknownCommand'
+        ? `${text}; ${allowed}`
+        : text;
+  return report(terminal, new EspalierError('USAGE', message, field === undefined ? {} : { field }));
 }
 
 function report(terminal: Terminal, error: unknown): number {
