@@ -64,14 +64,17 @@ float select_rank(ThreadPool& pool, const float* values, int64_t rows, int64_t c
   }
 }
 
+float select_threshold(ThreadPool& pool, const float* values, int64_t rows, int64_t cols, int64_t stride,
+                       double sparsity) {
+  const int64_t zeros = pruned_count(sparsity, rows * cols);
+  return zeros > 0 ? select_rank(pool, values, rows, cols, stride, zeros - 1) : -1.0f;
+}
+
 void mask_threshold(ThreadPool& pool, const float* scores, int64_t rows, int64_t cols, int64_t block, double sparsity,
                     uint8_t* mask) {
   for (int64_t first = 0; first < cols; first += block) {
     const int64_t width = std::min(block, cols - first);
-    // Below every score where nothing is to be zeroed.
-    const float threshold =
-        sparsity > 0 ? select_rank(pool, scores + first, rows, width, cols, pruned_count(sparsity, rows * width))
-                     : -1.0f;
+    const float threshold = select_threshold(pool, scores + first, rows, width, cols, sparsity);
     pool.parallel_for(rows, 16, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const int64_t start = r * cols + first;

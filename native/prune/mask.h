@@ -28,8 +28,12 @@ Status check_budget(const Budget& budget, int64_t cols);
 // The value at `rank` (from 0, ascending) of values[r·stride + c], 0 <= r < rows, 0 <= c < cols, none negative or NaN.
 float select_rank(ThreadPool& pool, const float* values, int64_t rows, int64_t cols, int64_t stride, int64_t rank);
 
-// One threshold for each block of `block` columns over all rows (block = cols: one for the matrix): the score at rank
-// floor(sparsity · size of the block). Scores up to and including it are zeroed; none where sparsity is 0.
+// The k-th smallest value, k = floor(sparsity · rows · cols); -1, below every score, where k is 0.
+float select_threshold(ThreadPool& pool, const float* values, int64_t rows, int64_t cols, int64_t stride,
+                       double sparsity);
+
+// One threshold for each block of `block` columns over all rows (block = cols: one for the matrix). Scores up to and
+// including it are zeroed: floor(sparsity · size of the block), and ties.
 void mask_threshold(ThreadPool& pool, const float* scores, int64_t rows, int64_t cols, int64_t block, double sparsity,
                     uint8_t* mask);
 

@@ -96,14 +96,13 @@ class RowTile {
 
 float block_threshold(ThreadPool& pool, const Block& block, double sparsity, const float* weights, int64_t rows,
                       int64_t cols, float* scores) {
-  if (!(sparsity > 0)) return -1.0f;
   pool.parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* row = weights + r * cols + block.first;
       for (int64_t j = 0; j < block.width; ++j) scores[r * block.width + j] = block.score(row[j], j);
     }
   });
-  return select_rank(pool, scores, rows, block.width, block.width, pruned_count(sparsity, rows * block.width));
+  return select_threshold(pool, scores, rows, block.width, block.width, sparsity);
 }
 
 int64_t block_width(const Budget& budget, int64_t block) {

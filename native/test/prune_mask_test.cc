@@ -53,7 +53,7 @@ TEST_CASE("the value at every rank is the one that sorting gives") {
   }
 }
 
-TEST_CASE("a threshold zeroes what is up to and including the score at its rank, block by block") {
+TEST_CASE("a threshold zeroes the smallest floor(p x size) and their ties, block by block") {
   const uint64_t seed = reference::fresh_seed();
   MESSAGE("seed " << seed);
   std::mt19937_64 random(seed);
@@ -75,12 +75,12 @@ TEST_CASE("a threshold zeroes what is up to and including the score at its rank,
             sorted.insert(sorted.end(), scores.begin() + r * cols + first, scores.begin() + r * cols + end);
           }
           std::sort(sorted.begin(), sorted.end());
-          const auto rank = static_cast<size_t>(std::floor(sparsity * static_cast<double>(sorted.size())));
+          const auto zeros = static_cast<size_t>(std::floor(sparsity * static_cast<double>(sorted.size())));
           int64_t wrong = 0;
           for (int64_t r = 0; r < rows; ++r) {
             for (int64_t c = first; c < end; ++c) {
               const auto i = static_cast<size_t>(r * cols + c);
-              const bool zeroed = sparsity > 0 && scores[i] <= sorted[rank];
+              const bool zeroed = zeros > 0 && scores[i] <= sorted[zeros - 1];
               wrong += mask[i] != (zeroed ? 0 : 1);
             }
           }

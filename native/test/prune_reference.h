@@ -165,10 +165,11 @@ inline SparseGpt sparsegpt(Matrix w, Matrix h, double damping, double sparsity, 
       }
       std::vector<double> sorted = scores;
       std::sort(sorted.begin(), sorted.end());
-      const auto rank = static_cast<size_t>(std::floor(sparsity * static_cast<double>(sorted.size())));
-      if (rank + 1 < sorted.size()) gap(sorted[rank], sorted[rank + 1]);
+      const auto zeros = static_cast<size_t>(std::floor(sparsity * static_cast<double>(sorted.size())));
+      const double threshold = zeros > 0 ? sorted[zeros - 1] : -1;
+      gap(threshold, sorted[zeros]);
       for (int64_t r = 0; r < x.rows; ++r) {
-        for (int64_t c = j; c < end; ++c) out.mask[static_cast<size_t>(r * n + c)] = score(r, c) > sorted[rank];
+        for (int64_t c = j; c < end; ++c) out.mask[static_cast<size_t>(r * n + c)] = score(r, c) > threshold;
       }
     }
     if (group != 0 && j % group == 0) {
