@@ -42,6 +42,13 @@ export class LockFile {
       }
       throw lockedError(path, readOwner(path), 'held');
     } catch (error) {
+      // The folder is there: a system that finds no such file makes none, as in /proc.
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') {
+        throw new EspalierError('IO', `cannot lock ${path}: the system makes no files there`, {
+          file: path,
+          cause: error,
+        });
+      }
       throw fromSystemError(error, 'lock', path);
     } finally {
       rmSync(mine, { force: true });

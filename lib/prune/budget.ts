@@ -1,5 +1,7 @@
 /** How much is pruned. */
 import { EspalierError } from '../errors.ts';
+import type { ModelSpec } from '../models/spec.ts';
+import { expertMatrices } from '../models/targets.ts';
 
 /** An unstructured fraction, or n kept of every m consecutive inputs. */
 export type Budget = { readonly sparsity: number } | { readonly keep: number; readonly group: number };
@@ -32,6 +34,20 @@ export function checkSparsity(sparsity: number): Budget {
     );
   }
   return { sparsity };
+}
+
+/** @throws USAGE where a pattern's groups do not divide the inputs of every expert matrix. */
+export function checkFits(budget: Budget, spec: ModelSpec): void {
+  if ('sparsity' in budget) return;
+  for (const { source } of expertMatrices(spec)) {
+    const inputs = source.shape.at(-1)!;
+    if (inputs % budget.group === 0) continue;
+    throw new EspalierError(
+      'USAGE',
+      `pattern ${budget.keep}:${budget.group} does not fit ${source.tensor} with ${inputs} inputs: ${budget.group} must divide them`,
+      { field: 'pattern', tensor: source.tensor },
+    );
+  }
 }
 
 export function describeBudget(budget: Budget): string {

@@ -1,10 +1,9 @@
 /** What a pruning run would do, found out without writing anything. */
 import { openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { OutputFolder } from '../checkpoint/output.ts';
-import { EspalierError } from '../errors.ts';
 import { describeModel } from '../models/registry.ts';
 import { expertMatrices } from '../models/targets.ts';
-import type { Budget } from './budget.ts';
+import { checkFits } from './budget.ts';
 import { calibrate } from './calibrate.ts';
 import { methods, nativePlan } from './methods.ts';
 import { progressReporter } from './progress.ts';
@@ -45,10 +44,10 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
   const progress = progressReporter(options.onProgress, spec.layers.length);
   for (const message of warnings) progress.warn(message);
+  checkFits(recipe.budget, spec);
   const layers = spec.layers.map((_, layer): DryRunLayer => ({ layer, matrices: 0, weights: 0, zeros: 0 }));
   for (const { layer, source } of expertMatrices(spec)) {
     const [rows, cols] = source.shape as [number, number];
-    checkDivides(recipe.budget, source.tensor, cols);
     const { matrices, weights, zeros } = layers[layer]!;
     layers[layer] = {
       layer,
@@ -81,15 +80,6 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
     const found = await calibrate(options, recipe, spec, progress);
     return found === undefined ? null : { sequences: found.count, tokens: found.ids.length, source: found.source };
   }
-}
-
-function checkDivides(budget: Budget, tensor: string, cols: number): void {
-  if (!('group' in budget) || cols % budget.group === 0) return;
-  throw new EspalierError(
-    'USAGE',
-    `pattern ${budget.keep}:${budget.group} does not fit ${tensor} with ${cols} input columns: ${budget.group} must divide them`,
-    { field: 'pattern', tensor },
-  );
 }
 
 function zerosOf({ method, budget }: Recipe, rows: number, cols: number): number {

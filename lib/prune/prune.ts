@@ -18,6 +18,7 @@ import type { ModelSpec } from '../models/spec.ts';
 import { native, runJob } from '../native.ts';
 import { nativeWeight } from '../runtime/native-spec.ts';
 import { version } from '../version.ts';
+import { checkFits } from './budget.ts';
 import { type Calibration, type CalibrationSource, calibrate } from './calibrate.ts';
 import { checkFiniteOutsideLayers } from './finite.ts';
 import { layerTensorNames, pruneLayer } from './layer.ts';
@@ -75,7 +76,8 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
   for (const message of warnings) progress.warn(message);
 
   const done = options.resume ? readManifest(resolve(options.output)) : undefined;
-  // Calibration can take minutes; an output that will be refused is refused before.
+  // Calibration can take minutes; what will be refused is refused before.
+  checkFits(recipe.budget, spec);
   if (done === undefined) OutputFolder.check({ ...options, input: options.model }, 0);
   const sequences = await calibrate(options, recipe, spec, progress);
   const run = runIdentity(checkpoint, recipe, sequences);
