@@ -13,12 +13,11 @@ export const demoGoldens = path('../golden/demo');
 export const familyFolder = path('../golden/families');
 export const families = readdirSync(familyFolder).sort();
 
-const sharedModels = path('../../../shared/models');
+/** Models too large for the repository, which only some machines have beside it. */
+export const sharedModels = path('../../../shared/models');
 
-/** Folder of a model that only some machines have; undefined, and said so, where it is not there. */
+/** Folder of such a model; undefined where it is not there. */
 export function sharedModel(name: string): string | undefined {
   const folder = join(sharedModels, name);
-  if (existsSync(folder)) return folder;
-  console.log(`not tested: ${name}, because ${sharedModels} is not on this machine`);
-  return undefined;
+  return existsSync(folder) ? folder : undefined;
 }
