@@ -10,6 +10,7 @@ export { type ErrorCode, EspalierError, errorCodes, isEspalierError } from './er
 export { type PerplexityOptions, type PerplexityResult, perplexity } from './eval/perplexity.ts';
 export type { ModelSpec } from './models/spec.ts';
 export type { CalibrationSource } from './prune/calibrate.ts';
+export { type DryRunLayer, type DryRunResult, dryRun } from './prune/dry-run.ts';
 export type { Manifest } from './prune/manifest.ts';
 export { type Method, type MethodName, methodNames, methods } from './prune/methods.ts';
 export type { PruneProgress } from './prune/progress.ts';

@@ -1,4 +1,5 @@
 /** The command line: what each command gives. */
+import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -83,6 +84,23 @@ describe('prune', () => {
     await json([...line, '--sequence-length', '32']);
     const manifest = JSON.parse(readFileSync(join(output, 'espalier.json'), 'utf8'));
     expect(manifest.calibration).toMatchObject({ tokens: 128, source: 'written by the model itself' });
+  });
+});
+
+describe('on a terminal', () => {
+  test('there is a bar, unless --quiet, and line wrapping is restored', ({ skip }) => {
+    const line = `${process.execPath} bin/espalier.js inspect ${demoModel}`;
+    // Runs a command on a terminal of its own.
+    const onTerminal = (command: string) =>
+      spawnSync('script', ['-qec', command, '/dev/null'], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
+    const { error, stdout } = onTerminal(line);
+    if (error !== undefined) {
+      console.log(`skipped: ${error.message}`);
+      skip(error.message);
+    }
+    expect(stdout.toString()).toContain('layer 4 of 4');
+    expect(stdout.toString().lastIndexOf('\u001b[?7h')).toBeGreaterThan(stdout.toString().lastIndexOf('\u001b[?7l'));
+    expect(onTerminal(`${line} --quiet`).stdout.toString()).not.toContain('\u001b');
   });
 });
 
@@ -204,6 +222,26 @@ function withoutAddon(): string {
   symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'));
   return folder;
 }
+
+describe('a bug of ours', () => {
+  test.each([
+    ['thrown', "throw new TypeError('boom')"],
+    [
+      'thrown later',
+      "setTimeout(() => { throw new TypeError('boom') }); setInterval(() => {}, 1000); return { checks: [] }",
+    ],
+  ])('%s is status 1, called a bug, and shown with its stack', async (_, body) => {
+    const folder = withoutAddon();
+    writeFileSync(join(folder, 'dist', 'report', 'doctor.js'), `export function examine() { ${body} }\n`);
+    const { code, stderr, stdout } = await espalier(['doctor', '--json', '--quiet'], {
+      program: join(folder, 'bin', 'espalier.js'),
+    });
+    expect(code).toBe(1);
+    expect(stderr).toContain('this is a bug in espalier');
+    expect(stderr).toMatch(/TypeError: boom\n +at .*doctor\.js/);
+    expect(stdout).toContain('"INTERNAL"');
+  });
+});
 
 describe('where the addon is missing', () => {
   test('help works, doctor tells what to do, and models are refused with status 3', async () => {

@@ -8,6 +8,8 @@ export class ProgressBar {
   readonly #bars = new cliProgress.MultiBar({
     format: '{bar} {percentage} %  {label}{left}',
     barsize: 24,
+    barCompleteChar: '█',
+    barIncompleteChar: '░',
     stream: process.stderr,
     clearOnComplete: true,
     // The command line has its own handling of Ctrl-C.
@@ -15,6 +17,12 @@ export class ProgressBar {
     formatValue: (value, _options, type) => (type === 'percentage' ? String(value).padStart(3) : String(value)),
   });
   readonly #bar = this.#bars.create(1, 0, { label: '', left: '' });
+  /** However the process ends, the terminal wraps lines again. */
+  readonly #restore = () => this.#bars.stop();
+
+  constructor() {
+    process.once('exit', this.#restore);
+  }
 
   update(fraction: number, label: string, secondsLeft?: number): void {
     const left = secondsLeft === undefined ? '' : `, ${formatDuration(secondsLeft)} left`;
@@ -26,6 +34,7 @@ export class ProgressBar {
   }
 
   stop(): void {
+    process.off('exit', this.#restore);
     // Lines that were logged since the last redraw would be lost.
     this.#bars.update();
     this.#bars.stop();

@@ -15,8 +15,7 @@ export async function runCommand<Options>(
 ): Promise<number> {
   const options = command.opts<Options & GlobalOptions>();
   const terminal = new Terminal(options);
-  const onBug = (error: unknown) => process.exit(report(terminal, error));
-  process.on('uncaughtException', onBug);
+  process.on('uncaughtException', (error) => process.exit(report(terminal, error)));
   using interrupts = new Interrupts(terminal);
   let resume: { kept: string; argv: readonly string[] } | undefined;
   const context: Context<Options> = {
@@ -45,7 +44,6 @@ export async function runCommand<Options>(
     return report(terminal, nameFlag(command, error));
   } finally {
     terminal.endProgress();
-    process.off('uncaughtException', onBug);
   }
 }
 

@@ -20,7 +20,7 @@ const sequenceLength = 512;
 const calibrationCount = 64;
 const evaluationCount = 48;
 /** Writing text takes the model much longer than reading it. */
-const selfEvaluationCount = 32;
+const selfCounts = { calibration: 48, evaluation: 24 };
 
 export interface DemoCorpusOptions {
   threads?: number | undefined;
@@ -55,8 +55,9 @@ export async function demoCorpus(path: string, options: DemoCorpusOptions): Prom
 }
 
 async function writeOwn(path: string, { threads, seed, signal, onProgress }: DemoCorpusOptions): Promise<DemoCorpus> {
-  await using model = await Model.load(path, { threads, signal, kvTokens: calibrationCount * sequenceLength });
-  const total = calibrationCount + selfEvaluationCount;
+  const { calibration, evaluation } = selfCounts;
+  await using model = await Model.load(path, { threads, signal, kvTokens: calibration * sequenceLength });
+  const total = calibration + evaluation;
   const write = async (samples: number, from: number, before: number) => {
     const texts = await selfCalibration(model, {
       samples,
@@ -70,8 +71,8 @@ async function writeOwn(path: string, { threads, seed, signal, onProgress }: Dem
     return ids;
   };
   return {
-    calibration: await write(calibrationCount, seed, 0),
-    evaluation: await write(selfEvaluationCount, seed + 1, calibrationCount),
+    calibration: await write(calibration, seed, 0),
+    evaluation: await write(evaluation, seed + 1, calibration),
     sequenceLength,
     kind: 'self',
     source: 'text that the model wrote itself, from another seed',

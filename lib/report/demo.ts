@@ -26,7 +26,7 @@ const recipes: readonly (RecipeOptions & { readonly name: string })[] = [
   { name: 'SparseGPT, router-weighted, 2:4', method: 'sparsegpt', routerWeighting: true, pattern: '2:4' },
 ];
 
-const prompt = 'The people of this country';
+const prompt = 'The city was founded in';
 const continuationTokens = 40;
 
 export interface DemoOptions {
