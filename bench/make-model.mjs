@@ -42,7 +42,10 @@ function next() {
 
 /** bf16 values of a bell-shaped distribution, of which the weights are drawn. */
 function table(scale) {
-  const floats = Float32Array.from({ length: 4096 }, () => (next() + next() + next() + next() - 2) * Math.sqrt(3) * scale);
+  const floats = Float32Array.from(
+    { length: 4096 },
+    () => (next() + next() + next() + next() - 2) * Math.sqrt(3) * scale,
+  );
   return Uint16Array.from(new Uint32Array(floats.buffer), (bits) => (bits + 0x8000) >>> 16);
 }
 
@@ -74,12 +77,22 @@ function pruneGroups(data) {
 }
 
 function ones(name, size) {
-  return { name, dtype: 'BF16', shape: [size], byteLength: size * 2, data: () => new Uint8Array(new Uint16Array(size).fill(0x3f80).buffer) };
+  return {
+    name,
+    dtype: 'BF16',
+    shape: [size],
+    byteLength: size * 2,
+    data: () => new Uint8Array(new Uint16Array(size).fill(0x3f80).buffer),
+  };
 }
 
 const vocabulary = number('vocabulary');
 const kvWidth = number('kv-heads') * headDim;
-const tensors = [matrix('model.embed_tokens.weight', vocabulary, hidden), ones('model.norm.weight', hidden), matrix('lm_head.weight', vocabulary, hidden)];
+const tensors = [
+  matrix('model.embed_tokens.weight', vocabulary, hidden),
+  ones('model.norm.weight', hidden),
+  matrix('lm_head.weight', vocabulary, hidden),
+];
 for (let layer = 0; layer < number('layers'); layer++) {
   const at = (name) => `model.layers.${layer}.${name}.weight`;
   tensors.push(ones(at('input_layernorm'), hidden), ones(at('post_attention_layernorm'), hidden));
@@ -88,7 +101,11 @@ for (let layer = 0; layer < number('layers'); layer++) {
   tensors.push(matrix(at('block_sparse_moe.gate'), number('experts'), hidden));
   for (let expert = 0; expert < number('experts'); expert++) {
     const of = (name) => at(`block_sparse_moe.experts.${expert}.${name}`);
-    tensors.push(matrix(of('w1'), inner, hidden, true), matrix(of('w2'), hidden, inner, true), matrix(of('w3'), inner, hidden, true));
+    tensors.push(
+      matrix(of('w1'), inner, hidden, true),
+      matrix(of('w2'), hidden, inner, true),
+      matrix(of('w3'), inner, hidden, true),
+    );
   }
 }
 mkdirSync(dir, { recursive: true });

@@ -27,7 +27,8 @@ for (let round = 0; round < rounds; round++) {
   for (const { model, decode, prefill } of models) {
     const start = performance.now();
     let first;
-    for await (const _ of model.generate(prompt, { maxTokens: tokens + 1, ignoreEos: true })) first ??= performance.now();
+    for await (const _ of model.generate(prompt, { maxTokens: tokens + 1, ignoreEos: true }))
+      first ??= performance.now();
     prefill.push(promptLength / ((first - start) / 1000));
     decode.push(tokens / ((performance.now() - first) / 1000));
   }

@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <fstream>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace espalier {
 namespace {
 
@@ -16,6 +20,18 @@ std::string model_name() {
   return "unknown";
 }
 
+#if defined(__x86_64__)
+// By CPUID, since not every compiler's __builtin_cpu_supports knows the name. That the system saves the registers is
+// what avx2, asked beside it, stands for.
+bool has_f16c() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 CpuFeatures detect() {
   CpuFeatures features;
   features.model = model_name();
@@ -26,7 +42,7 @@ CpuFeatures detect() {
     return present;
   };
   const bool avx2 = flag("avx2", __builtin_cpu_supports("avx2")) & flag("fma", __builtin_cpu_supports("fma")) &
-                    flag("bmi2", __builtin_cpu_supports("bmi2")) & flag("f16c", __builtin_cpu_supports("f16c"));
+                    flag("bmi2", __builtin_cpu_supports("bmi2")) & flag("f16c", has_f16c());
   const bool avx512 =
       flag("avx512f", __builtin_cpu_supports("avx512f")) & flag("avx512bw", __builtin_cpu_supports("avx512bw")) &
       flag("avx512vl", __builtin_cpu_supports("avx512vl")) & flag("avx512dq", __builtin_cpu_supports("avx512dq")) &

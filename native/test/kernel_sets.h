@@ -1,11 +1,10 @@
 // The kernel sets that this processor can run; names those it cannot.
 #pragma once
 
-#include "test_main.h"
-
 #include <vector>
 
 #include "kernels/cpu/kernels.h"
+#include "test_main.h"
 
 namespace espalier::test {
 

@@ -53,7 +53,9 @@ TEST_CASE("every product agrees with float64 on every instruction set") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
     for (const Format& format : kFormats) {
-      for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{16, 32}, {33, 288}, {200, 96}, {7, 1024}}) {
+      for (const auto& shape : {std::pair<int64_t, int64_t>{16, 32}, {33, 288}, {200, 96}, {7, 1024}}) {
+        const int64_t rows = shape.first;
+        const int64_t cols = shape.second;
         for (const int64_t tokens : {1, 2, 3, 8, 9, 31}) {
           CAPTURE(isa_name(kernels->isa));
           CAPTURE(format.name());

@@ -122,7 +122,9 @@ TEST_CASE("n of every m consecutive inputs stay, the lower column first to go am
   ThreadPool pool(2);
   const int64_t patterns[][2] = {{1, 2}, {2, 4}, {4, 8}, {1, 4}, {3, 5}, {7, 16}, {50, 120}};
   for (const bool ties : {false, true}) {
-    for (const auto& [keep, group] : patterns) {
+    for (const auto& pattern : patterns) {
+      const int64_t keep = pattern[0];
+      const int64_t group = pattern[1];
       CAPTURE(keep);
       CAPTURE(group);
       const int64_t rows = 37;

@@ -76,7 +76,9 @@ TEST_CASE("attention over scattered blocks agrees with float64, windowed or not,
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
     for (const int head_dim : {8, 32, 40, 128}) {
-      for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, 1}, {0, 16}, {0, 37}, {21, 37}, {30, 61}}) {
+      for (const auto& keys_seen : {std::pair<int64_t, int64_t>{0, 1}, {0, 16}, {0, 37}, {21, 37}, {30, 61}}) {
+        const int64_t first = keys_seen.first;
+        const int64_t last = keys_seen.second;
         CAPTURE(head_dim);
         CAPTURE(first);
         CAPTURE(last);
