@@ -16,7 +16,10 @@ struct Job {
   Napi::FunctionReference on_progress;
   std::vector<Napi::ObjectReference> keep;
   JobContext context;
+  // Written by the thread that works, before it asks the JavaScript thread to settle the promise.
   Status status;
+  // Of the JavaScript thread alone.
+  Status progress_status;
 };
 
 Status run_guarded(Job& job) {
@@ -30,8 +33,9 @@ Status run_guarded(Job& job) {
 }
 
 void settle(Napi::Env env, Job& job) {
-  if (!job.status.is_ok()) {
-    job.deferred.Reject(to_error(env, job.status).Value());
+  for (const Status* status : {&job.progress_status, &job.status}) {
+    if (status->is_ok()) continue;
+    job.deferred.Reject(to_error(env, *status).Value());
     return;
   }
   try {
@@ -64,20 +68,20 @@ class JobRunner {
               {Napi::Number::New(on, static_cast<double>(done)), Napi::Number::New(on, static_cast<double>(total))});
         } catch (const Napi::Error& error) {
           alive->context.stop();
-          alive->status = Status(Code::kInternal, "onProgress threw: " + error.Message());
+          alive->progress_status = Status(Code::kInternal, "onProgress threw: " + error.Message());
         }
       });
     };
     std::lock_guard lock(mutex_);
+    if (idle_ <= static_cast<int>(queue_.size())) {
+      // Throws where the system allows no more threads; nothing is queued by then.
+      threads_.emplace_back([this] { work(); });
+    }
     // While a job runs, the process must not end for lack of other work.
     if (active_.empty()) calls_.Ref(env);
     active_.insert(job);
     queue_.push_back(std::move(job));
-    if (idle_ >= static_cast<int>(queue_.size())) {
-      wake_.notify_one();
-    } else {
-      threads_.emplace_back([this] { work(); });
-    }
+    wake_.notify_one();
   }
 
  private:
@@ -87,9 +91,9 @@ class JobRunner {
     if (closing_.load()) return;
     auto* owned = new Callback(std::move(callback));
     const napi_status status = calls_.BlockingCall(owned, [](Napi::Env env, Napi::Function, Callback* data) {
+      const std::unique_ptr<Callback> mine(data);
       // Node hands over a null environment while it tears down.
-      if (static_cast<napi_env>(env) != nullptr) (*data)(env);
-      delete data;
+      if (static_cast<napi_env>(env) != nullptr) (*mine)(env);
     });
     if (status != napi_ok) delete owned;
   }
@@ -107,7 +111,7 @@ class JobRunner {
         queue_.pop_front();
       }
       Status status = job->context.cancelled() ? Status(Code::kAborted, "stopped") : run_guarded(*job);
-      if (job->status.is_ok()) job->status = std::move(status);
+      job->status = std::move(status);
       // `active_` keeps the job alive, so that its JavaScript references are only ever released on the JavaScript
       // thread.
       Job* raw = job.get();

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <map>
+#include <system_error>
 
 namespace espalier {
 namespace {
@@ -30,7 +31,11 @@ void pause() {
 
 ThreadPool::ThreadPool(int threads) {
   const int total = threads > 0 ? threads : usable_cores();
-  for (int i = 1; i < total; ++i) workers_.emplace_back([this] { work(); });
+  // Where the system allows no more threads, those there are do the work.
+  try {
+    for (int i = 1; i < total; ++i) workers_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+  }
 }
 
 ThreadPool::~ThreadPool() {
