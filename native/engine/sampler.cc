@@ -47,6 +47,8 @@ int32_t sample(std::span<float> logits, const SamplerOptions& options, std::span
         std::exp((static_cast<double>(logits[i]) - highest) / static_cast<double>(options.temperature));
     if (weight > 0) candidates.push_back({static_cast<int32_t>(i), weight});
   }
+  // Logits of NaN or infinity leave nothing to draw from.
+  if (candidates.empty()) return static_cast<int32_t>(best - logits.begin());
   const auto likelier = [](const Candidate& a, const Candidate& b) {
     return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
   };
