@@ -1,6 +1,10 @@
 // engineLoad, engineStep, engineInfo, engineDispose: a model ready to run.
 #include "engine/engine.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
@@ -14,6 +18,17 @@ struct EngineTag {
   static constexpr const char* kName = "engine";
 };
 using EngineHandle = Handle<Engine, EngineTag>;
+
+// glibc keeps freed blocks of up to 32 MB for the next allocation, in an arena a thread; a model's weights go back to
+// the system.
+struct FreeEngine {
+  void operator()(Engine* engine) const {
+    delete engine;
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+  }
+};
 
 template <class T>
 std::vector<int32_t> read_ids(const T& object, const char* key) {
@@ -90,7 +105,7 @@ Napi::Value load(const Napi::CallbackInfo& info) {
     Result<std::unique_ptr<Engine>> loaded = Engine::load(
         spec, options, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
     if (!loaded.is_ok()) return loaded.status();
-    *engine = std::move(loaded.value());
+    engine->reset(loaded.value().release(), FreeEngine());
     return Status::ok();
   };
   job.finish = [engine](Napi::Env env) {
