@@ -75,7 +75,8 @@ export function evaluationWindows(documents: Documents, options: EvaluationOptio
   return collect(stream, chosen, length, warnings);
 }
 
-function requireInteger(field: string, value: number, least: number): void {
+/** @throws USAGE naming `field` */
+export function requireInteger(field: string, value: number, least: number): void {
   if (Number.isSafeInteger(value) && value >= least) return;
   throw new EspalierError('USAGE', `${field} must be an integer of at least ${least}; found ${value}`, { field });
 }

@@ -1,9 +1,10 @@
 /** Perplexity of a model on a text. */
-import { evaluationWindows } from '../calibration/sequences.ts';
+import { evaluationWindows, requireInteger } from '../calibration/sequences.ts';
 import { loadTokens, type TokenSource } from '../calibration/token-source.ts';
-import { KV_BLOCK } from '../runtime/kv-blocks.ts';
+import { openCheckpoint } from '../checkpoint/checkpoint.ts';
+import { describeModel } from '../models/registry.ts';
 import { type LoadOptions, Model } from '../runtime/model.ts';
-import { BATCH_TOKENS, scoreWindows } from './windows.ts';
+import { BATCH_TOKENS, cacheTokens, scoreWindows } from './windows.ts';
 
 export interface PerplexityOptions {
   /** Folder of a checkpoint, or a loaded model. */
@@ -42,10 +43,18 @@ export interface PerplexityResult {
  */
 export async function perplexity(options: PerplexityOptions): Promise<PerplexityResult> {
   const { model, threads, weights, signal, onWarning } = options;
+  const { sequenceLength = 2048 } = options;
+  requireInteger('sequenceLength', sequenceLength, 2);
   if (typeof model !== 'string') return measure(model, options);
-  const kvTokens = Math.max(BATCH_TOKENS, options.sequenceLength ?? 2048) * 2 + KV_BLOCK;
+  const kvTokens = Math.max(BATCH_TOKENS, cacheTokens(Math.min(sequenceLength, contextOf(model))));
   await using loaded = await Model.load(model, { threads, weights, signal, onWarning, kvTokens });
   return await measure(loaded, options);
+}
+
+/** The longest sequence a checkpoint's model takes. */
+function contextOf(path: string): number {
+  using checkpoint = openCheckpoint(path);
+  return describeModel(checkpoint.config, checkpoint).spec.maxPositions;
 }
 
 async function measure(model: Model, options: PerplexityOptions): Promise<PerplexityResult> {

@@ -1,5 +1,5 @@
 /** Log-likelihood of token windows, several in one batch. */
-import { KvSequence } from '../runtime/kv-blocks.ts';
+import { KV_BLOCK, KvSequence } from '../runtime/kv-blocks.ts';
 import type { Model } from '../runtime/model.ts';
 
 /** Tokens that run together, unless one window is longer. */
@@ -7,7 +7,7 @@ export const BATCH_TOKENS = 2048;
 
 /**
  * Natural log-probabilities of the targets ids[1…] of each window, in order. Each window is scored with an empty cache;
- * the batch it runs in does not change its result.
+ * the batch it runs in does not change its result. Throws `CONTEXT_FULL` if the model's cache cannot hold one window.
  */
 export async function* scoreWindows(
   model: Model,
@@ -15,10 +15,14 @@ export async function* scoreWindows(
   signal?: AbortSignal,
 ): AsyncGenerator<Float64Array> {
   for (let first = 0; first < windows.length; ) {
+    // Each window takes whole blocks of the cache.
+    const room = Math.min(BATCH_TOKENS, model.kv.free * KV_BLOCK);
     let last = first;
     let tokens = 0;
-    while (last < windows.length && (last === first || tokens + windows[last]!.length <= BATCH_TOKENS)) {
-      tokens += windows[last++]!.length;
+    for (let taken = 0; last < windows.length; last++) {
+      taken += cacheTokens(windows[last]!.length);
+      if (last > first && taken > room) break;
+      tokens += windows[last]!.length;
     }
     const batch = windows.slice(first, last);
     const scores = await scoreBatch(model, batch, tokens, signal);
@@ -29,6 +33,11 @@ export async function* scoreWindows(
     }
     first = last;
   }
+}
+
+/** What a window takes of the cache. */
+export function cacheTokens(length: number): number {
+  return Math.ceil(length / KV_BLOCK) * KV_BLOCK;
 }
 
 async function scoreBatch(
