@@ -22,7 +22,7 @@
       "conditions": [["target_arch=='x64'", {
         "sources": ["<@(avx512_sources)"],
         "cflags_cc": ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mpopcnt", "-mavx512f", "-mavx512bw", "-mavx512vl",
-          "-mavx512dq", "-mavx512vbmi", "-mavx512vbmi2", "-mprefer-vector-width=512"]
+          "-mavx512dq", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512vnni", "-mprefer-vector-width=512"]
       }]]
     },
     {

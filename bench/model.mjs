@@ -1,8 +1,9 @@
 // Decode and prefill speed of checkpoints, interleaved so that a noisy machine is fair to all of them.
-// node bench/model.mjs MODEL... [--tokens 64] [--rounds 5] [--prompt 256] [--threads 0]
+// node bench/model.mjs MODEL[@WEIGHTS]... [--tokens 64] [--rounds 5] [--prompt 256] [--threads 0]
 import { basename } from 'node:path';
 import { parseArgs } from 'node:util';
-import { Model } from '../dist/index.js';
+import { Model } from '../dist/runtime/model.js';
+import { parseWeights } from '../dist/runtime/weights.js';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -17,10 +18,12 @@ const [tokens, rounds, promptLength] = [values.tokens, values.rounds, values.pro
 const median = (list) => list.toSorted((a, b) => a - b)[list.length >> 1];
 
 const models = [];
-for (const path of positionals) {
+for (const given of positionals) {
+  // MODEL, or MODEL@weights
+  const [path, weights = 'source'] = given.split('@');
   const start = performance.now();
-  const model = await Model.load(path, { threads: Number(values.threads) });
-  models.push({ path, model, load: (performance.now() - start) / 1000, decode: [], prefill: [] });
+  const model = await Model.load(path, { threads: Number(values.threads), weights: parseWeights(weights) });
+  models.push({ path: given, model, load: (performance.now() - start) / 1000, decode: [], prefill: [] });
 }
 const prompt = Array.from({ length: promptLength }, (_, i) => (i * 7919) % 4000);
 for (let round = 0; round < rounds; round++) {

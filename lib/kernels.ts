@@ -5,12 +5,14 @@
 import { callNative, type NativeFormat, type NativeMatrix, type NativeMatrixInfo, native } from './native.ts';
 import { checkSparsity, nativeBudget, parsePattern } from './prune/budget.ts';
 
-/** How a matrix is packed: `auto` by its zeros, or a storage by name; `N:M` needs an even M that divides the columns. */
-export type MatrixFormat = 'auto' | 'dense' | 'bitmap' | 'dense-f32' | `${number}:${number}`;
+/** Which elements are stored: `auto` by the zeros, or by name; `N:M` needs an even M that divides the columns. */
+export type MatrixFormat = 'auto' | 'dense' | 'bitmap' | `${number}:${number}`;
 
 export interface PackOptions {
-  /** Values are rounded to bf16, except in `dense-f32`. @default 'auto' */
+  /** @default 'auto' */
   format?: MatrixFormat | undefined;
+  /** What stored elements become; int8 and int4 have a scale for each row and 64 inputs. @default 'bf16' */
+  values?: 'bf16' | 'f32' | 'int8' | 'int4' | undefined;
   /** 0: one for each core. @default 0 */
   threads?: number | undefined;
 }
@@ -41,7 +43,8 @@ export class SparseMatrix implements Disposable {
    */
   static pack(values: Float32Array, rows: number, cols: number, options: PackOptions = {}): SparseMatrix {
     const { format = 'auto', threads = 0 } = options;
-    const matrix = callNative(() => native().matrixPack(values, rows, cols, nativeFormat(format), threads));
+    const packing = nativeFormat(format, options.values ?? 'bf16');
+    const matrix = callNative(() => native().matrixPack(values, rows, cols, packing, threads));
     return new SparseMatrix(
       matrix,
       callNative(() => native().matrixInfo(matrix)),
@@ -120,18 +123,8 @@ export function selectMask(scores: Float32Array, rows: number, cols: number, opt
   return callNative(() => native().selectMask(scores, rows, cols, comparison, nativeBudget(budget)));
 }
 
-function nativeFormat(format: MatrixFormat): NativeFormat | undefined {
-  switch (format) {
-    case 'auto':
-      return undefined;
-    case 'dense':
-    case 'bitmap':
-      return { storage: format, values: 'bf16', n: 0, m: 0 };
-    case 'dense-f32':
-      return { storage: 'dense', values: 'f32', n: 0, m: 0 };
-    default: {
-      const { keep, group } = nativeBudget(parsePattern(format));
-      return { storage: 'n:m', values: 'bf16', n: keep, m: group };
-    }
-  }
+function nativeFormat(format: MatrixFormat, values: NativeFormat['values']): NativeFormat {
+  if (format === 'auto' || format === 'dense' || format === 'bitmap') return { storage: format, values, n: 0, m: 0 };
+  const { keep, group } = nativeBudget(parsePattern(format));
+  return { storage: 'n:m', values, n: keep, m: group };
 }

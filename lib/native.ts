@@ -55,12 +55,15 @@ export interface NativeWeight extends NativeRange {
 declare const engineBrand: unique symbol;
 export type NativeEngine = { readonly [engineBrand]: true };
 
+export type NativePrecision = 'source' | 'bf16' | 'int8' | 'int4';
+
 export interface NativeEngineOptions {
   /** 0: one for each core. */
   readonly threads: number;
   /** Run matrices with enough zeros in a sparse format. */
   readonly sparse: boolean;
-  readonly roundToBf16: boolean;
+  readonly experts: NativePrecision;
+  readonly rest: NativePrecision;
   readonly kvBlocks: number;
 }
 
@@ -155,8 +158,9 @@ declare const matrixBrand: unique symbol;
 export type NativeMatrix = { readonly [matrixBrand]: true };
 
 export interface NativeFormat {
-  readonly storage: 'dense' | 'bitmap' | 'n:m';
-  readonly values: 'bf16' | 'f32';
+  /** `auto`: what suits the zeros and this machine. */
+  readonly storage: 'auto' | 'dense' | 'bitmap' | 'n:m';
+  readonly values: 'bf16' | 'f32' | 'int8' | 'int4';
   readonly n: number;
   readonly m: number;
 }
@@ -204,13 +208,7 @@ export interface NativeAddon {
     end: number,
   ): Uint8Array;
   prunerDispose(pruner: NativePruner): void;
-  matrixPack(
-    values: Float32Array,
-    rows: number,
-    cols: number,
-    format: NativeFormat | undefined,
-    threads: number,
-  ): NativeMatrix;
+  matrixPack(values: Float32Array, rows: number, cols: number, format: NativeFormat, threads: number): NativeMatrix;
   matrixMultiply(matrix: NativeMatrix, x: Float32Array, tokens: number, out: Float32Array, threads: number): void;
   matrixUnpack(matrix: NativeMatrix): Float32Array;
   matrixInfo(matrix: NativeMatrix): NativeMatrixInfo;

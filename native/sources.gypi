@@ -8,6 +8,8 @@
       "native/checkpoint/json_reader.cc",
       "native/checkpoint/safetensors_header.cc",
       "native/checkpoint/mapped_file.cc",
+      "native/sparse/format.cc",
+      "native/sparse/tile.cc",
       "native/sparse/packed_matrix.cc",
       "native/kernels/cpu/kernels.cc",
       "native/kernels/cpu/kernels_scalar.cc",

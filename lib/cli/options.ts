@@ -1,12 +1,13 @@
 /** Options that several commands share, and the strict reading of their values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { parseWeights, precisions, type Weights } from '../runtime/weights.ts';
 
 export interface GlobalOptions {
   device: 'cpu';
   threads: number;
   /** Undefined where not given, so that a recipe's seed can hold. */
   seed?: number;
-  weights?: 'bf16';
+  weights?: Weights;
   json?: boolean;
   quiet?: boolean;
 }
@@ -18,7 +19,11 @@ export function addGlobalOptions(command: Command): Command {
     .addOption(new Option('--device <device>', 'where the model runs').choices(['cpu']).default('cpu'))
     .option('--threads <n>', 'threads, 0 for one a core', integer(0, 1024), 0)
     .option('--seed <n>', 'seed of every random choice (default: 0)', integer(0, Number.MAX_SAFE_INTEGER))
-    .addOption(new Option('--weights <type>', 'round all matrices to this type when the model runs').choices(['bf16']))
+    .option(
+      '--weights <types>',
+      `what matrices are held as: ${precisions.join(', ')}, or experts=int4,rest=int8`,
+      weights,
+    )
     .option('--json', 'one JSON document on stdout, all else on stderr')
     .option('--quiet', 'no progress and notes');
 }
@@ -43,6 +48,17 @@ export function decimal(allowed: string, isAllowed: (value: number) => boolean):
     if (Number.isFinite(value) && isAllowed(value)) return value;
     throw new InvalidArgumentError(`It must be ${allowed}.`);
   };
+}
+
+/** Reads one precision, or one for the experts and one for the rest. */
+function weights(text: string): Weights {
+  try {
+    return parseWeights(text);
+  } catch {
+    throw new InvalidArgumentError(
+      `It must be one of ${precisions.join(', ')}, or parts such as experts=int4,rest=int8.`,
+    );
+  }
 }
 
 /** Reads a path. One that begins with a dash is more likely an option whose value was forgotten. */

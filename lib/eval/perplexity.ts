@@ -3,7 +3,8 @@ import { evaluationWindows, requireInteger } from '../calibration/sequences.ts';
 import { loadTokens, type TokenSource } from '../calibration/token-source.ts';
 import { openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { describeModel } from '../models/registry.ts';
-import { type LoadOptions, Model } from '../runtime/model.ts';
+import { Model } from '../runtime/model.ts';
+import type { Weights } from '../runtime/weights.ts';
 import { BATCH_TOKENS, cacheTokens, scoreWindows } from './windows.ts';
 
 export interface PerplexityOptions {
@@ -17,8 +18,8 @@ export interface PerplexityOptions {
   maxWindows?: number | undefined;
   /** When `model` is a folder. @default 0, one thread for each core */
   threads?: number | undefined;
-  /** When `model` is a folder: `bf16` rounds all matrices. @default 'source' */
-  weights?: LoadOptions['weights'];
+  /** When `model` is a folder: what weights are held as. @default 'source' */
+  weights?: Weights | undefined;
   signal?: AbortSignal | undefined;
   onProgress?:
     | ((progress: { readonly done: number; readonly total: number; readonly perplexity: number }) => void)

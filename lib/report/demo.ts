@@ -8,6 +8,7 @@ import { packageRoot } from '../native.ts';
 import { prune } from '../prune/prune.ts';
 import type { RecipeOptions } from '../prune/recipe.ts';
 import { Model } from '../runtime/model.ts';
+import type { Weights } from '../runtime/weights.ts';
 import { decodeSpeeds } from './decode-speed.ts';
 import { type DemoCorpus, demoCorpus } from './demo-corpus.ts';
 import { type Inspection, inspect } from './inspect.ts';
@@ -31,7 +32,7 @@ const continuationTokens = 40;
 
 export interface DemoOptions {
   threads?: number | undefined;
-  weights?: 'bf16' | undefined;
+  weights?: Weights | undefined;
   /** @default 0 */
   seed?: number | undefined;
   signal?: AbortSignal | undefined;

@@ -18,17 +18,15 @@ import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
 import { nativeModel } from './native-spec.ts';
+import { resolveWeights, type Weights } from './weights.ts';
 
 export interface LoadOptions {
   /** Where it runs; the CPU is what this version has. @default 'cpu' */
   device?: 'cpu' | undefined;
   /** Threads of the native code; 0: one for each core. @default 0 */
   threads?: number | undefined;
-  /**
-   * `source` holds bf16 weights as they are and f16 and f32 ones as float32; `bf16` rounds all matrices to bf16.
-   * @default 'source'
-   */
-  weights?: 'source' | 'bf16' | undefined;
+  /** What weights are held as, for all or for experts and the rest apart. @default 'source' */
+  weights?: Weights | undefined;
   /** `auto` runs matrices with enough zeros in a sparse format, `dense` runs all dense. @default 'auto' */
   format?: 'auto' | 'dense' | undefined;
   /**
@@ -94,7 +92,7 @@ export class Model {
           {
             threads: options.threads ?? 0,
             sparse: options.format !== 'dense',
-            roundToBf16: options.weights === 'bf16',
+            ...resolveWeights(options.weights),
             kvBlocks: kv.size,
           },
           options.onProgress,

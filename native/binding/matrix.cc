@@ -29,7 +29,7 @@ Napi::Float32Array floats(const Napi::Value& value, int64_t size, const char* na
   return value.As<Napi::Float32Array>();
 }
 
-// matrixPack(values, rows, cols, { storage, values, n, m } | undefined: what suits the zeros, threads)
+// matrixPack(values, rows, cols, { storage, values, n, m }, threads)
 Napi::Value pack(const Napi::CallbackInfo& info) {
   const int64_t rows = integer(info[1]);
   const int64_t cols = integer(info[2]);
@@ -40,16 +40,23 @@ Napi::Value pack(const Napi::CallbackInfo& info) {
   const PackedMatrix::RowReader read = [&](int64_t row, float* out) {
     std::copy_n(data.Data() + row * cols, cols, out);
   };
+  const auto object = info[3].As<Napi::Object>();
+  const std::string storage = object.Get("storage").As<Napi::String>().Utf8Value();
+  const std::string values = object.Get("values").As<Napi::String>().Utf8Value();
   Format format;
-  if (info[3].IsUndefined()) {
-    format = choose_format(*pool, DType::kBF16, rows, cols, read);
+  format.values = values == "f32"    ? Values::kF32
+                  : values == "int8" ? Values::kInt8
+                  : values == "int4" ? Values::kInt4
+                                     : Values::kBf16;
+  if (storage == "auto") {
+    const Format chosen = choose_format(*pool, format.values, rows, cols, read);
+    if (cpu_kernels().takes(chosen)) format = chosen;
   } else {
-    const auto object = info[3].As<Napi::Object>();
-    const std::string storage = object.Get("storage").As<Napi::String>().Utf8Value();
     format.storage = storage == "bitmap" ? Storage::kBitmap : storage == "n:m" ? Storage::kNm : Storage::kDense;
-    format.values = object.Get("values").As<Napi::String>().Utf8Value() == "f32" ? DType::kF32 : DType::kBF16;
     format.n = static_cast<int>(integer(object.Get("n")));
     format.m = static_cast<int>(integer(object.Get("m")));
+    if (!cpu_kernels().takes(format))
+      throw usage(info.Env(), "this machine has no product for the format " + format.name());
   }
   Result<PackedMatrix> packed = PackedMatrix::pack(*pool, format, rows, cols, read);
   if (!packed.is_ok()) throw to_error(info.Env(), packed.status());

@@ -47,7 +47,8 @@ CpuFeatures detect() {
       flag("avx512f", __builtin_cpu_supports("avx512f")) & flag("avx512bw", __builtin_cpu_supports("avx512bw")) &
       flag("avx512vl", __builtin_cpu_supports("avx512vl")) & flag("avx512dq", __builtin_cpu_supports("avx512dq")) &
       flag("avx512vbmi", __builtin_cpu_supports("avx512vbmi")) &
-      flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2"));
+      flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2")) &
+      flag("avx512vnni", __builtin_cpu_supports("avx512vnni"));
   if (avx2) features.best = avx512 ? Isa::kAvx512 : Isa::kAvx2;
 #endif
   features.selected = features.best;

@@ -91,6 +91,21 @@ inline float load_float(DType dtype, const void* data, int64_t index) {
   return dtype == DType::kBF16 ? bf16_to_float(bits) : f16_to_float(bits);
 }
 
+// Elements [first, first + count) of such an array.
+inline void load_floats(DType dtype, const void* data, int64_t first, int64_t count, float* out) {
+  if (dtype != DType::kBF16) {
+    for (int64_t i = 0; i < count; ++i) out[i] = load_float(dtype, data, first + i);
+    return;
+  }
+  // The common type, in a loop that vectorises.
+  const char* bytes = static_cast<const char*>(data) + first * 2;
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t bits;
+    __builtin_memcpy(&bits, bytes + i * 2, 2);
+    out[i] = bf16_to_float(bits);
+  }
+}
+
 // Stores a float as BF16, F16 or F32.
 inline void store_float(DType dtype, void* data, int64_t index, float value) {
   if (dtype == DType::kF32) {

@@ -15,7 +15,8 @@ void norm_rows(const Compute& compute, const std::vector<float>& weight, float e
 
 }  // namespace
 
-Result<DecoderLayer> DecoderLayer::load(ThreadPool& pool, WeightPolicy policy, const LayerSpec& spec) {
+Result<DecoderLayer> DecoderLayer::load(ThreadPool& pool, WeightPolicy experts, WeightPolicy rest,
+                                        const LayerSpec& spec) {
   DecoderLayer layer;
   for (auto [ref, out] : {std::pair{&spec.attention_norm, &layer.attention_norm_},
                           std::pair{&spec.feed_forward_norm, &layer.feed_forward_norm_}}) {
@@ -23,11 +24,11 @@ Result<DecoderLayer> DecoderLayer::load(ThreadPool& pool, WeightPolicy policy, c
     if (!loaded.is_ok()) return loaded.status();
     *out = std::move(loaded.value());
   }
-  Result<Attention> attention = Attention::load(pool, policy, spec.attention);
+  Result<Attention> attention = Attention::load(pool, rest, spec.attention);
   if (!attention.is_ok()) return attention.status();
   layer.attention_ = std::move(attention.value());
   for (const FeedForwardPartSpec& part_spec : spec.feed_forward) {
-    Result<FeedForwardPart> part = FeedForwardPart::load(pool, policy, part_spec);
+    Result<FeedForwardPart> part = FeedForwardPart::load(pool, experts, rest, part_spec);
     if (!part.is_ok()) return part.status();
     layer.feed_forward_.push_back(std::move(part.value()));
   }

@@ -8,7 +8,7 @@ namespace espalier {
 
 class DecoderLayer {
  public:
-  static Result<DecoderLayer> load(ThreadPool& pool, WeightPolicy policy, const LayerSpec& spec);
+  static Result<DecoderLayer> load(ThreadPool& pool, WeightPolicy experts, WeightPolicy rest, const LayerSpec& spec);
 
   // Advances `hidden_states` [batch.rows][hidden] in place. `observer` may be null.
   void forward(const Compute& compute, const Batch& batch, const RopeRows& rope, float norm_epsilon, KvLayer& cache,

@@ -32,7 +32,7 @@ Result<std::unique_ptr<Engine>> Engine::load(const ModelSpec& spec, const Engine
   Result<std::vector<float>> norm = load_vector(spec.final_norm);
   if (!norm.is_ok()) return norm.status();
   engine->final_norm_ = std::move(norm.value());
-  Result<Linear> head = Linear::load(*engine->pool_, options.weights, spec.head);
+  Result<Linear> head = Linear::load(*engine->pool_, options.rest, spec.head);
   if (!head.is_ok()) return head.status();
   engine->head_ = std::move(head.value());
 
@@ -40,7 +40,7 @@ Result<std::unique_ptr<Engine>> Engine::load(const ModelSpec& spec, const Engine
   for (int64_t i = 0; i < count; ++i) {
     if (cancelled(cancel)) return aborted();
     Result<DecoderLayer> layer =
-        DecoderLayer::load(*engine->pool_, options.weights, spec.layers[static_cast<size_t>(i)]);
+        DecoderLayer::load(*engine->pool_, options.experts, options.rest, spec.layers[static_cast<size_t>(i)]);
     if (!layer.is_ok()) return layer.status();
     engine->layers_.push_back(std::move(layer.value()));
     const Attention& attention = engine->layers_.back().attention();

@@ -14,8 +14,9 @@
 namespace espalier {
 
 struct EngineOptions {
-  int threads = 0;  // 0: one for each usable core
-  WeightPolicy weights;
+  int threads = 0;        // 0: one for each usable core
+  WeightPolicy experts;   // of the routed experts
+  WeightPolicy rest;      // of attention, head, dense and shared parts; routers are never quantised
   int64_t kv_blocks = 0;  // blocks of kKvBlock tokens in the cache
 };
 

@@ -16,11 +16,12 @@ Result<Mlp> Mlp::load(ThreadPool& pool, WeightPolicy policy, const MlpSpec& spec
   return mlp;
 }
 
-Result<FeedForwardPart> FeedForwardPart::load(ThreadPool& pool, WeightPolicy policy, const FeedForwardPartSpec& spec) {
+Result<FeedForwardPart> FeedForwardPart::load(ThreadPool& pool, WeightPolicy experts, WeightPolicy rest,
+                                              const FeedForwardPartSpec& spec) {
   FeedForwardPart part;
   part.routed_ = spec.kind == FeedForwardPartSpec::Kind::kRouted;
   if (!part.routed_) {
-    Result<Mlp> mlp = Mlp::load(pool, policy, spec.mlp);
+    Result<Mlp> mlp = Mlp::load(pool, rest, spec.mlp);
     if (!mlp.is_ok()) return mlp.status();
     part.experts_.push_back(std::move(mlp.value()));
     if (spec.output_gate.present()) {
@@ -30,13 +31,13 @@ Result<FeedForwardPart> FeedForwardPart::load(ThreadPool& pool, WeightPolicy pol
     }
     return part;
   }
-  Result<Linear> router = Linear::load(pool, {.sparse = false, .round_to_bf16 = policy.round_to_bf16}, spec.router);
+  Result<Linear> router = Linear::load(pool, {.precision = Precision::kSource, .sparse = false}, spec.router);
   if (!router.is_ok()) return router.status();
   part.router_ = std::move(router.value());
   part.routing_ = spec.routing;
   part.expert_of_row_ = spec.expert_of_row;
   for (const MlpSpec& expert : spec.experts) {
-    Result<Mlp> mlp = Mlp::load(pool, policy, expert);
+    Result<Mlp> mlp = Mlp::load(pool, experts, expert);
     if (!mlp.is_ok()) return mlp.status();
     part.experts_.push_back(std::move(mlp.value()));
   }

@@ -36,7 +36,8 @@ struct Mlp {
 
 class FeedForwardPart {
  public:
-  static Result<FeedForwardPart> load(ThreadPool& pool, WeightPolicy policy, const FeedForwardPartSpec& spec);
+  static Result<FeedForwardPart> load(ThreadPool& pool, WeightPolicy experts, WeightPolicy rest,
+                                      const FeedForwardPartSpec& spec);
 
   // out += part(x), both [rows][hidden].
   void forward(const Compute& compute, const float* x, int64_t rows, int64_t hidden, float* out, Observer* observer,

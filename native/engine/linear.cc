@@ -1,6 +1,7 @@
 #include "engine/linear.h"
 
 #include <algorithm>
+#include <deque>
 
 namespace espalier {
 namespace {
@@ -8,15 +9,79 @@ namespace {
 // Weight bytes below which a range is not worth handing to another thread.
 constexpr int64_t kRangeBytes = 32 * 1024;
 
-Result<Linear> pack(ThreadPool& pool, WeightPolicy policy, DType values, int64_t rows, int64_t cols,
+Values values_for(Precision precision, DType source) {
+  switch (precision) {
+    case Precision::kBf16: return Values::kBf16;
+    case Precision::kInt8: return Values::kInt8;
+    case Precision::kInt4: return Values::kInt4;
+    // f16 has more mantissa than bf16: f32 holds it exactly.
+    case Precision::kSource: return source == DType::kBF16 ? Values::kBf16 : Values::kF32;
+  }
+  return Values::kBf16;
+}
+
+Result<Linear> pack(ThreadPool& pool, WeightPolicy policy, DType source, int64_t rows, int64_t cols,
                     const PackedMatrix::RowReader& read) {
-  const Format chosen = policy.sparse ? choose_format(pool, values, rows, cols, read) : Format{Storage::kDense, values};
-  Result<PackedMatrix> packed = PackedMatrix::pack(pool, chosen, rows, cols, read);
+  Format format{Storage::kDense, values_for(policy.precision, source)};
+  if (policy.sparse) {
+    const Format chosen = choose_format(pool, format.values, rows, cols, read);
+    if (cpu_kernels().takes(chosen)) format = chosen;
+  }
+  Result<PackedMatrix> packed = PackedMatrix::pack(pool, format, rows, cols, read);
   if (!packed.is_ok()) return packed.status();
   Linear linear;
   linear.weights = std::move(packed.value());
   return linear;
 }
+
+// Activations as int8, for the products that want them: one copy for all that read the same x.
+class QuantisedInputs {
+ public:
+  QuantisedInputs(const Compute& compute, std::span<const Product> products) {
+    of_.resize(products.size(), -1);
+    for (size_t i = 0; i < products.size(); ++i) {
+      const Product& p = products[i];
+      if (p.tokens == 0 || !is_quantised(p.linear->weights.format().values)) continue;
+      for (size_t before = 0; before < i && of_[i] < 0; ++before) {
+        if (products[before].x == p.x && products[before].tokens == p.tokens) of_[i] = of_[before];
+      }
+      if (of_[i] >= 0) continue;
+      of_[i] = static_cast<int>(inputs_.size());
+      quantise(compute, p);
+    }
+  }
+
+  const QuantisedRows* of(size_t product) const {
+    return of_[product] < 0 ? nullptr : &inputs_[static_cast<size_t>(of_[product])].rows;
+  }
+
+ private:
+  struct Input {
+    AlignedBuffer<int8_t> q;
+    std::vector<float> scales;
+    std::vector<int32_t> sums;
+    QuantisedRows rows;
+  };
+
+  void quantise(const Compute& compute, const Product& p) {
+    Input& input = inputs_.emplace_back();
+    const int64_t groups = p.linear->weights.groups();
+    input.q.reset_uninitialised(static_cast<size_t>(p.tokens * groups * kGroup));
+    input.scales.resize(static_cast<size_t>(p.tokens * groups));
+    input.sums.resize(input.scales.size());
+    compute.pool.parallel_for(p.tokens, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        compute.kernels.quantise_row(p.x + t * p.x_stride, p.linear->weights.cols(),
+                                     input.q.data() + t * groups * kGroup, input.scales.data() + t * groups,
+                                     input.sums.data() + t * groups);
+      }
+    });
+    input.rows = {input.q.data(), input.scales.data(), input.sums.data(), groups};
+  }
+
+  std::vector<int> of_;
+  std::deque<Input> inputs_;  // stable addresses
+};
 
 }  // namespace
 
@@ -24,9 +89,7 @@ Result<Linear> Linear::load(ThreadPool& pool, WeightPolicy policy, const WeightR
   Result<HostMatrix> host = HostMatrix::load(weights);
   if (!host.is_ok()) return host.status();
   const HostMatrix& matrix = host.value();
-  // f16 has more mantissa than bf16, so it is kept exactly as f32 unless rounding is asked for.
-  const DType values = matrix.dtype() == DType::kBF16 || policy.round_to_bf16 ? DType::kBF16 : DType::kF32;
-  Result<Linear> linear = pack(pool, policy, values, matrix.rows(), matrix.cols(),
+  Result<Linear> linear = pack(pool, policy, matrix.dtype(), matrix.rows(), matrix.cols(),
                                [&](int64_t row, float* out) { matrix.read_row(row, out); });
   if (linear.is_ok() && bias.present()) {
     Result<std::vector<float>> loaded = load_vector(bias);
@@ -36,9 +99,9 @@ Result<Linear> Linear::load(ThreadPool& pool, WeightPolicy policy, const WeightR
   return linear;
 }
 
-Result<Linear> Linear::from_floats(ThreadPool& pool, WeightPolicy policy, DType values, int64_t rows, int64_t cols,
+Result<Linear> Linear::from_floats(ThreadPool& pool, WeightPolicy policy, DType source, int64_t rows, int64_t cols,
                                    const float* data) {
-  return pack(pool, policy, values, rows, cols,
+  return pack(pool, policy, source, rows, cols,
               [&](int64_t row, float* out) { std::copy(data + row * cols, data + (row + 1) * cols, out); });
 }
 
@@ -52,6 +115,7 @@ void multiply(const Compute& compute, std::span<const Product> products) {
   }
   const int64_t tiles = first_tile.back();
   if (tiles == 0) return;
+  const QuantisedInputs inputs(compute, products);
   const int64_t grain = std::clamp<int64_t>(tiles * kRangeBytes / std::max<int64_t>(bytes, 1), 1, tiles);
   compute.pool.parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
     size_t i =
@@ -63,7 +127,8 @@ void multiply(const Compute& compute, std::span<const Product> products) {
       const PackedMatrix& weights = p.linear->weights;
       const int64_t tile = begin - first_tile[i];
       const int64_t tile_end = stop - first_tile[i];
-      compute.kernels.matmul(weights.format())(weights, tile, tile_end, p.x, p.x_stride, p.tokens, p.y, p.y_stride);
+      compute.kernels.matmul(weights.format())(
+          {weights, tile, tile_end, p.x, p.x_stride, inputs.of(i), p.tokens, p.y, p.y_stride});
       if (!p.linear->bias.empty()) {
         const int64_t row_end = std::min(tile_end * kTileRows, weights.rows());
         for (int64_t t = 0; t < p.tokens; ++t) {

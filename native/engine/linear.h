@@ -17,10 +17,13 @@ struct Compute {
   const CpuKernels& kernels;
 };
 
-// How weights are held.
+// What the elements of a matrix become. kSource: bf16 stays bf16, f16 and f32 become f32.
+enum class Precision : uint8_t { kSource, kBf16, kInt8, kInt4 };
+
+// How a matrix is held.
 struct WeightPolicy {
-  bool sparse = true;          // a matrix with enough zeros as bitmap or n:m
-  bool round_to_bf16 = false;  // f16 and f32 matrices as bf16; else they are held as f32
+  Precision precision = Precision::kSource;
+  bool sparse = true;  // with enough zeros as bitmap or n:m, where this machine gains from it
 };
 
 struct Linear {
@@ -29,8 +32,8 @@ struct Linear {
 
   static Result<Linear> load(ThreadPool& pool, WeightPolicy policy, const WeightRef& weights,
                              const WeightRef& bias = {});
-  // Packs weights that are in memory as floats; bf16 if `values` is.
-  static Result<Linear> from_floats(ThreadPool& pool, WeightPolicy policy, DType values, int64_t rows, int64_t cols,
+  // Packs weights that are in memory as floats and come from a checkpoint of type `source`.
+  static Result<Linear> from_floats(ThreadPool& pool, WeightPolicy policy, DType source, int64_t rows, int64_t cols,
                                     const float* data);
 };
 

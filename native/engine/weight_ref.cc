@@ -57,9 +57,13 @@ Result<HostMatrix> HostMatrix::load(const WeightRef& ref) {
   return matrix;
 }
 
+void HostMatrix::read_row(int64_t row, float* out) const {
+  load_floats(dtype_, bytes_.data(), row * cols_, cols_, out);
+}
+
 std::vector<float> HostMatrix::to_floats() const {
   std::vector<float> out(static_cast<size_t>(rows_ * cols_));
-  for (int64_t i = 0; i < rows_ * cols_; ++i) out[static_cast<size_t>(i)] = load_float(dtype_, bytes_.data(), i);
+  load_floats(dtype_, bytes_.data(), 0, rows_ * cols_, out.data());
   return out;
 }
 

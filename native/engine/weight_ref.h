@@ -42,9 +42,7 @@ class HostMatrix {
   DType dtype() const { return dtype_; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
-  void read_row(int64_t row, float* out) const {
-    for (int64_t c = 0; c < cols_; ++c) out[c] = load_float(dtype_, bytes_.data(), row * cols_ + c);
-  }
+  void read_row(int64_t row, float* out) const;
   std::vector<float> to_floats() const;
 
  private:

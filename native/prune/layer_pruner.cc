@@ -100,7 +100,7 @@ Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerS
   pruner->hidden_ = hidden;
   pruner->norm_epsilon_ = norm_epsilon;
   pruner->allow_nonfinite_ = allow_nonfinite;
-  Result<DecoderLayer> layer = DecoderLayer::load(*pruner->pool_, WeightPolicy{}, spec);
+  Result<DecoderLayer> layer = DecoderLayer::load(*pruner->pool_, WeightPolicy{}, WeightPolicy{}, spec);
   if (!layer.is_ok()) return layer.status();
   pruner->layer_ = std::move(layer.value());
   for (const FeedForwardPartSpec& part : spec.feed_forward) pruner->pruned_.emplace_back(part.experts.size());
@@ -192,8 +192,7 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
     report.matrix.zeros += weights[i] == 0.0f ? 1 : 0;
   }
   report.matrix.kept = ref.rows * ref.cols - report.matrix.zeros;
-  const DType values = ref.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
-  Result<Linear> linear = Linear::from_floats(*pool_, WeightPolicy{}, values, ref.rows, ref.cols, weights.data());
+  Result<Linear> linear = Linear::from_floats(*pool_, WeightPolicy{}, ref.dtype, ref.rows, ref.cols, weights.data());
   if (!linear.is_ok()) return linear.status();
   linear_of(layer_.feed_forward()[part].experts()[expert], report.role) = std::move(linear.value());
   return Status::ok();

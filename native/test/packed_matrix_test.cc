@@ -1,5 +1,6 @@
-#include "sparse/packed_matrix.h"
+#include <cmath>
 
+#include "packing.h"
 #include "test_main.h"
 
 using namespace espalier;
@@ -11,31 +12,21 @@ struct Shape {
   int64_t cols;
 };
 
-constexpr Shape kShapes[] = {{16, 32}, {1, 64}, {17, 96}, {48, 288}, {33, 4}, {100, 352}};
+constexpr Shape kShapes[] = {{16, 64}, {1, 64}, {17, 96}, {48, 288}, {33, 4}, {100, 352}, {5, 130}};
 
-PackedMatrix::RowReader reader(const std::vector<float>& dense, int64_t cols) {
-  return [&dense, cols](int64_t row, float* out) { std::copy_n(dense.begin() + row * cols, cols, out); };
-}
-
-// bf16-representable values with about `density` of them kept.
-std::vector<float> sparse_values(std::mt19937& random, Shape shape, double density) {
-  std::vector<float> values = test::normal_floats(random, static_cast<size_t>(shape.rows * shape.cols));
-  std::bernoulli_distribution keep(density);
-  for (float& value : values) value = keep(random) ? bf16_to_float(float_to_bf16(value)) : 0.0f;
-  return values;
-}
-
-// Zeroes all but n random elements of each m.
-void prune_groups(std::mt19937& random, std::vector<float>& values, int n, int m) {
-  std::vector<int> order(static_cast<size_t>(m));
-  for (size_t first = 0; first < values.size(); first += static_cast<size_t>(m)) {
-    for (int i = 0; i < m; ++i) order[static_cast<size_t>(i)] = i;
-    std::shuffle(order.begin(), order.end(), random);
-    for (int i = n; i < m; ++i) values[first + static_cast<size_t>(order[static_cast<size_t>(i)])] = 0;
+std::vector<Format> formats_for(int64_t cols) {
+  std::vector<Format> result;
+  for (const Values values : {Values::kBf16, Values::kF32, Values::kInt8, Values::kInt4}) {
+    for (const Format format : {Format{Storage::kDense, values}, Format{Storage::kBitmap, values},
+                                Format{Storage::kNm, values, 2, 4}, Format{Storage::kNm, values, 4, 8}}) {
+      if (format_exists(format, cols)) result.push_back(format);
+    }
   }
+  return result;
 }
 
-std::vector<float> round_trip(ThreadPool& pool, const PackedMatrix& packed) {
+std::vector<float> round_trip(const PackedMatrix& packed) {
+  ThreadPool pool(2);
   std::vector<float> out(static_cast<size_t>(packed.rows() * packed.cols()), -1.0f);
   packed.unpack(pool, out.data());
   return out;
@@ -43,88 +34,138 @@ std::vector<float> round_trip(ThreadPool& pool, const PackedMatrix& packed) {
 
 }  // namespace
 
-TEST_CASE("every format gives back the values it was given") {
+TEST_CASE("bf16 and f32 formats give back the values they were given") {
   std::mt19937 random(test::fresh_seed());
-  ThreadPool pool(2);
   for (const Shape shape : kShapes) {
-    CAPTURE(shape.rows);
-    CAPTURE(shape.cols);
-    for (const Format format : {Format{Storage::kDense, DType::kBF16}, Format{Storage::kBitmap, DType::kBF16},
-                                Format{Storage::kDense, DType::kF32}, Format{Storage::kNm, DType::kBF16, 2, 4}}) {
+    for (const Format& format : formats_for(shape.cols)) {
+      if (is_quantised(format.values)) continue;
       CAPTURE(format.name());
-      std::vector<float> values = sparse_values(random, shape, 0.5);
-      if (format.storage == Storage::kNm) prune_groups(random, values, 2, 4);
-      Result<PackedMatrix> packed =
-          PackedMatrix::pack(pool, format, shape.rows, shape.cols, reader(values, shape.cols));
-      REQUIRE(packed.is_ok());
-      CHECK(packed.value().validate().is_ok());
-      CHECK(round_trip(pool, packed.value()) == values);
+      CAPTURE(shape.rows);
+      CAPTURE(shape.cols);
+      const std::vector<float> values = test::sparse_weights(random, shape.rows, shape.cols, format);
+      const PackedMatrix packed = test::pack(values, shape.rows, shape.cols, format);
+      CHECK(packed.validate().is_ok());
+      CHECK(round_trip(packed) == values);
     }
   }
 }
 
-TEST_CASE("bf16 packing rounds to nearest even and f32 packing is exact") {
+TEST_CASE("int8 and int4 formats give back what is within half a step of the values, and zeros exactly") {
   std::mt19937 random(test::fresh_seed());
-  ThreadPool pool(1);
-  const std::vector<float> values = test::normal_floats(random, 32 * 64);
-  auto f32 = PackedMatrix::pack(pool, {Storage::kDense, DType::kF32}, 32, 64, reader(values, 64));
-  CHECK(round_trip(pool, f32.value()) == values);
-  auto bf16 = PackedMatrix::pack(pool, {Storage::kDense, DType::kBF16}, 32, 64, reader(values, 64));
-  const std::vector<float> rounded = round_trip(pool, bf16.value());
-  for (size_t i = 0; i < values.size(); ++i) {
-    // The neighbours one bf16 step away are no nearer.
-    const double error = std::abs(static_cast<double>(rounded[i]) - static_cast<double>(values[i]));
-    CHECK(error <= std::abs(static_cast<double>(values[i])) / 256);
-    const uint16_t bits = float_to_bf16(rounded[i]);
-    for (const uint16_t near : {static_cast<uint16_t>(bits + 1), static_cast<uint16_t>(bits - 1)}) {
-      CHECK(error <= std::abs(static_cast<double>(bf16_to_float(near)) - static_cast<double>(values[i])));
+  for (const Shape shape : kShapes) {
+    for (const Format& format : formats_for(shape.cols)) {
+      if (!is_quantised(format.values)) continue;
+      CAPTURE(format.name());
+      CAPTURE(shape.rows);
+      CAPTURE(shape.cols);
+      const std::vector<float> values = test::sparse_weights(random, shape.rows, shape.cols, format);
+      const PackedMatrix packed = test::pack(values, shape.rows, shape.cols, format);
+      CHECK(packed.validate().is_ok());
+      const std::vector<float> back = round_trip(packed);
+      for (int64_t r = 0; r < shape.rows; ++r) {
+        for (int64_t first = 0; first < shape.cols; first += kGroup) {
+          const int64_t last = std::min(first + kGroup, shape.cols);
+          double largest = 0;
+          double error = 0;
+          double squares = 0;
+          for (int64_t k = first; k < last; ++k) {
+            const auto at = static_cast<size_t>(r * shape.cols + k);
+            const double value = static_cast<double>(values[at]);
+            if (values[at] == 0) CHECK(back[at] == 0);
+            largest = std::max(largest, std::abs(value));
+            error = std::max(error, std::abs(static_cast<double>(back[at]) - value));
+            squares += (static_cast<double>(back[at]) - value) * (static_cast<double>(back[at]) - value);
+          }
+          if (format.values == Values::kInt8) {
+            // Half a step, and the scale's rounding to f16 over 127 steps.
+            CHECK(error <= largest / 127 / 2 + largest * std::pow(2.0, -11) + 1e-7);
+          } else {
+            // No worse than the plain rule, scale = largest / 7, for which every error is half a step.
+            const double step = largest / 7;
+            CHECK(squares <=
+                  static_cast<double>(last - first) * std::pow(step / 2 + largest * std::pow(2.0, -11) + 1e-7, 2));
+          }
+        }
+      }
     }
   }
 }
 
-TEST_CASE("a bitmap at half density takes nine sixteenths of the dense bytes") {
+TEST_CASE("the same weights pack to the same elements whatever their storage") {
   std::mt19937 random(test::fresh_seed());
-  ThreadPool pool(2);
-  const std::vector<float> values = sparse_values(random, {512, 1024}, 0.5);
-  auto dense = PackedMatrix::pack(pool, {Storage::kDense, DType::kBF16}, 512, 1024, reader(values, 1024));
-  auto bitmap = PackedMatrix::pack(pool, {Storage::kBitmap, DType::kBF16}, 512, 1024, reader(values, 1024));
-  const double ratio = static_cast<double>(bitmap.value().bytes()) / static_cast<double>(dense.value().bytes());
-  CHECK(dense.value().bytes() == 512 * 1024 * 2);
-  CHECK(ratio == doctest::Approx(9.0 / 16.0).epsilon(0.01));
-}
-
-TEST_CASE("n:m packing refuses a group with too many non-zeros") {
-  ThreadPool pool(1);
-  const std::vector<float> values(16 * 8, 1.0f);
-  auto packed = PackedMatrix::pack(pool, {Storage::kNm, DType::kBF16, 2, 4}, 16, 8, reader(values, 8));
-  REQUIRE(!packed.is_ok());
-  CHECK(packed.status().code() == Code::kUsage);
-}
-
-TEST_CASE("formats that do not exist are refused") {
-  ThreadPool pool(1);
-  const std::vector<float> values(16 * 6, 0.0f);
-  for (const Format format : {Format{Storage::kNm, DType::kBF16, 2, 4}, Format{Storage::kBitmap, DType::kF32},
-                              Format{Storage::kNm, DType::kBF16, 5, 2}, Format{Storage::kNm, DType::kBF16, 1, 3}}) {
-    CAPTURE(format.name());
-    CHECK(!PackedMatrix::pack(pool, format, 16, 6, reader(values, 6)).is_ok());
+  const Format two_of_four{Storage::kNm, Values::kInt4, 2, 4};
+  const std::vector<float> values = test::sparse_weights(random, 48, 256, two_of_four);
+  for (const Values kind : {Values::kBf16, Values::kInt8, Values::kInt4}) {
+    const std::vector<float> dense = round_trip(test::pack(values, 48, 256, {Storage::kDense, kind}));
+    CHECK(round_trip(test::pack(values, 48, 256, {Storage::kBitmap, kind})) == dense);
+    CHECK(round_trip(test::pack(values, 48, 256, {Storage::kNm, kind, 2, 4})) == dense);
   }
-  CHECK(!PackedMatrix::pack(pool, {}, 0, 6, reader(values, 6)).is_ok());
+}
+
+TEST_CASE("bytes at half density are what the layout promises") {
+  std::mt19937 random(test::fresh_seed());
+  const std::vector<float> unstructured = test::sparse_weights(random, 512, 1024, {Storage::kBitmap, Values::kBf16});
+  const std::vector<float> grouped = test::sparse_weights(random, 512, 1024, {Storage::kNm, Values::kBf16, 2, 4});
+  const auto bits = [&](const std::vector<float>& values, Format format) {
+    return static_cast<double>(test::pack(values, 512, 1024, format).bytes()) * 8 / (512.0 * 1024.0);
+  };
+  CHECK(bits(unstructured, {Storage::kDense, Values::kBf16}) == 16);
+  CHECK(bits(unstructured, {Storage::kDense, Values::kInt8}) == 8.25);
+  CHECK(bits(unstructured, {Storage::kDense, Values::kInt4}) == 4.25);
+  CHECK(bits(unstructured, {Storage::kBitmap, Values::kBf16}) == doctest::Approx(9.0).epsilon(0.01));
+  CHECK(bits(unstructured, {Storage::kBitmap, Values::kInt8}) == doctest::Approx(5.25).epsilon(0.01));
+  CHECK(bits(unstructured, {Storage::kBitmap, Values::kInt4}) < 3.45);
+  CHECK(bits(grouped, {Storage::kNm, Values::kBf16, 2, 4}) == 9);
+  CHECK(bits(grouped, {Storage::kNm, Values::kInt8, 2, 4}) == 5.25);
+  CHECK(bits(grouped, {Storage::kNm, Values::kInt4, 2, 4}) == 3.25);
+}
+
+TEST_CASE("n:m packing refuses a group with too many non-zeros, and formats that do not exist are refused") {
+  ThreadPool pool(1);
+  const std::vector<float> ones(16 * 64, 1.0f);
+  const auto status = [&](Format format, int64_t rows, int64_t cols) {
+    return PackedMatrix::pack(pool, format, rows, cols,
+                              [&](int64_t row, float* out) { std::copy_n(ones.begin() + row * cols, cols, out); })
+        .status()
+        .code();
+  };
+  CHECK(status({Storage::kNm, Values::kBf16, 2, 4}, 16, 64) == Code::kUsage);
+  CHECK(status({Storage::kNm, Values::kInt4, 2, 4}, 16, 64) == Code::kUsage);
+  CHECK(status({Storage::kNm, Values::kBf16, 4, 4}, 16, 64) == Code::kOk);
+  CHECK(status({Storage::kNm, Values::kBf16, 4, 4}, 16, 6) == Code::kUsage);
+  CHECK(status({Storage::kNm, Values::kInt4, 4, 8}, 16, 64) == Code::kUsage);
+  CHECK(status({Storage::kBitmap, Values::kF32}, 16, 64) == Code::kUsage);
+  CHECK(status({Storage::kNm, Values::kBf16, 5, 2}, 16, 64) == Code::kUsage);
+  CHECK(status({Storage::kNm, Values::kBf16, 1, 3}, 16, 6) == Code::kUsage);
+  CHECK(status({}, 0, 64) == Code::kUsage);
+}
+
+TEST_CASE("negative zero is a value: it is kept, and it does not count towards sparsity") {
+  std::vector<float> values(16 * 64, -0.0f);
+  values[3] = 1;
+  const PackedMatrix packed = test::pack(values, 16, 64, {Storage::kBitmap, Values::kBf16});
+  CHECK(std::signbit(round_trip(packed)[0]));
+  ThreadPool pool(1);
+  CHECK(choose_format(pool, Values::kBf16, 16, 64, test::reader(values, 64)) == Format{Storage::kDense, Values::kBf16});
 }
 
 TEST_CASE("the chosen format follows the zeros") {
   std::mt19937 random(test::fresh_seed());
   ThreadPool pool(2);
-  const auto choose = [&](const std::vector<float>& values, DType dtype = DType::kBF16) {
-    return choose_format(pool, dtype, 64, 128, reader(values, 128));
+  const auto choose = [&](const std::vector<float>& values, Values kind) {
+    return choose_format(pool, kind, 64, 128, test::reader(values, 128));
   };
-  CHECK(choose(sparse_values(random, {64, 128}, 1.0)) == Format{Storage::kDense, DType::kBF16});
-  CHECK(choose(sparse_values(random, {64, 128}, 0.8)) == Format{Storage::kDense, DType::kBF16});
-  CHECK(choose(sparse_values(random, {64, 128}, 0.3)) == Format{Storage::kBitmap, DType::kBF16});
+  const Format none{Storage::kDense, Values::kBf16};
+  CHECK(choose(test::sparse_weights(random, 64, 128, none, 1.0), Values::kBf16) == none);
+  CHECK(choose(test::sparse_weights(random, 64, 128, none, 0.8), Values::kBf16) == none);
+  CHECK(choose(test::sparse_weights(random, 64, 128, none, 0.3), Values::kInt4) ==
+        Format{Storage::kBitmap, Values::kInt4});
   for (const int m : {4, 8, 16, 32}) {
-    std::vector<float> values = sparse_values(random, {64, 128}, 1.0);
-    prune_groups(random, values, m / 2, m);
-    CHECK(choose(values) == Format{Storage::kNm, DType::kBF16, m / 2, m});
-    CHECK(choose(values, DType::kF32) == Format{Storage::kDense, DType::kF32});
+    const std::vector<float> values = test::sparse_weights(random, 64, 128, {Storage::kNm, Values::kBf16, m / 2, m});
+    CHECK(choose(values, Values::kBf16) == Format{Storage::kNm, Values::kBf16, m / 2, m});
+    CHECK(choose(values, Values::kInt8) == Format{Storage::kNm, Values::kInt8, m / 2, m});
+    CHECK(choose(values, Values::kInt4) ==
+          (m == 4 ? Format{Storage::kNm, Values::kInt4, 2, 4} : Format{Storage::kBitmap, Values::kInt4}));
+    CHECK(choose(values, Values::kF32) == Format{Storage::kDense, Values::kF32});
   }
 }

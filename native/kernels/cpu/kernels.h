@@ -13,10 +13,31 @@
 
 namespace espalier {
 
-// y[t][r] = Σ_k W[r][k] · x[t][k] for the rows of tile rows [tile_begin, tile_end), float32 accumulation.
-// x is [tokens][x_stride]; where cols is odd, x[t][cols] must be readable and zero. y is [tokens][y_stride].
-using MatmulFn = void (*)(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x,
-                          int64_t x_stride, int64_t tokens, float* y, int64_t y_stride);
+// Rows of activations as int8 for products with int8 and int4 weights: x ≈ q · scale in each group of kGroup inputs,
+// with scale = max|x| / 127.
+struct QuantisedRows {
+  const int8_t* q;      // [tokens][groups · kGroup], zeros in the padding
+  const float* scales;  // [tokens][groups]
+  const int32_t* sums;  // [tokens][groups]: Σ q of the group
+  int64_t groups;
+};
+
+// y[t][r] = Σ_k W[r][k] · x[t][k] for the rows of tile rows [tile_begin, tile_end).
+struct MatmulTask {
+  const PackedMatrix& weights;
+  int64_t tile_begin;
+  int64_t tile_end;
+  // float32 [tokens][x_stride]; for bf16 and f32 weights. Where cols is odd, x[t][cols] must be readable and zero.
+  const float* x;
+  int64_t x_stride;
+  const QuantisedRows* quantised;  // for int8 and int4 weights
+  int64_t tokens;
+  float* y;  // [tokens][y_stride]
+  int64_t y_stride;
+};
+
+// bf16 and f32 weights: float32 products and sums. int8 and int4: exact integer sums within a group, float32 across.
+using MatmulFn = void (*)(const MatmulTask& task);
 
 // One query head against the keys [first, last) of one KV head.
 struct AttendTask {
@@ -38,11 +59,10 @@ inline constexpr int kKvBlock = 16;
 
 struct CpuKernels {
   Isa isa;
-  // By pattern, for bf16 values; and dense f32.
-  MatmulFn dense_bf16;
-  MatmulFn bitmap_bf16;
-  MatmulFn nm_bf16;
-  MatmulFn dense_f32;
+  // [Storage][Values]; nullptr for a format that this set does not take (see `takes`).
+  MatmulFn products[3][4];
+  // One row of `n` floats as QuantisedRows has it; writes ceil(n / kGroup) groups.
+  void (*quantise_row)(const float* x, int64_t n, int8_t* q, float* scales, int32_t* sums);
   // out = x / sqrt(mean(x²) + epsilon) · weight
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float epsilon, float* out);
   // out = silu(gate) · up
@@ -56,14 +76,10 @@ struct CpuKernels {
   void (*attend)(const AttendTask& task);
 
   MatmulFn matmul(const Format& format) const {
-    if (format.values == DType::kF32) return dense_f32;
-    switch (format.storage) {
-      case Storage::kDense: return dense_bf16;
-      case Storage::kBitmap: return bitmap_bf16;
-      case Storage::kNm: return nm_bf16;
-    }
-    return dense_bf16;
+    return products[static_cast<int>(format.storage)][static_cast<int>(format.values)];
   }
+  // Every set takes every dense format; a sparse one that would run slower than dense is left out.
+  bool takes(const Format& format) const { return matmul(format) != nullptr; }
 };
 
 // The set that cpu_features().selected names.

@@ -1,4 +1,4 @@
-// AVX2, FMA and BMI2 (compiled with those flags).
+// AVX2, FMA, F16C and BMI2 (compiled with those flags).
 #include <immintrin.h>
 
 #include "kernels/cpu/kernels.h"
@@ -8,6 +8,7 @@ namespace espalier {
 namespace {
 
 constexpr int kTokenBlock = 2;
+constexpr int kIntTokenBlock = 2;
 
 // For each 8-bit mask, the byte shuffle that moves packed 16-bit values to the places of the set bits (0x80: zero).
 struct ExpandTable {
@@ -41,10 +42,40 @@ ESPALIER_INLINE Vu expand(uint32_t mask, const uint16_t* values) {
   return v;
 }
 
+ESPALIER_INLINE Vi start(int32_t) { return Vi{}; }
+
+// |q| · sign(q) x in pairs fits 16 bits: 2 · 128 · 127 < 2¹⁵.
+ESPALIER_INLINE Vi dot(Vi sum, Vu bytes, const int8_t* x) {
+  int32_t four;
+  __builtin_memcpy(&four, x, sizeof four);
+  const __m256i inputs = _mm256_set1_epi32(four);
+  __m256i halves[2];
+  __m256i sums[2];
+  __builtin_memcpy(halves, &bytes, sizeof halves);
+  __builtin_memcpy(sums, &sum, sizeof sums);
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    const __m256i q = _mm256_xor_si256(halves[h], _mm256_set1_epi8(static_cast<char>(0x80)));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(inputs, q));
+    sums[h] = _mm256_add_epi32(sums[h], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  __builtin_memcpy(&sum, sums, sizeof sum);
+  return sum;
+}
+
+ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
+  const auto* at = reinterpret_cast<const __m128i*>(halves);
+  const __m256 parts[2] = {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
+  Vf v;
+  __builtin_memcpy(&v, parts, sizeof v);
+  return v;
+}
+
 }  // namespace
 }  // namespace espalier
 
 #include "kernels/cpu/matmul_inl.h"
+#include "kernels/cpu/matmul_int_inl.h"
 #include "kernels/cpu/rows_inl.h"
 
 namespace espalier {
@@ -52,10 +83,11 @@ namespace espalier {
 const CpuKernels* avx2_kernels() {
   static constexpr CpuKernels kernels = {
       .isa = Isa::kAvx2,
-      .dense_bf16 = dense_bf16,
-      .bitmap_bf16 = sparse_bf16,
-      .nm_bf16 = sparse_bf16,
-      .dense_f32 = dense_f32,
+      // Sparse int8 and int4 are not taken: expanding bytes through a table is slower here than reading them dense.
+      .products = {{dense_bf16, dense_f32, dense_int8, dense_int4},
+                   {sparse_bf16, nullptr, nullptr, nullptr},
+                   {sparse_bf16, nullptr, nullptr, nullptr}},
+      .quantise_row = quantise_row,
       .rms_norm = rms_norm,
       .silu_multiply = silu_multiply,
       .softmax = softmax,

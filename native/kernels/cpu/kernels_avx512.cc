@@ -1,4 +1,4 @@
-// AVX-512 with VBMI2 (compiled with those flags).
+// AVX-512 with VBMI2 and VNNI (compiled with those flags).
 #include <immintrin.h>
 
 #include "kernels/cpu/kernels.h"
@@ -8,15 +8,45 @@ namespace espalier {
 namespace {
 
 constexpr int kTokenBlock = 8;
+constexpr int kIntTokenBlock = 8;
 
 ESPALIER_INLINE Vu expand(uint32_t mask, const uint16_t* values) {
   return reinterpret_cast<Vu>(_mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(values)));
+}
+
+// Bytes are unsigned here: what 128 too much adds is taken off at the start.
+ESPALIER_INLINE Vi start(int32_t sum) { return Vi{} - 128 * sum; }
+
+ESPALIER_INLINE Vi dot(Vi sum, Vu bytes, const int8_t* x) {
+  int32_t four;
+  __builtin_memcpy(&four, x, sizeof four);
+  return reinterpret_cast<Vi>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(bytes), _mm512_set1_epi32(four)));
+}
+
+ESPALIER_INLINE Vu expand8(uint64_t mask, const uint8_t* bytes) {
+  const __m512i zero = _mm512_set1_epi8(static_cast<char>(0x80));
+  return reinterpret_cast<Vu>(_mm512_mask_expand_epi8(zero, mask, _mm512_loadu_si512(bytes)));
+}
+
+ESPALIER_INLINE Vu expand_nibbles(uint64_t mask, const uint8_t* bytes, bool low) {
+  const __m512i zero = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i loaded = _mm512_loadu_si512(bytes);
+  const __m512i nibbles =
+      _mm512_and_si512(low ? _mm512_slli_epi16(loaded, 4) : loaded, _mm512_set1_epi8(static_cast<char>(0xf0)));
+  return reinterpret_cast<Vu>(_mm512_mask_expand_epi8(zero, mask, nibbles));
+}
+
+ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
+  return reinterpret_cast<Vf>(
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves))));
 }
 
 }  // namespace
 }  // namespace espalier
 
 #include "kernels/cpu/matmul_inl.h"
+#include "kernels/cpu/matmul_sparse_int_inl.h"
 #include "kernels/cpu/rows_inl.h"
 
 namespace espalier {
@@ -24,10 +54,10 @@ namespace espalier {
 const CpuKernels* avx512_kernels() {
   static constexpr CpuKernels kernels = {
       .isa = Isa::kAvx512,
-      .dense_bf16 = dense_bf16,
-      .bitmap_bf16 = sparse_bf16,
-      .nm_bf16 = sparse_bf16,
-      .dense_f32 = dense_f32,
+      .products = {{dense_bf16, dense_f32, dense_int8, dense_int4},
+                   {sparse_bf16, nullptr, sparse_int8, sparse_int4},
+                   {sparse_bf16, nullptr, sparse_int8, sparse_int4}},
+      .quantise_row = quantise_row,
       .rms_norm = rms_norm,
       .silu_multiply = silu_multiply,
       .softmax = softmax,

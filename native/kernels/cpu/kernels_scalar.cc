@@ -1,4 +1,5 @@
 // The reference set: what the baseline instruction set of the target gives.
+#include "core/dtype.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/vector.h"
 
@@ -6,6 +7,7 @@ namespace espalier {
 namespace {
 
 constexpr int kTokenBlock = 2;
+constexpr int kIntTokenBlock = 2;
 
 ESPALIER_INLINE Vu expand(uint32_t mask, const uint16_t* values) {
   uint16_t lanes[32];
@@ -19,10 +21,52 @@ ESPALIER_INLINE Vu expand(uint32_t mask, const uint16_t* values) {
   return v;
 }
 
+ESPALIER_INLINE Vi start(int32_t) { return Vi{}; }
+
+ESPALIER_INLINE Vi dot(Vi sum, Vu bytes, const int8_t* x) {
+  uint8_t lanes[64];
+  __builtin_memcpy(lanes, &bytes, sizeof lanes);
+  for (int r = 0; r < 16; ++r) {
+    for (int i = 0; i < 4; ++i) sum[r] += (lanes[4 * r + i] - 128) * x[i];
+  }
+  return sum;
+}
+
+ESPALIER_INLINE Vu expand8(uint64_t mask, const uint8_t* bytes) {
+  uint8_t lanes[64];
+  for (int i = 0; i < 64; ++i) {
+    const bool kept = ((mask >> i) & 1u) != 0;
+    lanes[i] = kept ? *bytes : 128;
+    bytes += kept;
+  }
+  Vu v;
+  __builtin_memcpy(&v, lanes, sizeof v);
+  return v;
+}
+
+ESPALIER_INLINE Vu expand_nibbles(uint64_t mask, const uint8_t* bytes, bool low) {
+  uint8_t lanes[64];
+  for (int i = 0; i < 64; ++i) {
+    const bool kept = ((mask >> i) & 1u) != 0;
+    lanes[i] = kept ? static_cast<uint8_t>(low ? *bytes << 4 : *bytes & 0xf0) : 128;
+    bytes += kept;
+  }
+  Vu v;
+  __builtin_memcpy(&v, lanes, sizeof v);
+  return v;
+}
+
+ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
+  Vf v;
+  for (int i = 0; i < kVectorFloats; ++i) v[i] = f16_to_float(halves[i]);
+  return v;
+}
+
 }  // namespace
 }  // namespace espalier
 
 #include "kernels/cpu/matmul_inl.h"
+#include "kernels/cpu/matmul_sparse_int_inl.h"
 #include "kernels/cpu/rows_inl.h"
 
 namespace espalier {
@@ -30,10 +74,10 @@ namespace espalier {
 const CpuKernels* scalar_kernels() {
   static constexpr CpuKernels kernels = {
       .isa = Isa::kScalar,
-      .dense_bf16 = dense_bf16,
-      .bitmap_bf16 = sparse_bf16,
-      .nm_bf16 = sparse_bf16,
-      .dense_f32 = dense_f32,
+      .products = {{dense_bf16, dense_f32, dense_int8, dense_int4},
+                   {sparse_bf16, nullptr, sparse_int8, sparse_int4},
+                   {sparse_bf16, nullptr, sparse_int8, sparse_int4}},
+      .quantise_row = quantise_row,
       .rms_norm = rms_norm,
       .silu_multiply = silu_multiply,
       .softmax = softmax,

@@ -88,51 +88,51 @@ void multiply_tokens(Source source, int64_t vectors, int64_t rows, const float* 
   }
 }
 
-// Calls use(tile, x, tokens, y) for the tile rows and for chunks of tokens whose inputs stay in cache.
+// Calls use(tile, rows, first token, tokens, y) for the tile rows and for chunks of tokens whose inputs stay in cache.
 template <class Use>
-void for_each_tile(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x, int64_t x_stride,
-                   int64_t tokens, float* y, int64_t y_stride, Use&& use) {
-  int64_t chunk = kCachedInputs / weights.cols() / kTokenBlock * kTokenBlock;
-  if (chunk < kTokenBlock) chunk = kTokenBlock;
-  for (int64_t first = 0; first < tokens; first += chunk) {
-    const int64_t count = tokens - first < chunk ? tokens - first : chunk;
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+void for_each_tile(const MatmulTask& task, int block, Use&& use) {
+  int64_t chunk = kCachedInputs / task.weights.cols() / block * block;
+  if (chunk < block) chunk = block;
+  for (int64_t first = 0; first < task.tokens; first += chunk) {
+    const int64_t count = task.tokens - first < chunk ? task.tokens - first : chunk;
+    for (int64_t tile = task.tile_begin; tile < task.tile_end; ++tile) {
       const int64_t row = tile * kTileRows;
-      use(tile, weights.rows() - row, x + first * x_stride, count, y + first * y_stride + row);
+      use(tile, task.weights.rows() - row, first, count, task.y + first * task.y_stride + row);
     }
   }
 }
 
-void dense_bf16(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x, int64_t x_stride,
-                int64_t tokens, float* y, int64_t y_stride) {
-  for_each_tile(weights, tile_begin, tile_end, x, x_stride, tokens, y, y_stride,
-                [&](int64_t tile, int64_t rows, const float* xs, int64_t count, float* ys) {
-                  const DenseSource source{weights.bf16_values() + weights.value_offset(tile)};
-                  multiply_tokens<kTokenBlock>(source, weights.vectors(), rows, xs, x_stride, count, ys, y_stride);
-                });
+const uint16_t* bf16_elements(const PackedMatrix& weights, int64_t tile) {
+  return reinterpret_cast<const uint16_t*>(weights.elements(tile));
 }
 
-void sparse_bf16(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x, int64_t x_stride,
-                 int64_t tokens, float* y, int64_t y_stride) {
-  const int64_t vectors = weights.vectors();
+void dense_bf16(const MatmulTask& task) {
+  for_each_tile(task, kTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
+    multiply_tokens<kTokenBlock>(DenseSource{bf16_elements(task.weights, tile)}, task.weights.vectors(), rows,
+                                 task.x + first * task.x_stride, task.x_stride, count, y, task.y_stride);
+  });
+}
+
+void sparse_bf16(const MatmulTask& task) {
+  const int64_t vectors = task.weights.vectors();
   // With many tokens a tile row is expanded once into a buffer that stays in cache.
   std::unique_ptr<uint16_t[]> buffer;
-  if (tokens > kTokenBlock)
+  if (task.tokens > kTokenBlock) {
     buffer = std::make_unique_for_overwrite<uint16_t[]>(static_cast<size_t>(vectors * 32 + kPrefetch));
-  for_each_tile(
-      weights, tile_begin, tile_end, x, x_stride, tokens, y, y_stride,
-      [&](int64_t tile, int64_t rows, const float* xs, int64_t count, float* ys) {
-        SparseSource source{weights.bf16_values() + weights.value_offset(tile), weights.masks() + tile * vectors};
-        if (buffer == nullptr) {
-          multiply_tokens<kTokenBlock>(source, vectors, rows, xs, x_stride, count, ys, y_stride);
-          return;
-        }
-        for (int64_t v = 0; v < vectors; ++v) {
-          const Vu expanded = source.next();
-          __builtin_memcpy(buffer.get() + v * 32, &expanded, sizeof expanded);
-        }
-        multiply_tokens<kTokenBlock>(DenseSource{buffer.get()}, vectors, rows, xs, x_stride, count, ys, y_stride);
-      });
+  }
+  for_each_tile(task, kTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
+    const float* x = task.x + first * task.x_stride;
+    SparseSource source{bf16_elements(task.weights, tile), task.weights.masks(tile)};
+    if (buffer == nullptr) {
+      multiply_tokens<kTokenBlock>(source, vectors, rows, x, task.x_stride, count, y, task.y_stride);
+      return;
+    }
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Vu expanded = source.next();
+      __builtin_memcpy(buffer.get() + v * 32, &expanded, sizeof expanded);
+    }
+    multiply_tokens<kTokenBlock>(DenseSource{buffer.get()}, vectors, rows, x, task.x_stride, count, y, task.y_stride);
+  });
 }
 
 template <int T>
@@ -149,21 +149,21 @@ ESPALIER_INLINE void multiply_tile_f32(const float* values, int64_t vectors, int
   for (int t = 0; t < T; ++t) store_rows(y + t * y_stride, rows, acc[t]);
 }
 
-void dense_f32(const PackedMatrix& weights, int64_t tile_begin, int64_t tile_end, const float* x, int64_t x_stride,
-               int64_t tokens, float* y, int64_t y_stride) {
-  for_each_tile(weights, tile_begin, tile_end, x, x_stride, tokens, y, y_stride,
-                [&](int64_t tile, int64_t rows, const float* xs, int64_t count, float* ys) {
-                  const float* values = weights.f32_values() + weights.value_offset(tile);
-                  int64_t t = 0;
-                  for (; t + kTokenBlock <= count; t += kTokenBlock) {
-                    multiply_tile_f32<kTokenBlock>(values, weights.vectors(), rows, xs + t * x_stride, x_stride,
-                                                   ys + t * y_stride, y_stride);
-                  }
-                  for (; t < count; ++t) {
-                    multiply_tile_f32<1>(values, weights.vectors(), rows, xs + t * x_stride, x_stride,
-                                         ys + t * y_stride, y_stride);
-                  }
-                });
+void dense_f32(const MatmulTask& task) {
+  for_each_tile(task, kTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
+    const auto* values = reinterpret_cast<const float*>(task.weights.elements(tile));
+    const float* x = task.x + first * task.x_stride;
+    const int64_t vectors = task.weights.vectors();
+    int64_t t = 0;
+    for (; t + kTokenBlock <= count; t += kTokenBlock) {
+      multiply_tile_f32<kTokenBlock>(values, vectors, rows, x + t * task.x_stride, task.x_stride, y + t * task.y_stride,
+                                     task.y_stride);
+    }
+    for (; t < count; ++t) {
+      multiply_tile_f32<1>(values, vectors, rows, x + t * task.x_stride, task.x_stride, y + t * task.y_stride,
+                           task.y_stride);
+    }
+  });
 }
 
 }  // namespace
