@@ -74,27 +74,13 @@ ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
 }  // namespace
 }  // namespace espalier
 
-#include "kernels/cpu/matmul_inl.h"
-#include "kernels/cpu/matmul_int_inl.h"
-#include "kernels/cpu/rows_inl.h"
+#include "kernels/cpu/table_inl.h"
 
 namespace espalier {
 
 const CpuKernels* avx2_kernels() {
-  static constexpr CpuKernels kernels = {
-      .isa = Isa::kAvx2,
-      // Sparse int8 and int4 are not taken: expanding bytes through a table is slower here than reading them dense.
-      .products = {{dense_bf16, dense_f32, dense_int8, dense_int4},
-                   {sparse_bf16, nullptr, nullptr, nullptr},
-                   {sparse_bf16, nullptr, nullptr, nullptr}},
-      .quantise_row = quantise_row,
-      .rms_norm = rms_norm,
-      .silu_multiply = silu_multiply,
-      .softmax = softmax,
-      .log_sum_exp = log_sum_exp,
-      .axpy = axpy,
-      .attend = attend,
-  };
+  // Sparse int8 and int4 are not taken: expanding bytes through a table is slower here than reading them dense.
+  static constexpr CpuKernels kernels = make_table(Isa::kAvx2, nullptr, nullptr);
   return &kernels;
 }
 

@@ -45,26 +45,13 @@ ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
 }  // namespace
 }  // namespace espalier
 
-#include "kernels/cpu/matmul_inl.h"
 #include "kernels/cpu/matmul_sparse_int_inl.h"
-#include "kernels/cpu/rows_inl.h"
+#include "kernels/cpu/table_inl.h"
 
 namespace espalier {
 
 const CpuKernels* avx512_kernels() {
-  static constexpr CpuKernels kernels = {
-      .isa = Isa::kAvx512,
-      .products = {{dense_bf16, dense_f32, dense_int8, dense_int4},
-                   {sparse_bf16, nullptr, sparse_int8, sparse_int4},
-                   {sparse_bf16, nullptr, sparse_int8, sparse_int4}},
-      .quantise_row = quantise_row,
-      .rms_norm = rms_norm,
-      .silu_multiply = silu_multiply,
-      .softmax = softmax,
-      .log_sum_exp = log_sum_exp,
-      .axpy = axpy,
-      .attend = attend,
-  };
+  static constexpr CpuKernels kernels = make_table(Isa::kAvx512, sparse_int8, sparse_int4);
   return &kernels;
 }
 

@@ -1,0 +1,29 @@
+// The dispatch table of one instruction set, made of what the headers before this one define.
+#pragma once
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/cpu/matmul_int_inl.h"
+#include "kernels/cpu/rows_inl.h"
+
+namespace espalier {
+namespace {
+
+// The products with sparse int8 and int4 are nullptr where the set does not take them.
+constexpr CpuKernels make_table(Isa isa, MatmulFn int8_sparse, MatmulFn int4_sparse) {
+  return {
+      .isa = isa,
+      .products = {{dense_bf16, dense_f32, dense_int8, dense_int4},
+                   {sparse_bf16, nullptr, int8_sparse, int4_sparse},
+                   {sparse_bf16, nullptr, int8_sparse, int4_sparse}},
+      .quantise_row = quantise_row,
+      .rms_norm = rms_norm,
+      .silu_multiply = silu_multiply,
+      .softmax = softmax,
+      .log_sum_exp = log_sum_exp,
+      .axpy = axpy,
+      .attend = attend,
+  };
+}
+
+}  // namespace
+}  // namespace espalier
