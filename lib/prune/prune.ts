@@ -260,6 +260,17 @@ async function writeRest(
   return writeShard(folder, shardOf(spec.layers.length, spec, recipe.save), rest, recipe, signal);
 }
 
+const SAMPLE_BYTES = 4096;
+const SAMPLES = 16;
+
+/** Where a tensor is sampled to identify it: reading all weights would take as long as pruning some models. */
+function samplePoints(begin: number, end: number): number[] {
+  const size = end - begin;
+  if (size <= SAMPLE_BYTES * SAMPLES)
+    return Array.from({ length: Math.ceil(size / SAMPLE_BYTES) }, (_, i) => begin + i * SAMPLE_BYTES);
+  return Array.from({ length: SAMPLES }, (_, i) => begin + Math.floor(((size - SAMPLE_BYTES) * i) / (SAMPLES - 1)));
+}
+
 /** Everything that decides the bytes of the result, hashed. */
 function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibration | undefined): string {
   const hash = createHash('sha256');
@@ -271,8 +282,9 @@ function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibrat
   hash.update(isa);
   for (const file of checkpoint.files) {
     hash.update(JSON.stringify([file.size, file.tensors]));
-    // Weights are identified by a sample: reading all would take as long as pruning some models.
-    for (const { begin, end } of file.tensors) hash.update(file.read(begin, Math.min(end, begin + 4096)));
+    for (const { begin, end } of file.tensors) {
+      for (const at of samplePoints(begin, end)) hash.update(file.read(at, Math.min(end, at + SAMPLE_BYTES)));
+    }
   }
   return hash.digest('hex');
 }

@@ -14,7 +14,7 @@ export interface ExpertReport extends SparsityCount {
   readonly expert: number;
   /** Calibration tokens that the router sent to it. */
   readonly tokens: number;
-  /** It saw no tokens and was pruned by magnitude. */
+  /** It saw no usable inputs and was pruned by magnitude. */
   readonly fallback: boolean;
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped: readonly string[];
@@ -52,12 +52,14 @@ export function layerReport(layer: number, matrices: readonly NativeMatrixReport
 
 /** Sentences about what a reader of the result should know. */
 export function layerWarnings({ layer, experts }: LayerReport): string[] {
-  return experts.flatMap(({ expert, fallback, skipped }) => [
-    ...(fallback
-      ? [
-          `layer ${layer}, expert ${expert} saw no calibration tokens and was pruned by magnitude; use more calibration text`,
-        ]
-      : []),
+  return experts.flatMap(({ expert, tokens, fallback, skipped }) => [
+    ...(fallback ? [`layer ${layer}, expert ${expert} ${whyFallback(tokens)}`] : []),
     ...skipped.map((role) => `layer ${layer}, expert ${expert}, ${role} holds NaN or infinity and was left as it is`),
   ]);
+}
+
+function whyFallback(tokens: number): string {
+  return tokens === 0
+    ? 'saw no calibration tokens and was pruned by magnitude; use more calibration text'
+    : 'saw only inputs that are zero, NaN or infinite, and was pruned by magnitude';
 }
