@@ -29,7 +29,7 @@
       "target_name": "espalier",
       "dependencies": ["espalier_avx2", "espalier_avx512"],
       "sources": ["<@(core_sources)", "<@(binding_sources)"],
-      "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
+      "cflags_cc": ["-isystem", "<!(node -p \"require('path').resolve(require('node-addon-api').include_dir)\")"],
       "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS", "NODE_ADDON_API_CPP_EXCEPTIONS_ALL",
         "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],
       "ldflags": ["-Wl,--version-script=<(module_root_dir)/native/addon.map"]

@@ -21,7 +21,8 @@ function fail(message) {
 /** Runs a package's command. */
 function attempt(name, args) {
   const manifest = require.resolve(`${name}/package.json`);
-  const script = join(dirname(manifest), require(manifest).bin[name]);
+  const { bin } = require(manifest);
+  const script = join(dirname(manifest), typeof bin === 'string' ? bin : bin[name]);
   return spawnSync(process.execPath, [script, ...args], { cwd: root, stdio: 'inherit' }).status === 0;
 }
 
