@@ -14,7 +14,6 @@ struct Job {
   std::function<Napi::Value(Napi::Env)> finish;
   Napi::Promise::Deferred deferred;
   Napi::FunctionReference on_progress;
-  std::vector<Napi::ObjectReference> keep;
   JobContext context;
   // Written by the thread that works, before it asks the JavaScript thread to settle the promise.
   Status status;
@@ -174,7 +173,6 @@ Napi::Object start_job(Napi::Env env, JobRequest request) {
   job->work = std::move(request.work);
   job->finish = std::move(request.finish);
   if (!request.on_progress.IsEmpty()) job->on_progress = Napi::Persistent(request.on_progress);
-  for (const Napi::Object& object : request.keep) job->keep.push_back(Napi::Persistent(object));
 
   Napi::Object handle = Napi::Object::New(env);
   handle.Set("promise", job->deferred.Promise());

@@ -36,12 +36,11 @@ class JobContext {
 };
 
 // A job: `work` runs on a library thread and touches nothing of JavaScript; `finish` makes the promise's value on the
-// JavaScript thread; `keep` are objects that must outlive the job.
+// JavaScript thread.
 struct JobRequest {
   std::function<Status(JobContext&)> work;
   std::function<Napi::Value(Napi::Env)> finish;
   Napi::Function on_progress;
-  std::vector<Napi::Object> keep;
 };
 
 // Starts a job; returns { promise, cancel() }.

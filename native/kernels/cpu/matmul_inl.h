@@ -43,6 +43,7 @@ struct SparseSource {
     const uint32_t mask = *masks++;
     const Vu v = expand(mask, values);
     __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetch);
+    __builtin_prefetch(masks + kPrefetch / 4);
     values += __builtin_popcount(mask);
     return v;
   }

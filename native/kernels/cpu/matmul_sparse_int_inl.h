@@ -22,6 +22,7 @@ struct SparseInt8 {
   }
   ESPALIER_INLINE void next(Vu& a, Vu& b) {
     __builtin_prefetch(bytes + kPrefetch);
+    __builtin_prefetch(masks + kPrefetch / 8);
     a = one();
     b = one();
   }
@@ -37,6 +38,7 @@ struct SparseInt4 {
     const uint64_t second = masks[1];
     masks += 2;
     __builtin_prefetch(bytes + kPrefetch);
+    __builtin_prefetch(masks + kPrefetch / 8);
     a = expand_nibbles(first, bytes, false);
     b = expand_nibbles(second, bytes, true);
     const int in_first = __builtin_popcountll(first);
