@@ -13,7 +13,8 @@ const windows = { sequenceLength: 512, maxWindows: 40 };
 const scratch = mkdtempSync(join(tmpdir(), 'espalier-weights-'));
 afterAll(() => rmSync(scratch, { recursive: true, force: true }));
 
-const measure = async (weights: Weights, model = demo) => (await perplexity({ model, data, weights, ...windows })).perplexity;
+const measure = async (weights: Weights, model = demo) =>
+  (await perplexity({ model, data, weights, ...windows })).perplexity;
 
 describe('weights held in fewer bits', () => {
   it('cost no more perplexity than rounding to nearest should', async () => {
