@@ -52,7 +52,7 @@ const refused: [args: string, ...says: string[]][] = [
   ['inspect MODEL other', 'too many arguments'],
   ['inspect MODEL --sparsity 0.5', '--sparsity'],
   ['inspect MODEL --device cuda', '--device', 'cpu'],
-  ['inspect MODEL --weights int8', '--weights', 'bf16'],
+  ['inspect MODEL --weights int2', '--weights', 'bf16', 'int8', 'int4'],
   ['inspect MODEL --threads 2x', '--threads', '2x', '0 to 1024'],
   ['inspect MODEL --threads -1', '--threads', '-1', '0 to 1024'],
   ['inspect MODEL --threads 1.5', '--threads', '1.5'],
