@@ -21,6 +21,7 @@ export { type Inspection, type InspectOptions, inspect, type LayerInspection } f
 export type { GeneratedPiece, GenerateOptions, Prompt } from './runtime/generate.ts';
 export { type LoadOptions, Model } from './runtime/model.ts';
 export type { SamplingOptions } from './runtime/sampling.ts';
+export type { Precision, Weights } from './runtime/weights.ts';
 export type { ChatMessage } from './tokenizer/chat-template.ts';
 export { Tokenizer } from './tokenizer/tokenizer.ts';
 export { version } from './version.ts';

