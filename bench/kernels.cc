@@ -8,10 +8,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
-#include <random>
-#include <string>
 
+#include "core/read_ceiling.h"
 #include "engine/linear.h"
+#include "sparse/random_matrix.h"
 
 using namespace espalier;
 
@@ -33,52 +33,14 @@ double median_seconds(const std::function<void()>& run) {
   return times[kRounds / 2];
 }
 
-typedef uint64_t Wide __attribute__((vector_size(64)));
-
-// Bytes a second of all threads reading a buffer of this size once, with the prefetch that the kernels use.
-double read_ceiling(ThreadPool& pool, int64_t bytes) {
-  AlignedBuffer<uint8_t> buffer(static_cast<size_t>(bytes));
-  std::atomic<uint64_t> sink{0};
-  const int64_t vectors = bytes / 64;
-  return static_cast<double>(vectors * 64) / median_seconds([&] {
-           pool.parallel_for(vectors, 16384, [&](int64_t begin, int64_t end) {
-             Wide sums[4] = {};
-             const auto* at = reinterpret_cast<const Wide*>(buffer.data());
-             for (int64_t i = begin; i + 4 <= end; i += 4) {
-               __builtin_prefetch(at + i + 32);
-               __builtin_prefetch(at + i + 33);
-               __builtin_prefetch(at + i + 34);
-               __builtin_prefetch(at + i + 35);
-               for (int k = 0; k < 4; ++k) sums[k] ^= at[i + k];
-             }
-             const Wide all = sums[0] ^ sums[1] ^ sums[2] ^ sums[3];
-             sink += all[0] ^ all[7];
-           });
-         });
-}
-
-// Random weights that satisfy 2:4 if asked, else keep each with probability one half; the same few rows over and over.
-Linear make(ThreadPool& pool, const Format& format, int64_t rows, int64_t cols) {
-  constexpr int64_t kRows = 64;
-  std::mt19937 random(7);
-  std::normal_distribution<float> normal;
-  std::vector<float> table(static_cast<size_t>(kRows * cols));
-  for (size_t i = 0; i < table.size(); ++i) {
-    const bool grouped = format.storage == Storage::kNm;
-    const bool kept = format.storage == Storage::kDense ||
-                      (grouped ? i % 4 == (i / 4) % 4 || i % 4 == (i / 4 + 1) % 4 : (random() & 1u) != 0);
-    table[i] = kept ? normal(random) : 0.0f;
-  }
-  auto packed = PackedMatrix::pack(pool, format, rows, cols, [&](int64_t row, float* out) {
-    std::copy_n(table.begin() + row % kRows * cols, cols, out);
-  });
-  if (!packed.is_ok()) {
-    std::fprintf(stderr, "%s\n", packed.status().message().c_str());
+// The value of a result; ends the program where there is none.
+template <class T>
+T need(Result<T> result) {
+  if (!result.is_ok()) {
+    std::fprintf(stderr, "%s\n", result.status().message().c_str());
     std::exit(1);
   }
-  Linear linear;
-  linear.weights = std::move(packed.value());
-  return linear;
+  return std::move(result.value());
 }
 
 }  // namespace
@@ -99,12 +61,13 @@ int main(int argc, char** argv) {
     for (const Format format :
          {Format{Storage::kDense, values}, Format{Storage::kBitmap, values}, Format{Storage::kNm, values, 2, 4}}) {
       if (!compute.kernels.takes(format)) continue;
-      const Linear linear = make(*pool, format, rows, cols);
+      Linear linear;
+      linear.weights = need(random_matrix(*pool, format, rows, cols, 0.5, 7));
       const int64_t bytes = linear.weights.bytes();
       const Product product{&linear, x.data(), cols, 1, y.data(), rows};
-      const double before = read_ceiling(*pool, bytes);
+      const double before = need(read_ceiling(*pool, bytes));
       const double time = median_seconds([&] { multiply(compute, std::span(&product, 1)); });
-      const double ceiling = std::max(before, read_ceiling(*pool, bytes));
+      const double ceiling = std::max(before, need(read_ceiling(*pool, bytes)));
       const double rate = static_cast<double>(bytes) / time;
       const double ideal = static_cast<double>(rows * cols * 2) / ceiling;
       std::printf("%-12s %8.2f %8.2f %9.1f %10.1f %8.0f%% %21.2f\n", format.name().c_str(),

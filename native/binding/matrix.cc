@@ -1,12 +1,15 @@
-// matrixPack, matrixMultiply, matrixUnpack, matrixInfo, matrixDispose, route, scoreWeights, selectMask: the parts of
-// the engine and the pruner one by one, for measurements and pipelines. They run on the calling thread and the pool.
+// matrixPack, matrixRandom, matrixMultiply, matrixUnpack, matrixInfo, matrixDispose, formatSupport, readCeiling, route,
+// scoreWeights, selectMask: the parts of the engine and the pruner one by one, for measurements and pipelines. They run
+// on the calling thread and the pool.
 #include "binding/exports.h"
 #include "binding/handle.h"
+#include "core/read_ceiling.h"
 #include "engine/linear.h"
 #include "kernels/cpu/kernels.h"
 #include "moe/router.h"
 #include "prune/mask.h"
 #include "prune/score.h"
+#include "sparse/random_matrix.h"
 
 namespace espalier::binding {
 namespace {
@@ -15,7 +18,12 @@ struct MatrixTag {
   static constexpr napi_type_tag kTypeTag = {0x52c04e7ad1f84b66, 0x8f3e21b907d5ac41};
   static constexpr const char* kName = "sparse matrix";
 };
-using MatrixHandle = Handle<Linear, MatrixTag>;
+// A matrix and the threads that multiply by it, which stay between products.
+struct Matrix {
+  Linear linear;
+  std::shared_ptr<ThreadPool> pool;
+};
+using MatrixHandle = Handle<Matrix, MatrixTag>;
 
 int64_t integer(const Napi::Value& value) { return value.As<Napi::Number>().Int64Value(); }
 
@@ -29,65 +37,101 @@ Napi::Float32Array floats(const Napi::Value& value, int64_t size, const char* na
   return value.As<Napi::Float32Array>();
 }
 
-// matrixPack(values, rows, cols, { storage, values, n, m }, threads)
-Napi::Value pack(const Napi::CallbackInfo& info) {
-  const int64_t rows = integer(info[1]);
-  const int64_t cols = integer(info[2]);
-  if (rows < 1 || cols < 1 || cols % 2 != 0)
-    throw usage(info.Env(), "a matrix needs rows and an even number of columns");
-  const Napi::Float32Array data = floats(info[0], rows * cols, "values");
-  const std::shared_ptr<ThreadPool> pool = ThreadPool::shared(static_cast<int>(integer(info[4])));
-  const PackedMatrix::RowReader read = [&](int64_t row, float* out) {
-    std::copy_n(data.Data() + row * cols, cols, out);
-  };
-  const auto object = info[3].As<Napi::Object>();
+std::shared_ptr<ThreadPool> read_pool(const Napi::Value& threads) {
+  return ThreadPool::shared(static_cast<int>(integer(threads)));
+}
+
+// { storage, values, n, m }; a storage of `auto` reads as dense.
+Format read_format(const Napi::Value& value) {
+  const auto object = value.As<Napi::Object>();
   const std::string storage = object.Get("storage").As<Napi::String>().Utf8Value();
   const std::string values = object.Get("values").As<Napi::String>().Utf8Value();
   Format format;
+  format.storage = storage == "bitmap" ? Storage::kBitmap : storage == "n:m" ? Storage::kNm : Storage::kDense;
   format.values = values == "f32"    ? Values::kF32
                   : values == "int8" ? Values::kInt8
                   : values == "int4" ? Values::kInt4
                                      : Values::kBf16;
-  if (storage == "auto") {
-    const Format chosen = choose_format(*pool, format.values, rows, cols, read);
-    if (cpu_kernels().takes(chosen)) format = chosen;
-  } else {
-    format.storage = storage == "bitmap" ? Storage::kBitmap : storage == "n:m" ? Storage::kNm : Storage::kDense;
+  if (format.storage == Storage::kNm) {
     format.n = static_cast<int>(integer(object.Get("n")));
     format.m = static_cast<int>(integer(object.Get("m")));
-    if (!cpu_kernels().takes(format))
-      throw usage(info.Env(), "this machine has no product for the format " + format.name());
   }
-  Result<PackedMatrix> packed = PackedMatrix::pack(*pool, format, rows, cols, read);
-  if (!packed.is_ok()) throw to_error(info.Env(), packed.status());
-  auto linear = std::make_shared<Linear>();
-  linear->weights = std::move(packed.value());
-  const int64_t bytes = linear->weights.bytes();
-  return MatrixHandle::create(info.Env(), std::move(linear), bytes);
+  return format;
 }
 
-// matrixMultiply(handle, x [tokens][cols], tokens, out [tokens][rows], threads)
+void check_taken(Napi::Env env, const Format& format) {
+  if (!cpu_kernels().takes(format)) throw usage(env, "this machine has no product for the format " + format.name());
+}
+
+void check_size(Napi::Env env, int64_t rows, int64_t cols) {
+  if (rows < 1 || cols < 1 || cols % 2 != 0) throw usage(env, "a matrix needs rows and an even number of columns");
+}
+
+Napi::Value wrap(Napi::Env env, Result<PackedMatrix> packed, std::shared_ptr<ThreadPool> pool) {
+  if (!packed.is_ok()) throw to_error(env, packed.status());
+  auto matrix = std::make_shared<Matrix>();
+  matrix->linear.weights = std::move(packed.value());
+  matrix->pool = std::move(pool);
+  const int64_t bytes = matrix->linear.weights.bytes();
+  return MatrixHandle::create(env, std::move(matrix), bytes);
+}
+
+// matrixPack(values, rows, cols, format, threads)
+Napi::Value pack(const Napi::CallbackInfo& info) {
+  const int64_t rows = integer(info[1]);
+  const int64_t cols = integer(info[2]);
+  check_size(info.Env(), rows, cols);
+  const Napi::Float32Array data = floats(info[0], rows * cols, "values");
+  std::shared_ptr<ThreadPool> pool = read_pool(info[4]);
+  const PackedMatrix::RowReader read = [&](int64_t row, float* out) {
+    std::copy_n(data.Data() + row * cols, cols, out);
+  };
+  Format format = read_format(info[3]);
+  if (info[3].As<Napi::Object>().Get("storage").As<Napi::String>().Utf8Value() == "auto") {
+    const Format chosen = choose_format(*pool, format.values, rows, cols, read);
+    if (cpu_kernels().takes(chosen)) format = chosen;
+  }
+  check_taken(info.Env(), format);
+  Result<PackedMatrix> packed = PackedMatrix::pack(*pool, format, rows, cols, read);
+  return wrap(info.Env(), std::move(packed), std::move(pool));
+}
+
+// matrixRandom(rows, cols, format, sparsity, seed, threads)
+Napi::Value make_random(const Napi::CallbackInfo& info) {
+  const int64_t rows = integer(info[0]);
+  const int64_t cols = integer(info[1]);
+  check_size(info.Env(), rows, cols);
+  const Format format = read_format(info[2]);
+  check_taken(info.Env(), format);
+  std::shared_ptr<ThreadPool> pool = read_pool(info[5]);
+  Result<PackedMatrix> packed =
+      random_matrix(*pool, format, rows, cols, info[3].As<Napi::Number>().DoubleValue(), info[4].As<Napi::Number>());
+  return wrap(info.Env(), std::move(packed), std::move(pool));
+}
+
+// matrixMultiply(handle, x [tokens][cols], tokens, out [tokens][rows])
 void multiply_matrix(const Napi::CallbackInfo& info) {
-  const std::shared_ptr<Linear> linear = MatrixHandle::get(info[0]);
+  const std::shared_ptr<Matrix> matrix = MatrixHandle::get(info[0]);
   const int64_t tokens = integer(info[2]);
-  const int64_t rows = linear->weights.rows();
-  const int64_t cols = linear->weights.cols();
+  const int64_t rows = matrix->linear.weights.rows();
+  const int64_t cols = matrix->linear.weights.cols();
   const Napi::Float32Array x = floats(info[1], tokens * cols, "x");
   Napi::Float32Array out = floats(info[3], tokens * rows, "out");
-  const std::shared_ptr<ThreadPool> pool = ThreadPool::shared(static_cast<int>(integer(info[4])));
-  const Product product{linear.get(), x.Data(), cols, tokens, out.Data(), rows};
-  multiply({*pool, cpu_kernels()}, std::span(&product, 1));
+  const Product product{&matrix->linear, x.Data(), cols, tokens, out.Data(), rows};
+  multiply({*matrix->pool, cpu_kernels()}, std::span(&product, 1));
 }
 
 Napi::Value unpack(const Napi::CallbackInfo& info) {
-  const PackedMatrix& weights = MatrixHandle::get(info[0])->weights;
+  const std::shared_ptr<Matrix> matrix = MatrixHandle::get(info[0]);
+  const PackedMatrix& weights = matrix->linear.weights;
   auto out = Napi::Float32Array::New(info.Env(), static_cast<size_t>(weights.rows() * weights.cols()));
-  weights.unpack(*ThreadPool::shared(0), out.Data());
+  weights.unpack(*matrix->pool, out.Data());
   return out;
 }
 
 Napi::Value describe(const Napi::CallbackInfo& info) {
-  const PackedMatrix& weights = MatrixHandle::get(info[0])->weights;
+  const std::shared_ptr<Matrix> matrix = MatrixHandle::get(info[0]);
+  const PackedMatrix& weights = matrix->linear.weights;
   check(info.Env(), weights.validate());
   Napi::Object object = Napi::Object::New(info.Env());
   object.Set("rows", static_cast<double>(weights.rows()));
@@ -95,6 +139,22 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   object.Set("bytes", static_cast<double>(weights.bytes()));
   object.Set("format", weights.format().name());
   return object;
+}
+
+// formatSupport(format, cols) → 'taken', 'expanded' (there is no product for it here) or 'impossible'
+Napi::Value support(const Napi::CallbackInfo& info) {
+  const Format format = read_format(info[0]);
+  const char* answer = !format_exists(format, integer(info[1])) ? "impossible"
+                       : cpu_kernels().takes(format)            ? "taken"
+                                                                : "expanded";
+  return Napi::String::New(info.Env(), answer);
+}
+
+// readCeiling(bytes, threads) → bytes a second
+Napi::Value measure_ceiling(const Napi::CallbackInfo& info) {
+  const Result<double> rate = read_ceiling(*read_pool(info[1]), integer(info[0]));
+  if (!rate.is_ok()) throw to_error(info.Env(), rate.status());
+  return Napi::Number::New(info.Env(), rate.value());
 }
 
 // route(logits [tokens][rows], tokens, rows, topK, renormalise) → { experts, gates }, both [tokens][topK]
@@ -158,11 +218,14 @@ Napi::Value select(const Napi::CallbackInfo& info) {
 
 void export_matrix(Napi::Env env, Napi::Object exports) {
   exports.Set("matrixPack", Napi::Function::New(env, pack));
+  exports.Set("matrixRandom", Napi::Function::New(env, make_random));
   exports.Set("matrixMultiply", Napi::Function::New(env, multiply_matrix));
   exports.Set("matrixUnpack", Napi::Function::New(env, unpack));
   exports.Set("matrixInfo", Napi::Function::New(env, describe));
   exports.Set("matrixDispose",
               Napi::Function::New(env, [](const Napi::CallbackInfo& info) { MatrixHandle::dispose(info[0]); }));
+  exports.Set("formatSupport", Napi::Function::New(env, support));
+  exports.Set("readCeiling", Napi::Function::New(env, measure_ceiling));
   exports.Set("route", Napi::Function::New(env, route_tokens));
   exports.Set("scoreWeights", Napi::Function::New(env, score));
   exports.Set("selectMask", Napi::Function::New(env, select));

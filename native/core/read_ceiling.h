@@ -1,0 +1,23 @@
+// The rate at which this machine reads memory: what no product whose weights come from memory can exceed.
+#pragma once
+
+#include <cstdint>
+
+#include "core/status.h"
+#include "core/thread_pool.h"
+
+namespace espalier {
+
+inline constexpr int64_t kCacheLine = 64;
+
+// Reads `lines` cache lines, 64-byte aligned, once with all threads of the pool: the widest vectors of this processor,
+// prefetched as products prefetch their weights. Returns the exclusive or of all 64-bit words, which depends on every
+// one of them.
+uint64_t read_lines(ThreadPool& pool, const uint8_t* data, int64_t lines);
+
+// Bytes a second of read_lines over a buffer of `bytes` (rounded up to whole lines) in huge pages: the median of at
+// least 15 passes that take at least 0.2 s together, after one that does not count. kUsage unless `bytes` is positive,
+// kOutOfMemory.
+Result<double> read_ceiling(ThreadPool& pool, int64_t bytes);
+
+}  // namespace espalier
