@@ -44,6 +44,9 @@
       "native/kernels/cpu/kernels_avx512.cc",
       "native/prune/panel_kernels_avx512.cc"
     ],
+    "neon_sources": [
+      "native/kernels/cpu/kernels_neon.cc"
+    ],
     "binding_sources": [
       "native/binding/addon.cc",
       "native/binding/error_codes.cc",

@@ -5,6 +5,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace espalier {
@@ -35,12 +38,12 @@ bool has_f16c() {
 CpuFeatures detect() {
   CpuFeatures features;
   features.model = model_name();
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const auto flag = [&](const char* name, bool present) {
+  [[maybe_unused]] const auto flag = [&](const char* name, bool present) {
     if (present) features.flags.emplace_back(name);
     return present;
   };
+#if defined(__x86_64__)
+  __builtin_cpu_init();
   const bool avx2 = flag("avx2", __builtin_cpu_supports("avx2")) & flag("fma", __builtin_cpu_supports("fma")) &
                     flag("bmi2", __builtin_cpu_supports("bmi2")) & flag("f16c", has_f16c());
   const bool avx512 =
@@ -50,12 +53,16 @@ CpuFeatures detect() {
       flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2")) &
       flag("avx512vnni", __builtin_cpu_supports("avx512vnni"));
   if (avx2) features.best = avx512 ? Isa::kAvx512 : Isa::kAvx2;
+#elif defined(__aarch64__)
+  if (flag("asimddp", (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0)) features.best = Isa::kNeon;
 #endif
   features.selected = features.best;
   if (const char* wish = std::getenv("ESPALIER_ISA"); wish != nullptr && *wish != '\0') {
     const std::string name(wish);
     bool known = false;
-    for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+    std::string allowed;
+    for (const Isa isa : kIsas) {
+      allowed += (allowed.empty() ? "" : ", ") + std::string(isa_name(isa));
       if (name != isa_name(isa)) continue;
       known = true;
       if (isa <= features.best) {
@@ -65,7 +72,7 @@ CpuFeatures detect() {
         features.note = "ESPALIER_ISA=" + name + " is not supported by this processor";
       }
     }
-    if (!known) features.note = "ESPALIER_ISA=" + name + " is unknown; allowed: scalar, avx2, avx512";
+    if (!known) features.note = "ESPALIER_ISA=" + name + " is unknown on this architecture; allowed: " + allowed;
   }
   return features;
 }
@@ -75,6 +82,7 @@ CpuFeatures detect() {
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::kScalar: return "scalar";
+    case Isa::kNeon: return "neon";
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
   }

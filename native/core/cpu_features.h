@@ -6,7 +6,16 @@
 
 namespace espalier {
 
-enum class Isa { kScalar, kAvx2, kAvx512 };
+enum class Isa { kScalar, kNeon, kAvx2, kAvx512 };
+
+// The levels of the architecture that this is built for, lowest first; a later one contains those before it.
+#if defined(__x86_64__)
+inline constexpr Isa kIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
+#elif defined(__aarch64__)
+inline constexpr Isa kIsas[] = {Isa::kScalar, Isa::kNeon};
+#else
+inline constexpr Isa kIsas[] = {Isa::kScalar};
+#endif
 
 const char* isa_name(Isa isa);
 

@@ -9,6 +9,7 @@ const PanelKernelSet& panel_kernels() {
   switch (cpu_features().selected) {
     case Isa::kAvx512: return kPanelKernelsAvx512;
     case Isa::kAvx2: return kPanelKernelsAvx2;
+    case Isa::kNeon:
     case Isa::kScalar: break;
   }
 #endif

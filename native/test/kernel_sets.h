@@ -10,7 +10,7 @@ namespace espalier::test {
 
 inline std::vector<const CpuKernels*> kernel_sets() {
   std::vector<const CpuKernels*> sets;
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kIsas) {
     if (const CpuKernels* set = cpu_kernels(isa)) {
       sets.push_back(set);
     } else {
