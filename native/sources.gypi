@@ -11,6 +11,11 @@
       "native/checkpoint/mapped_file.cc",
       "native/sparse/format.cc",
       "native/sparse/tile.cc",
+      "native/sparse/tile_packer.cc",
+      "native/sparse/tile_packer_scalar.cc",
+      "native/sparse/survey.cc",
+      "native/sparse/packed_block.cc",
+      "native/sparse/pack.cc",
       "native/sparse/packed_matrix.cc",
       "native/sparse/random_matrix.cc",
       "native/kernels/cpu/kernels.cc",
@@ -38,10 +43,12 @@
     ],
     "avx2_sources": [
       "native/kernels/cpu/kernels_avx2.cc",
+      "native/sparse/tile_packer_avx2.cc",
       "native/prune/panel_kernels_avx2.cc"
     ],
     "avx512_sources": [
       "native/kernels/cpu/kernels_avx512.cc",
+      "native/sparse/tile_packer_avx512.cc",
       "native/prune/panel_kernels_avx512.cc"
     ],
     "neon_sources": [
@@ -62,6 +69,7 @@
       "native/test/safetensors_header_test.cc",
       "native/test/dtype_test.cc",
       "native/test/packed_matrix_test.cc",
+      "native/test/pack_test.cc",
       "native/test/matmul_test.cc",
       "native/test/rows_test.cc",
       "native/test/thread_pool_test.cc",

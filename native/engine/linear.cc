@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <optional>
 
 namespace espalier {
 namespace {
@@ -20,14 +21,15 @@ Values values_for(Precision precision, DType source) {
   return Values::kBf16;
 }
 
-Result<Linear> pack(ThreadPool& pool, WeightPolicy policy, DType source, int64_t rows, int64_t cols,
-                    const PackedMatrix::RowReader& read) {
-  Format format{Storage::kDense, values_for(policy.precision, source)};
-  if (policy.sparse) {
-    const Format chosen = choose_format(pool, format.values, rows, cols, read);
+Result<Linear> pack(ThreadPool& pool, WeightPolicy policy, DType dtype, const MatrixSource& source) {
+  Format format{Storage::kDense, values_for(policy.precision, dtype)};
+  std::optional<ZeroSurvey> survey;
+  if (policy.sparse && format.values != Values::kF32) {
+    survey.emplace(pool, format.values, source);
+    const Format chosen = survey->choose();
     if (cpu_kernels().takes(chosen)) format = chosen;
   }
-  Result<PackedMatrix> packed = PackedMatrix::pack(pool, format, rows, cols, read);
+  Result<PackedMatrix> packed = PackedMatrix::pack(pool, format, source, survey ? &*survey : nullptr);
   if (!packed.is_ok()) return packed.status();
   Linear linear;
   linear.weights = std::move(packed.value());
@@ -86,11 +88,9 @@ class QuantisedInputs {
 }  // namespace
 
 Result<Linear> Linear::load(ThreadPool& pool, WeightPolicy policy, const WeightRef& weights, const WeightRef& bias) {
-  Result<HostMatrix> host = HostMatrix::load(weights);
+  Result<HostMatrix> host = HostMatrix::load(weights, &pool);
   if (!host.is_ok()) return host.status();
-  const HostMatrix& matrix = host.value();
-  Result<Linear> linear = pack(pool, policy, matrix.dtype(), matrix.rows(), matrix.cols(),
-                               [&](int64_t row, float* out) { matrix.read_row(row, out); });
+  Result<Linear> linear = pack(pool, policy, weights.dtype, host.value().source());
   if (linear.is_ok() && bias.present()) {
     Result<std::vector<float>> loaded = load_vector(bias);
     if (!loaded.is_ok()) return loaded.status();
@@ -101,8 +101,7 @@ Result<Linear> Linear::load(ThreadPool& pool, WeightPolicy policy, const WeightR
 
 Result<Linear> Linear::from_floats(ThreadPool& pool, WeightPolicy policy, DType source, int64_t rows, int64_t cols,
                                    const float* data) {
-  return pack(pool, policy, source, rows, cols,
-              [&](int64_t row, float* out) { std::copy(data + row * cols, data + (row + 1) * cols, out); });
+  return pack(pool, policy, source, MatrixSource(DType::kF32, rows, cols, data));
 }
 
 void multiply(const Compute& compute, std::span<const Product> products) {

@@ -7,8 +7,11 @@
 #include <vector>
 
 #include "checkpoint/mapped_file.h"
+#include "core/aligned.h"
 #include "core/dtype.h"
 #include "core/status.h"
+#include "core/thread_pool.h"
+#include "sparse/matrix_source.h"
 
 namespace espalier {
 
@@ -36,12 +39,14 @@ struct WeightRef {
 class HostMatrix {
  public:
   // Reads with pread, so that a file truncated meanwhile is kChanged or kTruncated and not a fault; kSparse if a
-  // bitmask contradicts its values.
-  static Result<HostMatrix> load(const WeightRef& ref);
+  // bitmask contradicts its values; kOutOfMemory. With a pool its threads read.
+  static Result<HostMatrix> load(const WeightRef& ref, ThreadPool* pool = nullptr);
 
   DType dtype() const { return dtype_; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
+  // For packing; this must outlive it.
+  MatrixSource source() const { return {dtype_, rows_, cols_, bytes_.data()}; }
   void read_row(int64_t row, float* out) const;
   std::vector<float> to_floats() const;
 
@@ -49,7 +54,7 @@ class HostMatrix {
   DType dtype_ = DType::kBF16;
   int64_t rows_ = 0;
   int64_t cols_ = 0;
-  std::vector<uint8_t> bytes_;
+  AlignedBuffer<uint8_t> bytes_;
 };
 
 }  // namespace espalier

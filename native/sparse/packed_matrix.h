@@ -19,70 +19,104 @@
 //   n:m      as bitmap with exactly n stored of each m consecutive inputs (zeros, where there are fewer others), so
 //   that
 //            tile rows have a fixed stride and need no offsets
+//
+// All parts lie in one block of memory, see packed_block.h: a file of such blocks is used where it is mapped.
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <memory>
 
-#include "core/aligned.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
-#include "sparse/format.h"
+#include "sparse/matrix_source.h"
+#include "sparse/packed_block.h"
+#include "sparse/survey.h"
 
 namespace espalier {
 
+// Copies share the block, which nothing changes after packing.
 class PackedMatrix {
  public:
-  // Copies row `row` (cols values) to `out`. Called from several threads.
-  using RowReader = std::function<void(int64_t row, float* out)>;
+  using RowReader = MatrixSource::RowReader;
 
-  // kUsage if the format does not exist for this matrix or the matrix does not satisfy its n:m; kOutOfMemory.
-  static Result<PackedMatrix> pack(ThreadPool& pool, Format format, int64_t rows, int64_t cols, const RowReader& read);
+  // Of no size, until one is assigned.
+  PackedMatrix() = default;
+
+  // kUsage if the format does not exist for this matrix or the matrix does not satisfy its n:m; kOutOfMemory. A survey
+  // of the same source and values spares a bitmap one pass over it.
+  static Result<PackedMatrix> pack(ThreadPool& pool, Format format, const MatrixSource& source,
+                                   const ZeroSurvey* survey = nullptr);
+  static Result<PackedMatrix> pack(ThreadPool& pool, Format format, int64_t rows, int64_t cols, const RowReader& read) {
+    return pack(pool, format, MatrixSource(rows, cols, read));
+  }
+
+  // Takes a block where it lies, 64-byte aligned; `memory` keeps it there. Whatever the bytes are, a matrix that this
+  // returns can be used: kConfig and kSparse as read_header and validate have it.
+  static Result<PackedMatrix> from_block(ThreadPool& pool, std::shared_ptr<const void> memory, const uint8_t* data,
+                                         int64_t bytes);
 
   // Writes row-major [rows, cols] floats: exactly what is stored.
   void unpack(ThreadPool& pool, float* out) const;
 
-  // Checks masks, offsets and lengths against each other; kSparse says what is wrong.
+  // Checks masks, offsets and lengths against each other, so that no product leaves the block; kSparse says what is
+  // wrong.
+  Status validate(ThreadPool& pool) const;
   Status validate() const;
 
-  const Format& format() const { return format_; }
-  int64_t rows() const { return rows_; }
-  int64_t cols() const { return cols_; }
-  int64_t tile_rows() const { return (rows_ + kTileRows - 1) / kTileRows; }
+  // The same elements with zeros in their places, for a machine that has no product for the format.
+  Result<PackedMatrix> to_dense(ThreadPool& pool) const;
+
+  const Format& format() const { return block_.format; }
+  // What the checkpoint held.
+  DType source() const { return block_.source; }
+  int64_t rows() const { return block_.rows; }
+  int64_t cols() const { return block_.cols; }
+  int64_t tile_rows() const { return block_.tile_rows(); }
   // Inputs with padding.
-  int64_t padded_cols() const;
+  int64_t padded_cols() const { return block_.padded_cols(); }
   // Vectors in a tile row.
-  int64_t vectors() const { return padded_cols() / vector_step(format_.values); }
+  int64_t vectors() const { return block_.vectors(); }
   // Scale groups in a tile row; int8 and int4 only.
-  int64_t groups() const { return padded_cols() / kGroup; }
+  int64_t groups() const { return block_.groups(); }
   // What a product reads: elements, masks, scales and offsets.
   int64_t bytes() const;
 
+  // The whole block, header and padding included.
+  const uint8_t* block() const { return data_; }
+  int64_t block_bytes() const { return block_.total_bytes(); }
+
   // The parts of a tile row, for kernels. Vector loads may run up to 64 bytes past the end of any part.
-  const uint8_t* elements(int64_t tile_row) const { return elements_.data() + element_offset(tile_row); }
+  const uint8_t* elements(int64_t tile_row) const { return data_ + kBlockHeader + element_offset(tile_row); }
   // bf16: 32 bits a vector; int8, int4: 64.
-  const uint32_t* masks(int64_t tile_row) const { return masks_.data() + tile_row * vectors() * mask_words(); }
-  const uint16_t* scales(int64_t tile_row) const { return scales_.data() + tile_row * groups() * kTileRows; }
+  const uint32_t* masks(int64_t tile_row) const { return masks_ + tile_row * vectors() * block_.mask_words(); }
+  const uint16_t* scales(int64_t tile_row) const { return scales_ + tile_row * groups() * kTileRows; }
 
  private:
-  friend class Packer;
-  int64_t mask_words() const { return is_quantised(format_.values) ? 2 : 1; }
-  // Bytes before a tile row's elements.
-  int64_t element_offset(int64_t tile_row) const;
+  PackedMatrix(const PackedBlock& block, std::shared_ptr<const void> memory, const uint8_t* data);
 
-  Format format_;
-  int64_t rows_ = 0;
-  int64_t cols_ = 0;
-  AlignedBuffer<uint8_t> elements_;
-  AlignedBuffer<uint32_t> masks_;
-  AlignedBuffer<uint16_t> scales_;  // f16
-  AlignedBuffer<int64_t> offsets_;  // bitmap only
+  // Bytes before a tile row's elements.
+  int64_t element_offset(int64_t tile_row) const {
+    return offsets_ != nullptr ? offsets_[tile_row] : tile_row * tile_bytes_;
+  }
+  // Bytes of elements that the masks of a tile row ask for.
+  int64_t counted_bytes(int64_t tile_row) const;
+  // Calls put(row, col, code) for every element, stored or not, of a tile row with its padding.
+  template <class Put>
+  void each_code(int64_t tile_row, const Put& put) const;
+
+  PackedBlock block_;
+  int64_t tile_bytes_ = 0;
+  std::shared_ptr<const void> memory_;
+  const uint8_t* data_ = nullptr;
+  const uint32_t* masks_ = nullptr;
+  const uint16_t* scales_ = nullptr;  // f16
+  const int64_t* offsets_ = nullptr;  // bitmap only
 };
 
-// The format that runs a matrix of these values fastest: n:m where every group of m inputs holds at most m / 2
-// non-zeros (2:4 before 4:8, 8:16 and 16:32), bitmap where at least `kBitmapSparsity` of the elements are zero, else
-// dense.
-inline constexpr double kBitmapSparsity = 0.4;
-Format choose_format(ThreadPool& pool, Values values, int64_t rows, int64_t cols, const PackedMatrix::RowReader& read);
+// The format that suits the zeros of a matrix, see ZeroSurvey::choose.
+inline Format choose_format(ThreadPool& pool, Values values, int64_t rows, int64_t cols,
+                            const PackedMatrix::RowReader& read) {
+  return ZeroSurvey(pool, values, MatrixSource(rows, cols, read)).choose();
+}
 
 }  // namespace espalier
