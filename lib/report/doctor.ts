@@ -71,7 +71,8 @@ function checkProcessor(features: NativeFeatures | undefined): Check[] {
   }
   const { model, isa, best, note, threads, flags } = features;
   const kernels = `${isa}${isa === best ? '' : ` (best here: ${best})`}${note === '' ? '' : `; ${note}`}`;
-  const slow = best === 'scalar' ? 'without AVX2 the kernels are slow; use a newer processor' : undefined;
+  const lacking = process.arch === 'arm64' ? 'dot products' : 'AVX2';
+  const slow = best === 'scalar' ? `without ${lacking} the kernels are slow; use a newer processor` : undefined;
   const advice = isa === best && note === '' ? slow : 'unset ESPALIER_ISA to use the best kernels';
   return [
     { name: 'processor', status: 'ok', value: `${model}${flags.length === 0 ? '' : ` (${flags.join(' ')})`}` },

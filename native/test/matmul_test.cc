@@ -68,7 +68,8 @@ TEST_CASE(
     for (int s = 0; s < 3; ++s) {
       for (int v = 0; v < 4; ++v) {
         const Format format{static_cast<Storage>(s), static_cast<Values>(v), 2, 4};
-        if (kernels->isa != Isa::kAvx2) CHECK(kernels->takes(format) == format_exists(format, 64));
+        const bool takes_all = kernels->isa == Isa::kScalar || kernels->isa == Isa::kAvx512;
+        if (takes_all) CHECK(kernels->takes(format) == format_exists(format, 64));
       }
     }
   }

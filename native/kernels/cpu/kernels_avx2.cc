@@ -28,47 +28,43 @@ struct ExpandTable {
 };
 constexpr ExpandTable kExpand;
 
+// Eight values.
+ESPALIER_INLINE __m128i expand_byte(uint32_t byte, const uint16_t*& values) {
+  const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  values += __builtin_popcount(byte);
+  return _mm_shuffle_epi8(packed, _mm_load_si128(reinterpret_cast<const __m128i*>(kExpand.shuffle[byte])));
+}
+
+ESPALIER_INLINE Ru expand_half(uint32_t mask, const uint16_t*& values) {
+  const __m128i low = expand_byte(mask & 0xffu, values);
+  const __m128i high = expand_byte((mask >> 8) & 0xffu, values);
+  return reinterpret_cast<Ru>(_mm256_set_m128i(high, low));
+}
+
 ESPALIER_INLINE Vu expand(uint32_t mask, const uint16_t* values) {
-  __m128i parts[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t byte = (mask >> (8 * i)) & 0xffu;
-    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-    parts[i] = _mm_shuffle_epi8(packed, _mm_load_si128(reinterpret_cast<const __m128i*>(kExpand.shuffle[byte])));
-    values += __builtin_popcount(byte);
-  }
-  Vu v;
-  __builtin_memcpy(&v, parts, sizeof v);
-  return v;
+  const Ru low = expand_half(mask, values);
+  return {low, expand_half(mask >> 16, values)};
 }
 
 ESPALIER_INLINE Vi start(int32_t) { return Vi{}; }
 
 // |q| · sign(q) x in pairs fits 16 bits: 2 · 128 · 127 < 2¹⁵.
+ESPALIER_INLINE Ri dot_half(Ri sum, Ru bytes, __m256i inputs) {
+  const __m256i q = _mm256_xor_si256(reinterpret_cast<__m256i>(bytes), _mm256_set1_epi8(static_cast<char>(0x80)));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(inputs, q));
+  return sum + reinterpret_cast<Ri>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
 ESPALIER_INLINE Vi dot(Vi sum, Vu bytes, const int8_t* x) {
   int32_t four;
   __builtin_memcpy(&four, x, sizeof four);
   const __m256i inputs = _mm256_set1_epi32(four);
-  __m256i halves[2];
-  __m256i sums[2];
-  __builtin_memcpy(halves, &bytes, sizeof halves);
-  __builtin_memcpy(sums, &sum, sizeof sums);
-#pragma GCC unroll 2
-  for (int h = 0; h < 2; ++h) {
-    const __m256i q = _mm256_xor_si256(halves[h], _mm256_set1_epi8(static_cast<char>(0x80)));
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(inputs, q));
-    sums[h] = _mm256_add_epi32(sums[h], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-  __builtin_memcpy(&sum, sums, sizeof sum);
-  return sum;
+  return {dot_half(sum.low, bytes.low, inputs), dot_half(sum.high, bytes.high, inputs)};
 }
 
 ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
   const auto* at = reinterpret_cast<const __m128i*>(halves);
-  const __m256 parts[2] = {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
-  Vf v;
-  __builtin_memcpy(&v, parts, sizeof v);
-  return v;
+  return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
 }
 
 }  // namespace

@@ -25,10 +25,13 @@ ESPALIER_INLINE Vi start(int32_t) { return Vi{}; }
 
 ESPALIER_INLINE Vi dot(Vi sum, Vu bytes, const int8_t* x) {
   uint8_t lanes[64];
+  int32_t sums[16];
   __builtin_memcpy(lanes, &bytes, sizeof lanes);
+  __builtin_memcpy(sums, &sum, sizeof sums);
   for (int r = 0; r < 16; ++r) {
-    for (int i = 0; i < 4; ++i) sum[r] += (lanes[4 * r + i] - 128) * x[i];
+    for (int i = 0; i < 4; ++i) sums[r] += (lanes[4 * r + i] - 128) * x[i];
   }
+  __builtin_memcpy(&sum, sums, sizeof sum);
   return sum;
 }
 
@@ -57,9 +60,9 @@ ESPALIER_INLINE Vu expand_nibbles(uint64_t mask, const uint8_t* bytes, bool low)
 }
 
 ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
-  Vf v;
-  for (int i = 0; i < kVectorFloats; ++i) v[i] = f16_to_float(halves[i]);
-  return v;
+  float lanes[kVectorFloats];
+  for (int i = 0; i < kVectorFloats; ++i) lanes[i] = f16_to_float(halves[i]);
+  return load(lanes);
 }
 
 }  // namespace

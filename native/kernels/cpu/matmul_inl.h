@@ -27,8 +27,7 @@ struct DenseSource {
   const uint16_t* values;
 
   ESPALIER_INLINE Vu next() {
-    Vu v;
-    __builtin_memcpy(&v, values, sizeof v);
+    const Vu v = load_from<Vu>(values);
     __builtin_prefetch(reinterpret_cast<const char*>(values) + kPrefetch);
     values += 32;
     return v;
@@ -65,8 +64,8 @@ ESPALIER_INLINE void multiply_tile(Source source, int64_t vectors, int64_t rows,
   Vf odd[T] = {};
   for (int64_t v = 0; v < vectors; ++v) {
     const Vu weights = source.next();
-    const Vf low = reinterpret_cast<Vf>(weights << 16);
-    const Vf high = reinterpret_cast<Vf>(weights & 0xffff0000u);
+    const Vf low = as_floats(weights << 16);
+    const Vf high = as_floats(weights & 0xffff0000u);
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
       even[t] += low * x[t * x_stride + 2 * v];
@@ -130,7 +129,7 @@ void sparse_bf16(const MatmulTask& task) {
     }
     for (int64_t v = 0; v < vectors; ++v) {
       const Vu expanded = source.next();
-      __builtin_memcpy(buffer.get() + v * 32, &expanded, sizeof expanded);
+      store_to(buffer.get() + v * 32, expanded);
     }
     multiply_tokens<kTokenBlock>(DenseSource{buffer.get()}, vectors, rows, x, task.x_stride, count, y, task.y_stride);
   });

@@ -22,8 +22,8 @@ struct DenseInt8 {
   const uint8_t* bytes;
 
   ESPALIER_INLINE void next(Vu& a, Vu& b) {
-    __builtin_memcpy(&a, bytes, sizeof a);
-    __builtin_memcpy(&b, bytes + 64, sizeof b);
+    a = load_from<Vu>(bytes);
+    b = load_from<Vu>(bytes + 64);
     __builtin_prefetch(bytes + kPrefetch);
     __builtin_prefetch(bytes + kPrefetch + 64);
     bytes += 128;
@@ -43,8 +43,7 @@ struct DenseInt4 {
   const uint8_t* bytes;
 
   ESPALIER_INLINE void next(Vu& a, Vu& b) {
-    Vu v;
-    __builtin_memcpy(&v, bytes, sizeof v);
+    const Vu v = load_from<Vu>(bytes);
     __builtin_prefetch(bytes + kPrefetch);
     bytes += 64;
     a = high_nibbles(v);
@@ -85,7 +84,7 @@ ESPALIER_INLINE void multiply_tile_int(Source source, const uint16_t* scales, in
       Vi sum = sums[t][0];
 #pragma GCC unroll 4
       for (int c = 1; c < kChains; ++c) sum += sums[t][c];
-      total[t] += __builtin_convertvector(sum, Vf) * (scale * (x.scales[(first + t) * x.groups + g] * Source::kFactor));
+      total[t] += to_floats(sum) * (scale * (x.scales[(first + t) * x.groups + g] * Source::kFactor));
     }
   }
 #pragma GCC unroll 16
@@ -122,7 +121,8 @@ void multiply_int(const MatmulTask& task, bool expands, Make&& make) {
     for (int64_t v = 0; v < vectors; v += 2) {
       Vu pair[2];
       source.next(pair[0], pair[1]);
-      __builtin_memcpy(buffer.get() + v * 64, pair, sizeof pair);
+      store_to(buffer.get() + v * 64, pair[0]);
+      store_to(buffer.get() + v * 64 + 64, pair[1]);
     }
     multiply_tokens_int<kIntTokenBlock>(Expanded{buffer.get()}, scales, rows, *task.quantised, first, count, y,
                                         task.y_stride);
