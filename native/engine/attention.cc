@@ -18,27 +18,15 @@ void normalise(const CpuKernels& kernels, float* row, int64_t width, const std::
     kernels.rms_norm(row + first, weight.data(), part, epsilon, row + first);
 }
 
-// Rotates element i with element i + half of each head.
-void rotate(float* row, int heads, int64_t half, const float* cosines, const float* sines) {
-  for (int h = 0; h < heads; ++h, row += 2 * half) {
-    for (int64_t i = 0; i < half; ++i) {
-      const float a = row[i];
-      const float b = row[i + half];
-      row[i] = a * cosines[i] - b * sines[i];
-      row[i + half] = b * cosines[i] + a * sines[i];
-    }
-  }
-}
-
 }  // namespace
 
 Result<Attention> Attention::load(ThreadPool& pool, WeightPolicy policy, const AttentionSpec& spec) {
   Attention a;
-  a.heads_ = spec.heads;
-  a.kv_heads_ = spec.kv_heads;
-  a.head_dim_ = spec.head_dim;
-  a.scale_ = spec.scale;
-  a.window_ = spec.window;
+  a.shape_ = {.heads = spec.heads,
+              .kv_heads = spec.kv_heads,
+              .head_dim = spec.head_dim,
+              .scale = spec.scale,
+              .window = spec.window};
   a.clip_ = spec.clip;
   const auto load_into = [&](Linear& out, const WeightRef& weights, const WeightRef& bias) -> Status {
     Result<Linear> loaded = Linear::load(pool, policy, weights, bias);
@@ -64,8 +52,8 @@ int64_t Attention::bytes() const {
 }
 
 void Attention::prepare_heads(const Compute& compute, const RopeRows& rope, float norm_epsilon, int64_t row) {
-  const int64_t q_width = static_cast<int64_t>(heads_) * head_dim_;
-  const int64_t kv_width = static_cast<int64_t>(kv_heads_) * head_dim_;
+  const int64_t q_width = static_cast<int64_t>(shape_.heads) * shape_.head_dim;
+  const int64_t kv_width = static_cast<int64_t>(shape_.kv_heads) * shape_.head_dim;
   float* q = queries_.data() + row * q_width;
   float* k = keys_.data() + row * kv_width;
   normalise(compute.kernels, q, q_width, q_norm_, norm_epsilon);
@@ -78,8 +66,8 @@ void Attention::prepare_heads(const Compute& compute, const RopeRows& rope, floa
   }
   const float* cosines = rope.cosines.data() + row * rope.half;
   const float* sines = rope.sines.data() + row * rope.half;
-  rotate(q, heads_, rope.half, cosines, sines);
-  rotate(k, kv_heads_, rope.half, cosines, sines);
+  compute.kernels.rotate(q, shape_.heads, rope.half, cosines, sines);
+  compute.kernels.rotate(k, shape_.kv_heads, rope.half, cosines, sines);
 }
 
 void Attention::write_cache(const Slice& slice, int64_t index, KvLayer& cache) const {
@@ -87,20 +75,20 @@ void Attention::write_cache(const Slice& slice, int64_t index, KvLayer& cache) c
   const int64_t row = slice.first_row + index;
   const int64_t block = slice.blocks[static_cast<size_t>(position / kKvBlock)];
   const int64_t place = position % kKvBlock;
-  for (int64_t h = 0; h < kv_heads_; ++h) {
-    const float* k = keys_.data() + (row * kv_heads_ + h) * head_dim_;
-    const float* v = values_.data() + (row * kv_heads_ + h) * head_dim_;
+  for (int64_t h = 0; h < shape_.kv_heads; ++h) {
+    const float* k = keys_.data() + (row * shape_.kv_heads + h) * shape_.head_dim;
+    const float* v = values_.data() + (row * shape_.kv_heads + h) * shape_.head_dim;
     float* key_block = cache.keys(h) + block * cache.block_stride();
     float* value_block = cache.values(h) + block * cache.block_stride();
-    for (int64_t d = 0; d < head_dim_; ++d) key_block[d * kKvBlock + place] = k[d];
-    std::copy(v, v + head_dim_, value_block + place * head_dim_);
+    for (int64_t d = 0; d < shape_.head_dim; ++d) key_block[d * kKvBlock + place] = k[d];
+    std::copy(v, v + shape_.head_dim, value_block + place * shape_.head_dim);
   }
 }
 
 void Attention::forward(const Compute& compute, const Batch& batch, const RopeRows& rope, float norm_epsilon,
                         KvLayer& cache, const float* x, int64_t hidden, float* out) {
-  const int64_t q_width = static_cast<int64_t>(heads_) * head_dim_;
-  const int64_t kv_width = static_cast<int64_t>(kv_heads_) * head_dim_;
+  const int64_t q_width = static_cast<int64_t>(shape_.heads) * shape_.head_dim;
+  const int64_t kv_width = static_cast<int64_t>(shape_.kv_heads) * shape_.head_dim;
   queries_.ensure(static_cast<size_t>(batch.rows * q_width));
   keys_.ensure(static_cast<size_t>(batch.rows * kv_width));
   values_.ensure(static_cast<size_t>(batch.rows * kv_width));
@@ -114,12 +102,12 @@ void Attention::forward(const Compute& compute, const Batch& batch, const RopeRo
   multiply(compute, projections);
 
   std::vector<const Slice*> slice_of(static_cast<size_t>(batch.rows));
-  int64_t longest = 0;
   for (const Slice& slice : batch.slices) {
-    longest = std::max(longest, slice.position + slice.count);
     for (int64_t i = 0; i < slice.count; ++i) slice_of[static_cast<size_t>(slice.first_row + i)] = &slice;
   }
-  compute.pool.parallel_for(batch.rows, 16, [&](int64_t begin, int64_t end) {
+  // Tokens of one block share the cache lines of its keys.
+  const int64_t grain = batch.rows == static_cast<int64_t>(batch.slices.size()) ? 4 : kKvBlock;
+  compute.pool.parallel_for(batch.rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       prepare_heads(compute, rope, norm_epsilon, row);
       const Slice& slice = *slice_of[static_cast<size_t>(row)];
@@ -127,29 +115,7 @@ void Attention::forward(const Compute& compute, const Batch& batch, const RopeRo
     }
   });
 
-  // Items run over (row, head); the heads of a row that share keys lie together.
-  const int64_t grain = std::clamp<int64_t>(16384 / std::max<int64_t>(longest, 1), 1, 64);
-  compute.pool.parallel_for(batch.rows * heads_, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> scores(static_cast<size_t>(longest + 2 * kKvBlock));
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t row = item / heads_;
-      const int64_t head = item % heads_;
-      const int64_t kv_head = head / (heads_ / kv_heads_);
-      const Slice& slice = *slice_of[static_cast<size_t>(row)];
-      const int64_t last = slice.position + (row - slice.first_row) + 1;
-      compute.kernels.attend({.query = queries_.data() + row * q_width + head * head_dim_,
-                              .blocks = slice.blocks.data(),
-                              .keys = cache.keys(kv_head),
-                              .values = cache.values(kv_head),
-                              .block_stride = cache.block_stride(),
-                              .head_dim = head_dim_,
-                              .first = window_ > 0 ? std::max<int64_t>(0, last - window_) : 0,
-                              .last = last,
-                              .scale = scale_,
-                              .scores = scores.data(),
-                              .out = mixed_.data() + row * q_width + head * head_dim_});
-    }
-  });
+  attend_.run(compute, shape_, batch, cache, queries_.data(), mixed_.data());
   const Product output{&o_, mixed_.data(), q_width, batch.rows, out, hidden};
   multiply(compute, std::span(&output, 1));
 }

@@ -1,6 +1,7 @@
 // Grouped-query attention over the paged KV cache.
 #pragma once
 
+#include "engine/attend.h"
 #include "engine/batch.h"
 #include "engine/linear.h"
 #include "engine/spec.h"
@@ -16,22 +17,19 @@ class Attention {
   void forward(const Compute& compute, const Batch& batch, const RopeRows& rope, float norm_epsilon, KvLayer& cache,
                const float* x, int64_t hidden, float* out);
 
-  int kv_heads() const { return kv_heads_; }
-  int head_dim() const { return head_dim_; }
+  int kv_heads() const { return shape_.kv_heads; }
+  int head_dim() const { return shape_.head_dim; }
   int64_t bytes() const;
 
  private:
   void prepare_heads(const Compute& compute, const RopeRows& rope, float norm_epsilon, int64_t row);
   void write_cache(const Slice& slice, int64_t index, KvLayer& cache) const;
 
-  int heads_ = 0;
-  int kv_heads_ = 0;
-  int head_dim_ = 0;
-  float scale_ = 1;
-  int64_t window_ = 0;
+  AttendShape shape_;
   float clip_ = 0;
   Linear q_, k_, v_, o_;
   std::vector<float> q_norm_, k_norm_;
+  AttendLoop attend_;
   AlignedBuffer<float> queries_, keys_, values_, mixed_;  // [rows][heads · head_dim]
 };
 

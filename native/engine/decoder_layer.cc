@@ -3,13 +3,22 @@
 namespace espalier {
 namespace {
 
+// Rows of a loop over activations that are worth a visit by a thread.
+constexpr int64_t kRows = 8;
+
 void norm_rows(const Compute& compute, const std::vector<float>& weight, float epsilon, const float* x, int64_t rows,
                float* out) {
   const auto width = static_cast<int64_t>(weight.size());
-  compute.pool.parallel_for(rows, 32, [&](int64_t begin, int64_t end) {
+  compute.pool.parallel_for(rows, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       compute.kernels.rms_norm(x + t * width, weight.data(), width, epsilon, out + t * width);
     }
+  });
+}
+
+void add_rows(const Compute& compute, const float* x, int64_t rows, int64_t width, float* sum) {
+  compute.pool.parallel_for(rows, kRows, [&](int64_t begin, int64_t end) {
+    compute.kernels.axpy(1.0f, x + begin * width, (end - begin) * width, sum + begin * width);
   });
 }
 
@@ -42,7 +51,7 @@ void DecoderLayer::forward(const Compute& compute, const Batch& batch, const Rop
   mixed_.ensure(static_cast<size_t>(size));
   norm_rows(compute, attention_norm_, norm_epsilon, hidden_states, batch.rows, normed_.data());
   attention_.forward(compute, batch, rope, norm_epsilon, cache, normed_.data(), hidden, mixed_.data());
-  for (int64_t i = 0; i < size; ++i) hidden_states[i] += mixed_[static_cast<size_t>(i)];
+  add_rows(compute, mixed_.data(), batch.rows, hidden, hidden_states);
 
   norm_rows(compute, feed_forward_norm_, norm_epsilon, hidden_states, batch.rows, normed_.data());
   // The parts are summed before the residual, as the reference implementations do.
@@ -50,7 +59,7 @@ void DecoderLayer::forward(const Compute& compute, const Batch& batch, const Rop
   for (size_t p = 0; p < feed_forward_.size(); ++p) {
     feed_forward_[p].forward(compute, normed_.data(), batch.rows, hidden, mixed_.data(), observer, static_cast<int>(p));
   }
-  for (int64_t i = 0; i < size; ++i) hidden_states[i] += mixed_[static_cast<size_t>(i)];
+  add_rows(compute, mixed_.data(), batch.rows, hidden, hidden_states);
 }
 
 }  // namespace espalier

@@ -4,17 +4,32 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/status.h"
 #include "kernels/cpu/kernels.h"
 
 namespace espalier {
 
+enum class Scoring : uint8_t { kSoftmax, kSigmoid };
+
+// Names and defaults are those of transformers' configurations, whose fields are named behind each.
 struct RouterOptions {
-  int top_k = 1;
-  bool renormalise = false;  // divide the chosen probabilities by their sum
+  int top_k = 1;                        // num_experts_per_tok
+  bool renormalise = false;             // norm_topk_prob: divide the chosen scores by their sum + 1e-20
+  Scoring scoring = Scoring::kSoftmax;  // scoring_func
+  std::vector<float> correction_bias;   // e_score_correction_bias: [rows] added for the choice only, or empty
+  int n_group = 1;                      // router rows in groups of equal size ...
+  int topk_group = 1;                   // ... of which the best so many may be chosen from
+  float routed_scaling_factor = 1;      // multiplies the gates, last
 };
 
-// Softmax over each row of `logits` [tokens][rows] (overwritten), then its top k, highest first, ties to the lower
-// index. Writes router rows to `chosen` and gates to `gates`, both [tokens][top_k].
+// kUsage where the options do not fit so many router rows.
+Status check_router(const RouterOptions& options, int64_t rows);
+
+// Scores each row of `logits` [tokens][rows] (overwritten) and takes its k largest of score + bias, highest first, ties
+// to the lower index; a gate is the score without the bias. With groups, only rows of the topk_group best groups are
+// chosen from, a group being as good as the sum of its two largest score + bias (DeepSeek-V3, arXiv 2412.19437, section
+// 2.1.2). Logits of −∞ score 0. NaN is chosen last; its gate is NaN. Always k different rows. The options must pass
+// check_router. Writes router rows to `chosen` and gates to `gates`, both [tokens][top_k].
 void route(const CpuKernels& kernels, const RouterOptions& options, float* logits, int64_t tokens, int64_t rows,
            int32_t* chosen, float* gates);
 

@@ -50,6 +50,21 @@ TEST_CASE("silu(gate) · up agrees with float64, far into both tails") {
   }
 }
 
+TEST_CASE("sigmoid agrees with float64, far into both tails") {
+  std::mt19937 random(test::fresh_seed());
+  for (const CpuKernels* kernels : test::kernel_sets()) {
+    for (const int64_t n : kSizes) {
+      const std::vector<float> x = test::normal_floats(random, static_cast<size_t>(n), 30);
+      std::vector<float> out = x;
+      kernels->sigmoid(out.data(), n);
+      for (size_t i = 0; i < x.size(); ++i) {
+        const double exact = 1 / (1 + std::exp(-static_cast<double>(x[i])));
+        CHECK(std::abs(static_cast<double>(out[i]) - exact) <= 4e-7 * exact + 1e-37);
+      }
+    }
+  }
+}
+
 TEST_CASE("softmax and log-sum-exp agree with float64") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
@@ -74,51 +89,31 @@ TEST_CASE("softmax and log-sum-exp agree with float64") {
   }
 }
 
-TEST_CASE("attention over scattered blocks agrees with float64, windowed or not, and ignores stale cache") {
+TEST_CASE("rotation by RoPE's angles agrees with float64") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
-    for (const int head_dim : {8, 32, 40, 128}) {
-      for (const auto& keys_seen : {std::pair<int64_t, int64_t>{0, 1}, {0, 16}, {0, 37}, {21, 37}, {30, 61}}) {
-        const int64_t first = keys_seen.first;
-        const int64_t last = keys_seen.second;
-        CAPTURE(head_dim);
-        CAPTURE(first);
-        CAPTURE(last);
-        const int64_t stride = static_cast<int64_t>(kKvBlock) * head_dim;
-        const std::vector<int32_t> blocks = {5, 0, 3, 1};
-        // What was never written is NaN.
-        std::vector<float> keys(static_cast<size_t>(8 * stride), std::nanf(""));
-        std::vector<float> values(keys.size(), std::nanf(""));
-        const std::vector<float> query = test::normal_floats(random, static_cast<size_t>(head_dim));
-        const std::vector<float> k = test::normal_floats(random, static_cast<size_t>(last * head_dim));
-        const std::vector<float> v = test::normal_floats(random, static_cast<size_t>(last * head_dim));
-        for (int64_t p = 0; p < last; ++p) {
-          const int64_t block = blocks[static_cast<size_t>(p / kKvBlock)] * stride;
-          for (int d = 0; d < head_dim; ++d) {
-            keys[static_cast<size_t>(block + d * kKvBlock + p % kKvBlock)] = k[static_cast<size_t>(p * head_dim + d)];
-            values[static_cast<size_t>(block + p % kKvBlock * head_dim + d)] = v[static_cast<size_t>(p * head_dim + d)];
-          }
-        }
-        std::vector<float> scores(128);
-        std::vector<float> out(static_cast<size_t>(head_dim));
-        kernels->attend({query.data(), blocks.data(), keys.data(), values.data(), stride, head_dim, first, last, 0.3f,
-                         scores.data(), out.data()});
-        std::vector<double> exact(static_cast<size_t>(head_dim), 0.0);
-        double total = 0;
-        for (int64_t p = first; p < last; ++p) {
-          double dot = 0;
-          for (int d = 0; d < head_dim; ++d)
-            dot += static_cast<double>(query[static_cast<size_t>(d)]) *
-                   static_cast<double>(k[static_cast<size_t>(p * head_dim + d)]);
-          const double weight = std::exp(dot * static_cast<double>(0.3f));
-          total += weight;
-          for (int d = 0; d < head_dim; ++d)
-            exact[static_cast<size_t>(d)] += weight * static_cast<double>(v[static_cast<size_t>(p * head_dim + d)]);
-        }
-        for (int d = 0; d < head_dim; ++d) {
-          CHECK(static_cast<double>(out[static_cast<size_t>(d)]) ==
-                doctest::Approx(exact[static_cast<size_t>(d)] / total).epsilon(2e-5));
-        }
+    for (const int64_t half : {1, 4, 16, 20, 40, 64, 128}) {
+      const int64_t heads = 3;
+      const auto n = static_cast<size_t>(half);
+      const std::vector<float> angles = test::normal_floats(random, n, 5);
+      std::vector<float> cosines(n);
+      std::vector<float> sines(n);
+      for (size_t i = 0; i < n; ++i) {
+        cosines[i] = std::cos(angles[i]);
+        sines[i] = std::sin(angles[i]);
+      }
+      const std::vector<float> x = test::normal_floats(random, 2 * n * static_cast<size_t>(heads));
+      std::vector<float> out = x;
+      kernels->rotate(out.data(), heads, half, cosines.data(), sines.data());
+      for (size_t at = 0; at < x.size(); ++at) {
+        const size_t i = at % n;
+        const bool second = at / n % 2 == 1;
+        const double a = static_cast<double>(second ? x[at - n] : x[at]);
+        const double b = static_cast<double>(second ? x[at] : x[at + n]);
+        const double cosine = static_cast<double>(cosines[i]);
+        const double sine = static_cast<double>(sines[i]);
+        const double exact = second ? b * cosine + a * sine : a * cosine - b * sine;
+        CHECK(std::abs(static_cast<double>(out[at]) - exact) <= 1.2e-7 * (std::abs(a) + std::abs(b)));
       }
     }
   }

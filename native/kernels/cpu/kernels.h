@@ -39,23 +39,42 @@ struct MatmulTask {
 // bf16 and f32 weights: float32 products and sums. int8 and int4: exact integer sums within a group, float32 across.
 using MatmulFn = void (*)(const MatmulTask& task);
 
-// One query head against the keys [first, last) of one KV head.
+// Tokens in a block of the KV cache; the width of the vector that scores them.
+inline constexpr int kKvBlock = 16;
+// Attention takes the keys of a sequence in chunks of this many, at multiples of it, whatever the number of threads.
+inline constexpr int kKvChunk = 256;
+// Most rows of one task of attention.
+inline constexpr int kAttendRows = 32;
+
+// One query head of one token: it sees the keys [first, last) of its sequence.
+struct AttendRow {
+  const float* query;  // [head_dim]
+  int64_t first;
+  int64_t last;
+};
+
+// Rows of one sequence that share a KV head, against the keys [chunk · kKvChunk, (chunk + 1) · kKvChunk). Reads no key
+// or value that none of the rows sees, except that up to 64 bytes behind a value may be read.
 struct AttendTask {
-  const float* query;     // [head_dim]
+  const AttendRow* rows;
+  int64_t count;          // 1 … kAttendRows
   const int32_t* blocks;  // block table of the sequence
   const float* keys;      // [block][head_dim][kKvBlock], already offset to this layer and KV head
   const float* values;    // [block][kKvBlock][head_dim]
   int64_t block_stride;   // floats from one block to the next
-  int head_dim;           // a multiple of 2
-  int64_t first;
-  int64_t last;
-  float scale;
-  float* scores;  // scratch, (last − first) rounded up to whole blocks, plus one block
-  float* out;     // [head_dim]
+  int head_dim;
+  float scale;  // of the scores
+  int64_t chunk;
+  float* scratch;   // attend_scratch_floats(head_dim)
+  float* partials;  // one for each row: attend_partial_floats(head_dim), undefined where it sees none of the keys
+  int64_t partial_stride;  // floats from a row's partial to the next row's
 };
 
-// Tokens in a block of the KV cache; the width of the vector that scores them.
-inline constexpr int kKvBlock = 16;
+// A partial: Σ weight · value, padded to whole vectors; the maximum of the scores; the sum of the weights.
+constexpr int64_t attend_partial_floats(int64_t head_dim) {
+  return (head_dim + kKvBlock - 1) / kKvBlock * kKvBlock + kKvBlock;
+}
+constexpr int64_t attend_scratch_floats(int64_t head_dim) { return kAttendRows * (head_dim + kKvChunk + kKvBlock); }
 
 struct CpuKernels {
   Isa isa;
@@ -69,11 +88,18 @@ struct CpuKernels {
   void (*silu_multiply)(const float* gate, const float* up, int64_t n, float* out);
   // Softmax in place.
   void (*softmax)(float* x, int64_t n);
+  // 1 / (1 + exp(−x)) in place.
+  void (*sigmoid)(float* x, int64_t n);
   // log Σ exp(x)
   double (*log_sum_exp)(const float* x, int64_t n);
   // y += a · x
   void (*axpy)(float a, const float* x, int64_t n, float* y);
+  // Rotates element i with element i + half of each head by the angle of cosines[i] and sines[i] (RoPE).
+  void (*rotate)(float* row, int64_t heads, int64_t half, const float* cosines, const float* sines);
   void (*attend)(const AttendTask& task);
+  // out[head_dim] = a row's attention, of its partials for consecutive chunks, which lie `stride` floats apart and are
+  // overwritten. NaN where the scores leave no maximum.
+  void (*attend_combine)(float* partials, int64_t stride, int64_t chunks, int head_dim, float* out);
 
   MatmulFn matmul(const Format& format) const {
     return products[static_cast<int>(format.storage)][static_cast<int>(format.values)];

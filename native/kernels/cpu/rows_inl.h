@@ -1,4 +1,4 @@
-// Operations on the rows of activations: norms, activation, softmax, attention. Compiled once for each instruction set.
+// Operations on the rows of activations: norms, activation, softmax, rotation. Compiled once for each instruction set.
 #pragma once
 
 #include <cmath>
@@ -9,8 +9,6 @@
 
 namespace espalier {
 namespace {
-
-static_assert(kKvBlock == kVectorFloats, "the scores of a KV block are one vector");
 
 void rms_norm(const float* x, const float* weight, int64_t n, float epsilon, float* out) {
   Vf squares = {};
@@ -67,6 +65,15 @@ void softmax(float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] *= scale;
 }
 
+// e^min(x, 0) / (1 + e^−|x|), which neither overflows nor rounds a small result away.
+ESPALIER_INLINE Vf sigmoid(Vf x) { return exp(-max(-x, broadcast(0))) / (exp(-max(x, -x)) + 1.0f); }
+
+void sigmoid(float* x, int64_t n) {
+  int64_t i = 0;
+  for (; i + kVectorFloats <= n; i += kVectorFloats) store(x + i, sigmoid(load(x + i)));
+  store_first(x + i, n - i, sigmoid(load_first(x + i, n - i)));
+}
+
 double log_sum_exp(const float* x, int64_t n) {
   const float maximum = maximum_of(x, n);
   return std::log(static_cast<double>(exponentials(x, n, maximum, nullptr))) + static_cast<double>(maximum);
@@ -76,46 +83,23 @@ void axpy(float a, const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
-// Scores of a whole block at once: keys lie [head_dim][kKvBlock], so one multiply-add serves 16 keys and nothing is
-// summed across lanes.
-ESPALIER_INLINE Vf score_block(const float* query, const float* keys, int head_dim) {
-  Vf even = {};
-  Vf odd = {};
-  for (int d = 0; d < head_dim; d += 2) {
-    even += load(keys + d * kKvBlock) * query[d];
-    odd += load(keys + (d + 1) * kKvBlock) * query[d + 1];
-  }
-  return even + odd;
-}
-
-void attend(const AttendTask& task) {
-  const int64_t first_block = task.first / kKvBlock;
-  const int64_t last_block = (task.last + kKvBlock - 1) / kKvBlock;
-  const int64_t count = (last_block - first_block) * kKvBlock;
-  for (int64_t b = first_block; b < last_block; ++b) {
-    const float* keys = task.keys + task.blocks[b] * task.block_stride;
-    store(task.scores + (b - first_block) * kKvBlock, score_block(task.query, keys, task.head_dim) * task.scale);
-  }
-  // Keys outside [first, last) share a block with those inside.
-  for (int64_t i = 0; i < task.first - first_block * kKvBlock; ++i) task.scores[i] = -INFINITY;
-  for (int64_t i = task.last - first_block * kKvBlock; i < count; ++i) task.scores[i] = -INFINITY;
-  softmax(task.scores, count);
-
-  const int64_t whole = task.head_dim / kVectorFloats * kVectorFloats;
-  for (int64_t d = 0; d < task.head_dim; d += kVectorFloats) {
-    Vf acc = {};
-    const int64_t width = d < whole ? kVectorFloats : task.head_dim - d;
-    for (int64_t b = first_block; b < last_block; ++b) {
-      const float* values = task.values + task.blocks[b] * task.block_stride;
-      const float* scores = task.scores + (b - first_block) * kKvBlock;
-      // Stale values past `last` must not meet a weight of 0 (0 · NaN): stop at the last key.
-      const int64_t keys = task.last - b * kKvBlock < kKvBlock ? task.last - b * kKvBlock : kKvBlock;
-      for (int64_t p = 0; p < keys; ++p) {
-        const float* value = values + p * task.head_dim + d;
-        acc += (width == kVectorFloats ? load(value) : load_first(value, width)) * scores[p];
-      }
+void rotate(float* row, int64_t heads, int64_t half, const float* cosines, const float* sines) {
+  for (int64_t h = 0; h < heads; ++h, row += 2 * half) {
+    int64_t i = 0;
+    for (; i + kVectorFloats <= half; i += kVectorFloats) {
+      const Vf a = load(row + i);
+      const Vf b = load(row + half + i);
+      const Vf cosine = load(cosines + i);
+      const Vf sine = load(sines + i);
+      store(row + i, a * cosine - b * sine);
+      store(row + half + i, b * cosine + a * sine);
     }
-    store_first(task.out + d, width, acc);
+    for (; i < half; ++i) {
+      const float a = row[i];
+      const float b = row[half + i];
+      row[i] = a * cosines[i] - b * sines[i];
+      row[half + i] = b * cosines[i] + a * sines[i];
+    }
   }
 }
 

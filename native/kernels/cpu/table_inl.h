@@ -1,6 +1,7 @@
 // The dispatch table of one instruction set, made of what the headers before this one define.
 #pragma once
 
+#include "kernels/cpu/attend_inl.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/matmul_int_inl.h"
 #include "kernels/cpu/rows_inl.h"
@@ -19,9 +20,12 @@ constexpr CpuKernels make_table(Isa isa, MatmulFn int8_sparse, MatmulFn int4_spa
       .rms_norm = rms_norm,
       .silu_multiply = silu_multiply,
       .softmax = softmax,
+      .sigmoid = sigmoid,
       .log_sum_exp = log_sum_exp,
       .axpy = axpy,
+      .rotate = rotate,
       .attend = attend,
+      .attend_combine = attend_combine,
   };
 }
 

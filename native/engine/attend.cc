@@ -1,0 +1,141 @@
+#include "engine/attend.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+namespace espalier {
+namespace {
+
+// Rows of one sequence and KV head that go through the cache together. Row i of the `count` is head
+// (first + i) % group of the KV head's group, in token (first + i) / group of the slice.
+struct Tile {
+  const Slice* slice;
+  int64_t kv_head;
+  int64_t first;
+  int64_t count;
+  int64_t first_chunk;
+  int64_t chunks;
+  int64_t partials;    // offset of a split tile's partials
+  int32_t unfinished;  // chunks of a split tile that are not done
+};
+
+// A tile, or one chunk of it.
+struct Item {
+  int64_t tile;
+  int64_t chunk;  // −1: all, one after the other
+};
+
+constexpr int64_t kAllChunks = -1;
+
+class Tiles {
+ public:
+  Tiles(const AttendShape& shape, const Batch& batch) : shape_(shape), group_(shape.heads / shape.kv_heads) {
+    for (const Slice& slice : batch.slices) add(slice);
+    // The last tiles of a long slice see the most keys: they go first, so that no thread is left alone with one.
+    std::reverse(items.begin(), items.end());
+  }
+
+  AttendRow row(const Tile& tile, int64_t i, const float* queries) const {
+    const int64_t token = (tile.first + i) / group_;
+    const int64_t last = tile.slice->position + token + 1;
+    return {queries + offset(tile, i), shape_.window > 0 ? std::max<int64_t>(0, last - shape_.window) : 0, last};
+  }
+  // Where row i begins in [rows][heads · head_dim].
+  int64_t offset(const Tile& tile, int64_t i) const {
+    const int64_t row = tile.slice->first_row + (tile.first + i) / group_;
+    const int64_t head = tile.kv_head * group_ + (tile.first + i) % group_;
+    return (row * shape_.heads + head) * shape_.head_dim;
+  }
+
+  std::vector<Tile> tiles;
+  std::vector<Item> items;
+  int64_t shared_floats = 0;  // partials of all split tiles
+  int64_t own_floats = 0;     // partials of the largest other tile
+
+ private:
+  void add(const Slice& slice) {
+    const int64_t rows = slice.count * group_;
+    // Few rows are split over their context, many over the rows, whose partials would fill memory.
+    const bool split = rows <= kAttendRows;
+    const int64_t partial = attend_partial_floats(shape_.head_dim);
+    for (int64_t h = 0; h < shape_.kv_heads; ++h) {
+      for (int64_t first = 0; first < rows; first += kAttendRows) {
+        Tile tile{&slice, h, first, std::min<int64_t>(kAttendRows, rows - first), 0, 0, shared_floats, 0};
+        tile.first_chunk = row(tile, 0, nullptr).first / kKvChunk;
+        tile.chunks = (row(tile, tile.count - 1, nullptr).last - 1) / kKvChunk + 1 - tile.first_chunk;
+        const auto index = static_cast<int64_t>(tiles.size());
+        const int64_t floats = tile.count * tile.chunks * partial;
+        if (split) {
+          tile.unfinished = static_cast<int32_t>(tile.chunks);
+          shared_floats += floats;
+          for (int64_t c = 0; c < tile.chunks; ++c) items.push_back({index, c});
+        } else {
+          own_floats = std::max(own_floats, floats);
+          items.push_back({index, kAllChunks});
+        }
+        tiles.push_back(tile);
+      }
+    }
+  }
+
+  const AttendShape& shape_;
+  int64_t group_;
+};
+
+}  // namespace
+
+void AttendLoop::run(const Compute& compute, const AttendShape& shape, const Batch& batch, KvLayer& cache,
+                     const float* queries, float* out) {
+  Tiles work(shape, batch);
+  const int64_t partial = attend_partial_floats(shape.head_dim);
+  const int64_t own = attend_scratch_floats(shape.head_dim) + work.own_floats;
+  const auto count = static_cast<int64_t>(work.items.size());
+  const int64_t workers = std::min<int64_t>(compute.pool.size(), count);
+  scratch_.ensure(static_cast<size_t>(workers * own));
+  partials_.ensure(static_cast<size_t>(work.shared_floats));
+
+  // One body for each thread, which takes items until there are none: each has its own scratch memory.
+  std::atomic<int64_t> next{0};
+  compute.pool.parallel_for(workers, 1, [&](int64_t worker, int64_t) {
+    float* scratch = scratch_.data() + worker * own;
+    std::array<AttendRow, kAttendRows> rows;
+    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
+      const Item& item = work.items[static_cast<size_t>(i)];
+      Tile& tile = work.tiles[static_cast<size_t>(item.tile)];
+      for (int64_t r = 0; r < tile.count; ++r) rows[static_cast<size_t>(r)] = work.row(tile, r, queries);
+      const bool split = item.chunk != kAllChunks;
+      float* partials = split ? partials_.data() + tile.partials : scratch + attend_scratch_floats(shape.head_dim);
+      const int64_t row_stride = tile.chunks * partial;
+      const auto attend = [&](int64_t chunk) {
+        compute.kernels.attend({.rows = rows.data(),
+                                .count = tile.count,
+                                .blocks = tile.slice->blocks.data(),
+                                .keys = cache.keys(tile.kv_head),
+                                .values = cache.values(tile.kv_head),
+                                .block_stride = cache.block_stride(),
+                                .head_dim = shape.head_dim,
+                                .scale = shape.scale,
+                                .chunk = tile.first_chunk + chunk,
+                                .scratch = scratch,
+                                .partials = partials + chunk * partial,
+                                .partial_stride = row_stride});
+      };
+      if (split) {
+        attend(item.chunk);
+        // Whoever finishes a tile combines its chunks, in their order.
+        if (std::atomic_ref(tile.unfinished).fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
+      } else {
+        for (int64_t c = 0; c < tile.chunks; ++c) attend(c);
+      }
+      for (int64_t r = 0; r < tile.count; ++r) {
+        const int64_t first = rows[static_cast<size_t>(r)].first / kKvChunk - tile.first_chunk;
+        const int64_t end = (rows[static_cast<size_t>(r)].last - 1) / kKvChunk + 1 - tile.first_chunk;
+        compute.kernels.attend_combine(partials + r * row_stride + first * partial, partial, end - first,
+                                       shape.head_dim, out + work.offset(tile, r));
+      }
+    }
+  });
+}
+
+}  // namespace espalier
