@@ -2,6 +2,7 @@
  * `espalier/kernels`: the parts of the engine and the pruner one by one, for measurements and pipelines. Every function
  * here works synchronously, on the calling thread and the native thread pool.
  */
+import { EspalierError } from './errors.ts';
 import { callNative, type NativeFormat, type NativeMatrix, type NativeMatrixInfo, native } from './native.ts';
 import { checkSparsity, nativeBudget, parsePattern } from './prune/budget.ts';
 
@@ -17,6 +18,15 @@ export interface PackOptions {
   threads?: number | undefined;
 }
 
+export interface RandomMatrixOptions extends PackOptions {
+  /** @default 'dense' */
+  format?: Exclude<MatrixFormat, 'auto'> | undefined;
+  /** Chance of each weight to be zero, for `bitmap`. @default 0.5 */
+  sparsity?: number | undefined;
+  /** An integer; its lowest 32 bits count. @default 0 */
+  seed?: number | undefined;
+}
+
 /** A weight matrix `[rows, cols]` packed as the engine runs it. */
 export class SparseMatrix implements Disposable {
   readonly rows: number;
@@ -26,11 +36,9 @@ export class SparseMatrix implements Disposable {
   /** For example `bitmap bf16`. */
   readonly format: string;
   readonly #matrix: NativeMatrix;
-  readonly #threads: number;
 
-  private constructor(matrix: NativeMatrix, info: NativeMatrixInfo, threads: number) {
+  private constructor(matrix: NativeMatrix, info: NativeMatrixInfo) {
     this.#matrix = matrix;
-    this.#threads = threads;
     this.rows = info.rows;
     this.cols = info.cols;
     this.bytes = info.bytes;
@@ -44,11 +52,26 @@ export class SparseMatrix implements Disposable {
   static pack(values: Float32Array, rows: number, cols: number, options: PackOptions = {}): SparseMatrix {
     const { format = 'auto', threads = 0 } = options;
     const packing = nativeFormat(format, options.values ?? 'bf16');
-    const matrix = callNative(() => native().matrixPack(values, rows, cols, packing, threads));
+    return SparseMatrix.#of(() => native().matrixPack(values, rows, cols, packing, threads));
+  }
+
+  /**
+   * Normally distributed weights for measurements, made and packed natively: all non-zero for `dense`, zeros by chance for
+   * `bitmap`, N random ones of each M for `N:M`. 64 different rows repeat, so that gigabytes are packed in seconds.
+   * Throws `USAGE` as `pack` does.
+   */
+  static random(rows: number, cols: number, options: RandomMatrixOptions = {}): SparseMatrix {
+    const { format = 'dense', values = 'bf16', sparsity = 0.5, seed = 0, threads = 0 } = options;
+    const packing = nativeFormat(format, values);
+    checkSparsity(sparsity);
+    return SparseMatrix.#of(() => native().matrixRandom(rows, cols, packing, sparsity, seed >>> 0, threads));
+  }
+
+  static #of(make: () => NativeMatrix): SparseMatrix {
+    const matrix = callNative(make);
     return new SparseMatrix(
       matrix,
       callNative(() => native().matrixInfo(matrix)),
-      threads,
     );
   }
 
@@ -56,7 +79,7 @@ export class SparseMatrix implements Disposable {
    * y = x Wᵀ: `x` is `[tokens, cols]`, the result `[tokens, rows]`, float32 accumulation. Pass `out` to reuse its memory.
    */
   multiply(x: Float32Array, out = new Float32Array((x.length / this.cols) * this.rows)): Float32Array {
-    callNative(() => native().matrixMultiply(this.#matrix, x, x.length / this.cols, out, this.#threads));
+    callNative(() => native().matrixMultiply(this.#matrix, x, x.length / this.cols, out));
     return out;
   }
 
@@ -72,6 +95,41 @@ export class SparseMatrix implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/**
+ * What becomes of a format of matrices with `cols` inputs on this processor: `taken`, there is a product for it;
+ * `expanded`, models run such matrices dense, which is faster here; `impossible`, the format does not exist for so many
+ * inputs.
+ */
+export function formatSupport(
+  cols: number,
+  options: { format: Exclude<MatrixFormat, 'auto'>; values?: PackOptions['values'] },
+): 'taken' | 'expanded' | 'impossible' {
+  const { format, values = 'bf16' } = options;
+  const packing = nativeFormat(format, values);
+  return callNative(() => native().formatSupport(packing, cols));
+}
+
+export interface ReadCeilingOptions {
+  /** Size of the buffer that is read: as many bytes as the weights have whose product is judged by the result. */
+  bytes: number;
+  /** 0: one for each core. @default 0 */
+  threads?: number | undefined;
+}
+
+/**
+ * Bytes a second at which all threads read a buffer from end to end: what a product cannot exceed whose weights come from
+ * where that buffer lies, which is memory if it is larger than every cache. The median of at least 15 passes; blocks for
+ * as long as they take. Throws `USAGE` unless `bytes` is a positive integer, `OUT_OF_MEMORY`.
+ *
+ * @example matrix.bytes / seconds / readCeiling({ bytes: matrix.bytes }) // fraction of what is possible
+ */
+export function readCeiling({ bytes, threads = 0 }: ReadCeilingOptions): number {
+  if (!Number.isSafeInteger(bytes) || bytes < 1) {
+    throw new EspalierError('USAGE', `bytes must be a positive integer; found ${bytes}`, { field: 'bytes' });
+  }
+  return callNative(() => native().readCeiling(bytes, threads));
 }
 
 export interface RouteOptions {

@@ -179,6 +179,8 @@ export interface NativeFeatures {
   readonly note: string;
   readonly threads: number;
   readonly flags: string[];
+  /** Sparse formats that the kernels have no product for, N:M named by 2:4; matrices that would suit them run dense. */
+  readonly expanded: string[];
 }
 
 export interface NativeAddon {
@@ -209,10 +211,23 @@ export interface NativeAddon {
   ): Uint8Array;
   prunerDispose(pruner: NativePruner): void;
   matrixPack(values: Float32Array, rows: number, cols: number, format: NativeFormat, threads: number): NativeMatrix;
-  matrixMultiply(matrix: NativeMatrix, x: Float32Array, tokens: number, out: Float32Array, threads: number): void;
+  /** Normally distributed weights with the zeros that suit the format, which must not be `auto`; `seed` has 32 bits. */
+  matrixRandom(
+    rows: number,
+    cols: number,
+    format: NativeFormat,
+    sparsity: number,
+    seed: number,
+    threads: number,
+  ): NativeMatrix;
+  matrixMultiply(matrix: NativeMatrix, x: Float32Array, tokens: number, out: Float32Array): void;
   matrixUnpack(matrix: NativeMatrix): Float32Array;
   matrixInfo(matrix: NativeMatrix): NativeMatrixInfo;
   matrixDispose(matrix: NativeMatrix): void;
+  /** `expanded`: the format exists for matrices of so many columns, but has no product here. */
+  formatSupport(format: NativeFormat, cols: number): 'taken' | 'expanded' | 'impossible';
+  /** Bytes a second. */
+  readCeiling(bytes: number, threads: number): number;
   route(
     logits: Float32Array,
     tokens: number,

@@ -14,7 +14,17 @@ describe('help', () => {
     try {
       const { code, stdout } = await espalier(['--help'], { env: { NODE_V8_COVERAGE: coverage } });
       expect(code).toBe(0);
-      for (const name of ['demo', 'inspect', 'prune', 'perplexity', 'generate', 'convert', 'doctor', 'build']) {
+      for (const name of [
+        'demo',
+        'inspect',
+        'prune',
+        'perplexity',
+        'generate',
+        'convert',
+        'bench',
+        'doctor',
+        'build',
+      ]) {
         expect(stdout).toMatch(new RegExp(`^ {2}${name}`, 'm'));
       }
       const loaded = readdirSync(coverage).flatMap((name) => {
@@ -46,7 +56,21 @@ describe('help', () => {
 const refused: [args: string, ...says: string[]][] = [
   ['', 'no command', 'prune', 'generate'],
   ['serve MODEL', "'serve'", 'commands:', 'prune'],
-  ['bench', "'bench'"],
+  ['bench', 'no command', 'kernels', 'model'],
+  ['bench cpu', "'cpu'", 'kernels', 'model'],
+  ['bench model', "'models'"],
+  ['bench model MODEL --tokens 3', '--tokens', '4 to 1048576'],
+  ['bench model MODEL --batch 1,1', '--batch', '"1" twice'],
+  ['bench kernels MODEL', 'too many arguments'],
+  ['bench kernels --gigabytes 0', '--gigabytes', 'above 0'],
+  ['bench kernels --sparsity 1', '--sparsity', 'above 0 and below 1'],
+  ['bench kernels --batch 1,0', '--batch', '"0"', '1 to 4096'],
+  ['bench kernels --batch 1,4097', '--batch', '"4097"'],
+  ['bench kernels --sizes 4096', '--sizes', '"4096"', 'ROWSxCOLS'],
+  ['bench kernels --sizes 16x33', '--sizes', '"16x33"', 'even'],
+  ['bench kernels --sizes 0x64', '--sizes', '"0x64"'],
+  ['bench kernels --formats int8', '--formats', '"int8"', 'bitmap', 'N:M', 'bf16'],
+  ['bench kernels --formats bitmap_f32', '--formats', '"bitmap_f32"', 'dense also f32'],
   ['pruen MODEL --output OUT', "'pruen'", 'Did you mean prune?'],
   ['inspect', "'model'"],
   ['inspect MODEL other', 'too many arguments'],

@@ -1,6 +1,7 @@
 /** Builds the command line. Nothing heavy is imported until a command runs, so that `--help` is quick. */
 import { Command, CommanderError } from 'commander';
 import { version } from '../version.ts';
+import { defineBench } from './commands/bench.ts';
 import { defineBuild } from './commands/build.ts';
 import { defineConvert } from './commands/convert.ts';
 import { defineDemo } from './commands/demo.ts';
@@ -33,6 +34,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     definePerplexity,
     defineGenerate,
     defineConvert,
+    defineBench,
     defineDoctor,
     defineBuild,
   ]) {
@@ -45,10 +47,12 @@ export async function main(argv: readonly string[]): Promise<number> {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return 0;
     const { reportUsage } = await import('./run.ts');
+    // `espalier bench` alone, or with something else, is told what there is of bench.
+    const parent = program.commands.find((command) => command.name() === argv[0] && command.commands.length > 0);
     return reportUsage(
       error,
       argv,
-      program.commands.map((command) => command.name()),
+      (parent ?? program).commands.map((command) => command.name()),
     );
   }
   return exitCode;

@@ -8,12 +8,16 @@ export interface GlobalOptions {
   /** Undefined where not given, so that a recipe's seed can hold. */
   seed?: number;
   weights?: Weights;
-  json?: boolean;
+  /** A path only where the command takes one. */
+  json?: boolean | string;
   quiet?: boolean;
 }
 
-/** Adds what every command takes. */
-export function addGlobalOptions(command: Command): Command {
+/** Adds what every command takes; `json` says whether its document may go to a file, beside the text on stdout. */
+export function addGlobalOptions(
+  command: Command,
+  { json = 'stream' }: { json?: 'stream' | 'stream or file' } = {},
+): Command {
   return command
     .optionsGroup('Options of every command:')
     .addOption(new Option('--device <device>', 'where the model runs').choices(['cpu']).default('cpu'))
@@ -24,7 +28,10 @@ export function addGlobalOptions(command: Command): Command {
       `what matrices are held as: ${precisions.join(', ')}, or experts=int4,rest=int8`,
       weights,
     )
-    .option('--json', 'one JSON document on stdout, all else on stderr')
+    .option(
+      json === 'stream' ? '--json' : '--json [file]',
+      `one JSON document on stdout, all else on stderr${json === 'stream' ? '' : '; with a file, there'}`,
+    )
     .option('--quiet', 'no progress and notes');
 }
 

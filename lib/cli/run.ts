@@ -14,7 +14,7 @@ export async function runCommand<Options>(
   work: Work<Options>,
 ): Promise<number> {
   const options = command.opts<Options & GlobalOptions>();
-  const terminal = new Terminal(options);
+  const terminal = new Terminal({ json: options.json === true, quiet: options.quiet === true });
   process.on('uncaughtException', (error) => process.exit(report(terminal, error)));
   using interrupts = new Interrupts(terminal);
   let resume: { kept: string; argv: readonly string[] } | undefined;

@@ -77,8 +77,21 @@ function checkProcessor(features: NativeFeatures | undefined): Check[] {
   return [
     { name: 'processor', status: 'ok', value: `${model}${flags.length === 0 ? '' : ` (${flags.join(' ')})`}` },
     { name: 'kernels', status: advice === undefined ? 'ok' : 'note', value: kernels, ...(advice && { advice }) },
+    checkFormats(features),
     { name: 'threads', status: 'ok', value: `${threads} by default, of ${cores} cores` },
   ];
+}
+
+/** Sparse formats whose products would lose to dense ones on these kernels. */
+function checkFormats({ isa, expanded }: NativeFeatures): Check {
+  const name = 'sparse formats';
+  if (expanded.length === 0) return { name, status: 'ok', value: 'all run sparse' };
+  const formats = expanded.map((format) => format.replace('2:4', 'N:M')).join(', ');
+  const value = `${formats}: expanded to dense at load, since ${isa} multiplies them faster so`;
+  const keepsBf16 = !expanded.some((format) => format.endsWith('bf16'));
+  return keepsBf16
+    ? { name, status: 'note', value, advice: 'zeros save time here only with --weights bf16 (or source)' }
+    : { name, status: 'note', value };
 }
 
 function checkMemory(): Check {

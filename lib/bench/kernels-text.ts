@@ -1,0 +1,47 @@
+/** The table of `bench kernels`. */
+import { formatPercent } from '../report/format.ts';
+import { type Column, formatTable } from '../report/table.ts';
+import type { KernelBenchReport, KernelBenchRow } from './kernels.ts';
+
+type Shown = readonly [title: string, of: (row: KernelBenchRow) => string];
+
+/** A line on the machine and the sizes, then a row for each measurement; columns that would not vary are left out. */
+export function describeKernelBench({ processor, isa, threads, rows, skipped }: KernelBenchReport): string {
+  const sizes = [...new Set(rows.map(describeSize))];
+  const batches = new Set(rows.map(({ batch }) => batch));
+  const columns: Shown[] = [
+    ['format', ({ format }) => format],
+    ...when(sizes.length > 1, ['size', (row) => `${row.rows} × ${row.cols}`]),
+    ...when(batches.size > 1, ['batch', ({ batch }) => String(batch)]),
+    ['bits/weight', ({ bitsPerWeight }) => bitsPerWeight.toFixed(2)],
+    ['µs', ({ microseconds }) => microseconds.toFixed(microseconds < 1000 ? 1 : 0)],
+    ['GB/s', ({ gigabytesPerSecond }) => gigabytesPerSecond.toFixed(1)],
+    ['ceiling GB/s', ({ ceilingGigabytesPerSecond }) => ceilingGigabytesPerSecond.toFixed(1)],
+    ['of ceiling', ({ fractionOfCeiling }) => formatPercent(fractionOfCeiling, 0)],
+    ['× dense', ({ timesDense }) => timesDense?.toFixed(2) ?? '–'],
+    ['× ideal dense bf16', ({ timesIdealDenseBf16 }) => timesIdealDenseBf16.toFixed(2)],
+    ...when(!batches.has(1) || batches.size > 1, [
+      'GFLOP/s',
+      ({ denseGigaflopsPerSecond }) => denseGigaflopsPerSecond.toFixed(0),
+    ]),
+  ];
+  const table = formatTable(
+    columns.map(([title]): Column => ({ title, align: title === 'format' ? 'left' : 'right' })),
+    rows.map((row) => columns.map(([, of]) => of(row))),
+  );
+  const batch = batches.size === 1 ? `, batch ${[...batches][0]}` : '';
+  return [
+    `${processor}, ${isa}, ${threads} threads; ${sizes.join(', ')}${batch}`,
+    '',
+    table,
+    ...skipped.map(({ format, reason }) => `${format}: not measured, ${reason}`),
+  ].join('\n');
+}
+
+function when(shown: boolean, column: Shown): readonly Shown[] {
+  return shown ? [column] : [];
+}
+
+function describeSize({ rows, cols, matrices }: KernelBenchRow): string {
+  return `${matrices === 1 ? '' : `${matrices} matrices of `}${rows} × ${cols}`;
+}

@@ -1,0 +1,211 @@
+/** Products of packed formats against what the machine can read, which is measured beside them. */
+import { freemem } from 'node:os';
+import { setImmediate } from 'node:timers/promises';
+import { throwIfAborted } from '../abort.ts';
+import { EspalierError } from '../errors.ts';
+import { formatSupport, readCeiling, SparseMatrix } from '../kernels.ts';
+import { formatBytes } from '../report/format.ts';
+import { type BenchFormat, defaultFormats, formatName, type MatrixSize } from './lists.ts';
+import { describeMachine, type Machine, measure } from './measure.ts';
+
+export interface KernelBenchOptions {
+  /**
+   * Sizes of matrices. @default one of 4096 columns with as many rows as make `gigabytes`
+   */
+  sizes?: readonly MatrixSize[] | undefined;
+  /** @default dense, bitmap and 2:4, each as bf16, int8 and int4, less what this processor expands to dense */
+  formats?: readonly BenchFormat[] | undefined;
+  /** Tokens multiplied at once. @default [1] */
+  batch?: readonly number[] | undefined;
+  /**
+   * Weights that a measurement goes through, in GB of dense bf16: so many matrices of a size, each with its own memory,
+   * take turns, at least one and at most 4096. Below the size of the caches it measures the caches. @default 1.5
+   */
+  gigabytes?: number | undefined;
+  /** Fraction of zeros in `bitmap`, between 0 and 1. @default 0.5 */
+  sparsity?: number | undefined;
+  /** 0: one for each core. @default 0 */
+  threads?: number | undefined;
+  /** @default 0 */
+  seed?: number | undefined;
+  /** Noticed between two measurements. */
+  signal?: AbortSignal | undefined;
+  onProgress?: ((fraction: number, doing: string) => void) | undefined;
+}
+
+/** A format at a size and a batch. */
+export interface KernelBenchRow {
+  /** For example `bitmap int4`. */
+  readonly format: string;
+  readonly rows: number;
+  readonly cols: number;
+  /** How many of them took turns. */
+  readonly matrices: number;
+  readonly batch: number;
+  /** Of one matrix as packed, which a product reads once. */
+  readonly bytes: number;
+  readonly bitsPerWeight: number;
+  /** Median of one product. */
+  readonly microseconds: number;
+  readonly samples: number;
+  /** `bytes` by time; GB are 10⁹ bytes throughout. */
+  readonly gigabytesPerSecond: number;
+  /** Reading a buffer as large as all matrices of the row together, the better of before and after the products. */
+  readonly ceilingGigabytesPerSecond: number;
+  readonly fractionOfCeiling: number;
+  /** How many times as fast as the dense format of the same values; null where that was not measured. */
+  readonly timesDense: number | null;
+  /** How many times as fast as the dense bf16 weights could be read at the ceiling. */
+  readonly timesIdealDenseBf16: number;
+  /** 2 · rows · cols · batch by time: zeros count as the dense product would have multiplied them. */
+  readonly denseGigaflopsPerSecond: number;
+}
+
+export interface KernelBenchReport extends Machine {
+  readonly gigabytes: number;
+  readonly sparsity: number;
+  readonly rows: readonly KernelBenchRow[];
+  /** Formats of the default list that were left out. */
+  readonly skipped: readonly { readonly format: string; readonly cols: number; readonly reason: string }[];
+}
+
+const defaultCols = 4096;
+const tileRows = 16;
+const maxMatrices = 4096;
+/** With scales. */
+const denseBits = { bf16: 16, f32: 32, int8: 8.25, int4: 4.25 };
+
+/** Measures every format at every size and batch. Throws `USAGE`, `OUT_OF_MEMORY`, `ABORTED`. */
+export async function benchKernels(options: KernelBenchOptions = {}): Promise<KernelBenchReport> {
+  const { formats = defaultFormats, batch = [1], gigabytes = 1.5, sparsity = 0.5, threads = 0 } = options;
+  const { seed = 0, signal, onProgress } = options;
+  if (!(gigabytes > 0 && gigabytes <= 1e6)) {
+    throw new EspalierError('USAGE', `gigabytes must lie above 0 and be at most 1000000; found ${gigabytes}`, {
+      field: 'gigabytes',
+    });
+  }
+  const sizes = options.sizes ?? [defaultSize(gigabytes)];
+  const skipped: KernelBenchReport['skipped'][number][] = [];
+  const work: { size: MatrixSize; format: BenchFormat; matrices: number }[] = [];
+  for (const size of sizes) {
+    const matrices = Math.max(1, Math.min(maxMatrices, Math.round((gigabytes * 1e9) / (size.rows * size.cols * 2))));
+    for (const format of formats) {
+      const reason = whyNot(format, size);
+      if (reason === undefined) work.push({ size, format, matrices });
+      else if (options.formats === undefined) skipped.push({ format: formatName(format), cols: size.cols, reason });
+      else throw unsupported(format, size, reason);
+    }
+  }
+  for (const { size, format, matrices } of work) checkMemory(size, format, matrices);
+
+  const rows: KernelBenchRow[] = [];
+  for (const [i, { size, format, matrices }] of work.entries()) {
+    onProgress?.(i / work.length, `${formatName(format)}, ${size.rows} × ${size.cols}`);
+    // Lets signals through and the progress bar be drawn: what follows holds this thread.
+    await setImmediate();
+    throwIfAborted(signal);
+    rows.push(...measureFormat(size, format, matrices, { batch, sparsity, threads, seed }));
+  }
+  return {
+    ...describeMachine(threads),
+    gigabytes,
+    sparsity,
+    rows: rows.map((row) => ({ ...row, timesDense: timesDense(row, rows) })),
+    skipped,
+  };
+}
+
+interface Settings {
+  readonly batch: readonly number[];
+  readonly sparsity: number;
+  readonly threads: number;
+  readonly seed: number;
+}
+
+function measureFormat(size: MatrixSize, format: BenchFormat, count: number, settings: Settings): KernelBenchRow[] {
+  const { rows, cols } = size;
+  const { batch, sparsity, threads, seed } = settings;
+  const matrices: SparseMatrix[] = [];
+  try {
+    for (let i = 0; i < count; i++) {
+      matrices.push(SparseMatrix.random(rows, cols, { ...format, sparsity, seed, threads }));
+    }
+    const { bytes } = matrices[0]!;
+    const before = readCeiling({ bytes: bytes * count, threads });
+    const timings = batch.map((tokens) => {
+      const x = Float32Array.from({ length: tokens * cols }, (_, i) => Math.sin(i));
+      const y = new Float32Array(tokens * rows);
+      return measure(() => {
+        for (const matrix of matrices) matrix.multiply(x, y);
+      });
+    });
+    const ceiling = Math.max(before, readCeiling({ bytes: bytes * count, threads }));
+    return timings.map(({ seconds: all, samples }, i) => {
+      const seconds = all / count;
+      return {
+        format: formatName(format),
+        rows,
+        cols,
+        matrices: count,
+        batch: batch[i]!,
+        bytes,
+        bitsPerWeight: (bytes * 8) / (rows * cols),
+        microseconds: seconds * 1e6,
+        samples,
+        gigabytesPerSecond: bytes / seconds / 1e9,
+        ceilingGigabytesPerSecond: ceiling / 1e9,
+        fractionOfCeiling: bytes / seconds / ceiling,
+        timesDense: null,
+        timesIdealDenseBf16: (rows * cols * 2) / ceiling / seconds,
+        denseGigaflopsPerSecond: (2 * rows * cols * batch[i]!) / seconds / 1e9,
+      };
+    });
+  } finally {
+    for (const matrix of matrices) matrix.dispose();
+  }
+}
+
+function timesDense(row: KernelBenchRow, rows: readonly KernelBenchRow[]): number | null {
+  const dense = rows.find(
+    (other) =>
+      other.format === row.format.replace(/^\S+/, 'dense') &&
+      other.rows === row.rows &&
+      other.cols === row.cols &&
+      other.batch === row.batch,
+  );
+  return dense === undefined ? null : dense.microseconds / row.microseconds;
+}
+
+function defaultSize(gigabytes: number): MatrixSize {
+  const rows = Math.floor((gigabytes * 1e9) / 2 / defaultCols / tileRows) * tileRows;
+  return { rows: Math.max(tileRows, rows), cols: defaultCols };
+}
+
+function whyNot(format: BenchFormat, { cols }: MatrixSize): string | undefined {
+  const support = formatSupport(cols, format);
+  if (support === 'taken') return undefined;
+  return support === 'expanded' ? 'this processor multiplies it faster as dense' : `does not exist for ${cols} columns`;
+}
+
+function unsupported(format: BenchFormat, size: MatrixSize, reason: string): EspalierError {
+  const allowed = defaultFormats.filter((other) => whyNot(other, size) === undefined).map(formatName);
+  return new EspalierError(
+    'USAGE',
+    `${formatName(format)} cannot be measured: ${reason}; allowed here for ${size.cols} columns: ${allowed.join(', ')}` +
+      ' and the other N:M that exist',
+    { field: 'formats' },
+  );
+}
+
+/** Linux grants more memory than there is and ends the process that uses it. */
+function checkMemory({ rows, cols }: MatrixSize, format: BenchFormat, matrices: number): void {
+  // The weights, and a buffer of as many bytes to read.
+  const needed = (2 * matrices * rows * cols * denseBits[format.values]) / 8;
+  const available = process.availableMemory?.() ?? freemem();
+  if (needed <= available) return;
+  throw new EspalierError(
+    'OUT_OF_MEMORY',
+    `${matrices} × ${formatName(format)} of ${rows} × ${cols} and a buffer to read of the same size take up to ` +
+      `${formatBytes(needed)}, ${formatBytes(available)} are available; measure fewer gigabytes or smaller sizes`,
+  );
+}

@@ -1,0 +1,48 @@
+import { Bench } from 'tinybench';
+import { native } from '../native.ts';
+
+/** What a figure was measured on. */
+export interface Machine {
+  readonly processor: string;
+  /** Instruction set of the kernels. */
+  readonly isa: string;
+  readonly threads: number;
+}
+
+export interface Timing {
+  /** Median. */
+  readonly seconds: number;
+  readonly samples: number;
+}
+
+/** At least so many samples, and for at least so long. */
+const minSamples = 9;
+const minMilliseconds = 500;
+
+/** Times calls that take milliseconds, one after the other on this thread, after one that does not count. */
+export function measure(run: () => void): Timing {
+  const bench = new Bench({
+    iterations: minSamples,
+    time: minMilliseconds,
+    warmupIterations: 1,
+    warmupTime: 0,
+    throws: true,
+  });
+  bench.add('run', run, { async: false });
+  const result = bench.runSync()[0]?.result;
+  if (result?.state !== 'completed') throw new Error(`a measurement ended as ${result?.state}`);
+  return { seconds: result.latency.p50 / 1000, samples: result.latency.samplesCount };
+}
+
+/** This machine with so many threads; 0: one for each core. */
+export function describeMachine(threads: number): Machine {
+  const { model, isa, threads: cores } = native().features();
+  return { processor: model, isa, threads: threads === 0 ? cores : threads };
+}
+
+/** Of an even count the mean of the middle two; NaN of none. */
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const [low, high] = [sorted[(sorted.length - 1) >> 1], sorted[sorted.length >> 1]];
+  return low === undefined || high === undefined ? Number.NaN : (low + high) / 2;
+}
