@@ -31,7 +31,7 @@
           "target_name": "espalier_neon",
           "type": "static_library",
           "sources": ["<@(neon_sources)"],
-          "cflags_cc": ["-march=armv8.2-a+dotprod"]
+          "cflags_cc": ["-march=armv8.2-a+dotprod", "-fno-schedule-insns"]
         }
       ]
     }]
