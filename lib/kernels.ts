@@ -132,15 +132,30 @@ export function readCeiling({ bytes, threads = 0 }: ReadCeilingOptions): number 
   return callNative(() => native().readCeiling(bytes, threads));
 }
 
+/** Names and defaults are those of transformers' configurations (`num_experts_per_tok` is `topK`). */
 export interface RouteOptions {
   /** Experts a token goes to. */
   topK: number;
-  /** Divide the chosen probabilities by their sum. @default false */
+  /** Divide the chosen scores by their sum + 1e-20 (`norm_topk_prob`). @default false */
   renormalise?: boolean | undefined;
+  /** A softmax over a token's logits, or a sigmoid of each (DeepSeek-V3, GLM-4.5). @default 'softmax' */
+  scoringFunc?: 'softmax' | 'sigmoid' | undefined;
+  /**
+   * A value for each expert, added to its score for the choice but not in the gate (`e_score_correction_bias`; DeepSeek-V3,
+   * arXiv 2412.19437, Eq. 16). @default none
+   */
+  correctionBias?: Float32Array | undefined;
+  /** Groups of equal size that the experts lie in, one after the other. @default 1 */
+  nGroup?: number | undefined;
+  /** Choose only from so many groups, those with the largest sums of their two best scores with bias. @default 1 */
+  topkGroup?: number | undefined;
+  /** Multiplies the gates, last. @default 1 */
+  routedScalingFactor?: number | undefined;
 }
 
 /**
- * Softmax over each token's router logits `[tokens, experts]`, then the top k, highest first, ties to the lower index.
+ * Scores each token's router logits `[tokens, experts]` in float32, then takes the top k, highest first, ties to the lower
+ * index. A logit of −∞ scores 0; a score of NaN is chosen last. Throws `USAGE` for options that do not fit the experts.
  * @returns expert ids and gates, both `[tokens, topK]`
  */
 export function route(
@@ -148,8 +163,8 @@ export function route(
   experts: number,
   options: RouteOptions,
 ): { experts: Int32Array; gates: Float32Array } {
-  const { topK, renormalise = false } = options;
-  return callNative(() => native().route(logits, logits.length / experts, experts, topK, renormalise));
+  const { renormalise = false } = options;
+  return callNative(() => native().route(logits, logits.length / experts, experts, { ...options, renormalise }));
 }
 
 /**

@@ -232,8 +232,8 @@ export interface NativeAddon {
     logits: Float32Array,
     tokens: number,
     experts: number,
-    topK: number,
-    renormalise: boolean,
+    /** RouteOptions of kernels.ts. */
+    options: object,
   ): { experts: Int32Array; gates: Float32Array };
   scoreWeights(weights: Float32Array, rows: number, cols: number, norms: Float32Array | undefined): Float32Array;
   selectMask(

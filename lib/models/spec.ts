@@ -50,12 +50,26 @@ export interface MlpSpec {
   readonly down: WeightSource;
 }
 
-/** Softmax over all router logits, then the top k (ties to the lower index), divided by their sum if `renormalise`. */
+/**
+ * How router logits become a choice and gates: scored, the top k chosen (ties to the lower index), divided by their sum if
+ * `renormalise`. Fields that are optional have the names and defaults of transformers' configurations.
+ */
 export interface RouterSpec {
   /** `[router rows, hidden]`. */
   readonly weight: WeightSource;
   readonly topK: number;
+  /** Divide the chosen scores by their sum (`norm_topk_prob`). */
   readonly renormalise: boolean;
+  /** Of one token's logits together, or of each by itself (DeepSeek-V3, GLM-4.5). @default 'softmax' */
+  readonly scoringFunc?: 'softmax' | 'sigmoid' | undefined;
+  /** Groups of equal size that the router rows lie in, one after the other. @default 1 */
+  readonly nGroup?: number | undefined;
+  /** Only experts of so many groups are chosen, of those with the largest sums of their two best scores. @default 1 */
+  readonly topkGroup?: number | undefined;
+  /** Multiplies the gates, last. @default 1 */
+  readonly routedScalingFactor?: number | undefined;
+  /** `e_score_correction_bias`, `[router rows]`: added to the scores for the choice, not in the gates. */
+  readonly correctionBias?: WeightSource;
   /** Router row → index into `experts`. */
   readonly expertOfRow: readonly number[];
 }

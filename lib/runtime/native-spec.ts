@@ -85,9 +85,11 @@ function nativePart(checkpoint: Checkpoint, part: FeedForwardPart): object {
     const gate = part.gate === undefined ? {} : { gate: nativeWeight(checkpoint, part.gate) };
     return { kind: 'dense', mlp: nativeMlp(checkpoint, part.mlp), ...gate };
   }
+  const { weight, correctionBias } = part.router;
+  const bias = correctionBias && { correctionBias: nativeWeight(checkpoint, correctionBias) };
   return {
     kind: 'routed',
-    router: { ...part.router, weight: nativeWeight(checkpoint, part.router.weight) },
+    router: { ...part.router, weight: nativeWeight(checkpoint, weight), ...bias },
     experts: part.experts.map((expert) => nativeMlp(checkpoint, expert)),
   };
 }

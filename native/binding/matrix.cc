@@ -3,6 +3,7 @@
 // on the calling thread and the pool.
 #include "binding/exports.h"
 #include "binding/handle.h"
+#include "binding/spec_reader.h"
 #include "core/read_ceiling.h"
 #include "engine/linear.h"
 #include "kernels/cpu/kernels.h"
@@ -157,13 +158,17 @@ Napi::Value measure_ceiling(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), rate.value());
 }
 
-// route(logits [tokens][rows], tokens, rows, topK, renormalise) → { experts, gates }, both [tokens][topK]
+// route(logits [tokens][rows], tokens, rows, options) → { experts, gates }, both [tokens][topK]
 Napi::Value route_tokens(const Napi::CallbackInfo& info) {
   const int64_t tokens = integer(info[1]);
   const int64_t rows = integer(info[2]);
-  const RouterOptions options{static_cast<int>(integer(info[3])), info[4].ToBoolean().Value()};
-  if (options.top_k < 1 || options.top_k > rows)
-    throw usage(info.Env(), "topK must lie between 1 and the number of experts");
+  const auto wish = info[3].As<Napi::Object>();
+  RouterOptions options = read_routing(wish);
+  if (const Napi::Value bias = wish.Get("correctionBias"); !bias.IsUndefined()) {
+    const Napi::Float32Array values = floats(bias, rows, "correctionBias");
+    options.correction_bias.assign(values.Data(), values.Data() + rows);
+  }
+  check(info.Env(), check_router(options, rows));
   const Napi::Float32Array logits = floats(info[0], tokens * rows, "logits");
   std::vector<float> scratch(logits.Data(), logits.Data() + logits.ElementLength());
   const auto size = static_cast<size_t>(tokens * options.top_k);

@@ -2,6 +2,7 @@
 
 #include "binding/errors.h"
 #include "binding/safetensors_file.h"
+#include "engine/linear.h"
 
 namespace espalier::binding {
 namespace {
@@ -59,8 +60,13 @@ FeedForwardPartSpec read_part(const Napi::Object& object, const Files& files) {
   spec.kind = FeedForwardPartSpec::Kind::kRouted;
   const Napi::Object router = child(object, "router");
   spec.router = read_weight(router.Get("weight"), files);
-  spec.routing.top_k = static_cast<int>(integer(router, "topK"));
-  spec.routing.renormalise = router.Get("renormalise").ToBoolean().Value();
+  spec.routing = read_routing(router);
+  const WeightRef bias = read_weight(router.Get("correctionBias"), files);
+  if (bias.present()) {
+    Result<std::vector<float>> loaded = load_vector(bias);
+    check(object.Env(), loaded.status());
+    spec.routing.correction_bias = std::move(loaded.value());
+  }
   const auto map = router.Get("expertOfRow").As<Napi::Array>();
   const auto experts = object.Get("experts").As<Napi::Array>();
   for (uint32_t i = 0; i < map.Length(); ++i) {
@@ -70,10 +76,10 @@ FeedForwardPartSpec read_part(const Napi::Object& object, const Files& files) {
     }
     spec.expert_of_row.push_back(expert);
   }
-  if (spec.router.rows != static_cast<int64_t>(map.Length()) || spec.routing.top_k < 1 ||
-      spec.routing.top_k > spec.router.rows) {
+  if (spec.router.rows != static_cast<int64_t>(map.Length())) {
     throw to_error(object.Env(), Status(Code::kInternal, "a router does not fit its rows"));
   }
+  check(object.Env(), check_router(spec.routing, spec.router.rows));
   for (uint32_t i = 0; i < experts.Length(); ++i) {
     spec.experts.push_back(read_mlp(experts.Get(i).As<Napi::Object>(), files));
   }
@@ -114,6 +120,24 @@ WeightRef read_weight(const Napi::Value& value, const Files& files) {
     throw to_error(object.Env(),
                    Status(Code::kInternal, "a weight's bytes do not fit its shape").with_tensor(ref.name));
   return ref;
+}
+
+RouterOptions read_routing(const Napi::Object& object) {
+  RouterOptions routing;
+  routing.top_k = static_cast<int>(integer(object, "topK"));
+  const auto given = [&](const char* key) { return !object.Get(key).IsUndefined(); };
+  if (given("renormalise")) routing.renormalise = object.Get("renormalise").ToBoolean().Value();
+  if (given("scoringFunc")) {
+    const std::string name = object.Get("scoringFunc").ToString().Utf8Value();
+    if (name != "softmax" && name != "sigmoid") {
+      throw to_error(object.Env(), Status(Code::kUsage, "scoringFunc must be softmax or sigmoid; found " + name));
+    }
+    routing.scoring = name == "softmax" ? Scoring::kSoftmax : Scoring::kSigmoid;
+  }
+  if (given("nGroup")) routing.n_group = static_cast<int>(integer(object, "nGroup"));
+  if (given("topkGroup")) routing.topk_group = static_cast<int>(integer(object, "topkGroup"));
+  if (given("routedScalingFactor")) routing.routed_scaling_factor = real(object, "routedScalingFactor");
+  return routing;
 }
 
 RopeSpec read_rope(const Napi::Object& object) {

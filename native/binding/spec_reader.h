@@ -12,6 +12,8 @@ using Files = std::vector<std::shared_ptr<MappedFile>>;
 
 Files read_files(const Napi::Array& files);
 WeightRef read_weight(const Napi::Value& value, const Files& files);
+// All but the bias.
+RouterOptions read_routing(const Napi::Object& object);
 RopeSpec read_rope(const Napi::Object& object);
 LayerSpec read_layer(const Napi::Object& object, const Files& files);
 ModelSpec read_model(const Napi::Object& object, const Files& files);
