@@ -20,6 +20,7 @@ export type { ExpertReport, LayerReport, SparsityCount } from './prune/report.ts
 export { type Inspection, type InspectOptions, inspect, type LayerInspection } from './report/inspect.ts';
 export type { GeneratedPiece, GenerateOptions, Prompt } from './runtime/generate.ts';
 export { type LoadOptions, Model } from './runtime/model.ts';
+export { type PackOptions, packCheckpoint } from './runtime/pack.ts';
 export type { SamplingOptions } from './runtime/sampling.ts';
 export type { Precision, Weights } from './runtime/weights.ts';
 export type { ChatMessage } from './tokenizer/chat-template.ts';

@@ -50,6 +50,8 @@ export interface NativeWeight extends NativeRange {
   readonly cols: number;
   /** Present where the range holds only the kept values. */
   readonly bitmask?: NativeRange;
+  /** The range is a packed matrix, which `dtype` is the source of. */
+  readonly packed?: true;
 }
 
 declare const engineBrand: unique symbol;
@@ -62,6 +64,8 @@ export interface NativeEngineOptions {
   readonly threads: number;
   /** Run matrices with enough zeros in a sparse format. */
   readonly sparse: boolean;
+  /** Use packed weights where their file is mapped, instead of a copy in large pages. */
+  readonly mapped: boolean;
   readonly experts: NativePrecision;
   readonly rest: NativePrecision;
   readonly kvBlocks: number;
@@ -154,6 +158,16 @@ export interface NativeMatrixReport {
   readonly damping: number;
 }
 
+/** What the header of a packed matrix says. */
+export interface NativePackedHeader {
+  readonly rows: number;
+  readonly cols: number;
+  /** Type of the elements that were packed. */
+  readonly dtype: string;
+  /** For example `bitmap int8`. */
+  readonly format: string;
+}
+
 declare const matrixBrand: unique symbol;
 export type NativeMatrix = { readonly [matrixBrand]: true };
 
@@ -210,6 +224,23 @@ export interface NativeAddon {
     end: number,
   ): Uint8Array;
   prunerDispose(pruner: NativePruner): void;
+  /** Bytes that packWeight will give. */
+  packMeasure(
+    weight: NativeWeight,
+    files: NativeSafetensorsFile[],
+    precision: NativePrecision,
+    threads: number,
+  ): NativeJob<number>;
+  /** A weight as it lies in memory while the model runs (native/sparse/packed_block.h). */
+  packWeight(
+    weight: NativeWeight,
+    files: NativeSafetensorsFile[],
+    precision: NativePrecision,
+    threads: number,
+  ): NativeJob<Uint8Array>;
+  packedHeader(file: NativeSafetensorsFile, begin: number, end: number): NativePackedHeader;
+  /** A packed matrix as dense elements of the type that it was packed from. */
+  packedRead(file: NativeSafetensorsFile, begin: number, end: number): Uint8Array;
   matrixPack(values: Float32Array, rows: number, cols: number, format: NativeFormat, threads: number): NativeMatrix;
   /** Normally distributed weights with the zeros that suit the format, which must not be `auto`; `seed` has 32 bits. */
   matrixRandom(

@@ -22,6 +22,7 @@
       "native/kernels/cpu/kernels_scalar.cc",
       "native/moe/router.cc",
       "native/engine/weight_ref.cc",
+      "native/engine/packed_weight.cc",
       "native/engine/linear.cc",
       "native/engine/batch.cc",
       "native/engine/attend.cc",
@@ -64,6 +65,7 @@
       "native/binding/engine.cc",
       "native/binding/features.cc",
       "native/binding/pruner.cc",
+      "native/binding/packing.cc",
       "native/binding/matrix.cc"
     ],
     "test_sources": [
@@ -71,6 +73,7 @@
       "native/test/dtype_test.cc",
       "native/test/packed_matrix_test.cc",
       "native/test/pack_test.cc",
+      "native/test/packed_block_test.cc",
       "native/test/matmul_test.cc",
       "native/test/rows_test.cc",
       "native/test/attend_test.cc",

@@ -120,7 +120,8 @@ const refused: [args: string, ...says: string[]][] = [
   ['generate MODEL --prompt a --repetition-penalty 0', '--repetition-penalty', 'above 0'],
   ['generate MODEL --prompt a --stop ', '--stop'],
   ['convert MODEL --output OUT', '--to'],
-  ['convert MODEL --to packed --output OUT', '--to', 'dense, sparse'],
+  ['convert MODEL --to smaller --output OUT', '--to', 'dense, sparse, packed'],
+  ['convert MODEL --to sparse --weights int8 --output OUT', '--weights', '--to packed'],
   ['convert MODEL --to dense --output OUT', '--to', 'dense already'],
 ];
 

@@ -5,11 +5,13 @@ import { EspalierError, fromSystemError } from '../errors.ts';
 import { callNative, type NativeSafetensorsFile, native } from '../native.ts';
 import { BitmaskSource, FusedSource } from './bitmask-source.ts';
 import { type DType, tensorBytes } from './dtype.ts';
-import { indexName, singleName } from './file-names.ts';
+import { indexName, type Storage, singleName, storages } from './file-names.ts';
 import { type JsonFile, readJsonFile } from './json-file.ts';
+import { type PackedWeights, packedTensors, readPackedConfig } from './packed-layout.ts';
+import { PackedSource } from './packed-source.ts';
 import { checkShards, readShardIndex, type ShardIndex } from './shard-index.ts';
 import { isSparseConfig, logicalTensors } from './sparse-layout.ts';
-import type { CheckpointTensor, TensorSource } from './tensor.ts';
+import type { CheckpointTensor, PackedTensor, TensorSource } from './tensor.ts';
 
 const configName = 'config.json';
 const maxConfigBytes = 16 * 2 ** 20;
@@ -20,7 +22,7 @@ const otherWeights =
 
 /**
  * Opens a checkpoint folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists (in a sparse
- * checkpoint both start with `espalier`), and `config.json`. Every header, the index and the layout of sparse tensors are checked here; of the weights nothing is read.
+ * or packed checkpoint both start with `espalier`), and `config.json`. Every header, the index and the layout of sparse tensors are checked here; of the weights nothing is read.
  */
 export function openCheckpoint(dir: string): Checkpoint {
   checkFolder(dir);
@@ -50,9 +52,12 @@ export class Checkpoint {
   readonly configText: string;
   /** `metadata` of the shard index; undefined where there is one file and no index. */
   readonly indexMetadata: Readonly<Record<string, unknown>> | undefined;
-  /** Whether it was saved with `--save sparse`. */
-  readonly isSparse: boolean;
+  /** How its matrices are stored. */
+  readonly storage: Storage;
+  /** What the matrices of a packed checkpoint were rounded to; undefined for others. */
+  readonly packedWeights: PackedWeights | undefined;
   readonly #tensors: Map<string, CheckpointTensor>;
+  readonly #packed: ReadonlyMap<string, PackedTensor>;
   readonly #paths: readonly string[];
 
   /** @internal Use openCheckpoint. */
@@ -70,8 +75,25 @@ export class Checkpoint {
     this.configText = config.text;
     this.indexMetadata = index?.metadata;
     this.#paths = fileNames.map((name) => join(this.dir, name));
-    this.isSparse = isSparseConfig(this.config, join(this.dir, configName));
-    this.#tensors = this.isSparse ? logicalTensors(files, this.#paths) : denseTensors(files);
+    const configPath = join(this.dir, configName);
+    this.packedWeights = readPackedConfig(this.config, configPath);
+    const isPacked = this.packedWeights !== undefined;
+    this.storage = isPacked ? 'packed' : isSparseConfig(this.config, configPath) ? 'sparse' : 'dense';
+    const { tensors, packed } = isPacked
+      ? packedTensors(files, this.#paths)
+      : { tensors: this.isSparse ? logicalTensors(files, this.#paths) : denseTensors(files), packed: new Map() };
+    this.#tensors = tensors;
+    this.#packed = packed;
+  }
+
+  /** Whether it was saved with `--save sparse`. */
+  get isSparse(): boolean {
+    return this.storage === 'sparse';
+  }
+
+  /** The packed matrices of a tensor, also of one that is stored as its elements beside them; undefined without any. */
+  packed(name: string): PackedTensor | undefined {
+    return this.#packed.get(name);
   }
 
   has(name: string): boolean {
@@ -116,6 +138,7 @@ export class Checkpoint {
         name,
         tensor.experts.map((expert) => this.#bitmask(expert)),
       );
+    if (tensor.kind === 'packed') return new PackedSource(tensor, this.files, this.#paths);
     const path = this.#paths[tensor.file]!;
     const file = this.files[tensor.file]!;
     return {
@@ -216,7 +239,7 @@ function findFiles(dir: string): { fileNames: string[]; index?: ShardIndex } {
     throw fromSystemError(error, 'list', dir);
   }
   // Listed by name, so that a dangling link is opened and reported instead of overlooked.
-  for (const storage of ['dense', 'sparse'] as const) {
+  for (const storage of storages) {
     if (names.includes(singleName(storage))) return { fileNames: [singleName(storage)] };
     if (!names.includes(indexName(storage))) continue;
     const index = readShardIndex(dir, storage);

@@ -11,14 +11,14 @@ import { type Storage, shardName, singleName } from './file-names.ts';
 import { OutputFolder } from './output.ts';
 import { writeShardIndex } from './shard-index.ts';
 import { encodeSparse } from './sparse-encode.ts';
-import type { TensorToWrite } from './tensor.ts';
+import type { CheckpointTensor, TensorToWrite } from './tensor.ts';
 import { copyOf, headerBytes, writeSafetensors } from './writer.ts';
 
 export interface ConvertOptions {
   /** Folder of the checkpoint to read. It is never written to. */
   from: string;
   /** How to store the copy. */
-  to: Storage;
+  to: 'dense' | 'sparse';
   /** Folder to make. */
   output: string;
   /** Replace a checkpoint that stands at the output. @default false */
@@ -43,7 +43,8 @@ export interface ConvertResult {
 }
 
 /**
- * Writes a copy of a checkpoint with the same tensors (bit for bit, under the same names, in as many files), the same
+ * Writes a copy of a checkpoint with the same tensors (bit for bit, under the same names, in as many files; of a packed
+ * one what its matrices stand for, in the type that they were packed from), the same
  * config apart from `quantization_config`, and every other file untouched. Throws `USAGE` if it is stored that way
  * already, `CONFIG` if it is quantised, and what openCheckpoint, OutputFolder and writeSafetensors throw; after an error
  * nothing new is left at the output, and an old checkpoint there is as it was.
@@ -81,7 +82,14 @@ export async function convertCheckpoint(options: ConvertOptions): Promise<Conver
 
 function checkConvertible(checkpoint: Checkpoint, to: Storage): void {
   const file = join(checkpoint.dir, 'config.json');
-  if (checkpoint.isSparse === (to === 'sparse')) {
+  if (checkpoint.storage === 'packed' && to === 'sparse') {
+    throw new EspalierError(
+      'USAGE',
+      `${checkpoint.dir} is packed; convert the checkpoint that it was made from, or this one to dense first`,
+      { file: checkpoint.dir, field: 'to' },
+    );
+  }
+  if (checkpoint.storage === to) {
     throw new EspalierError('USAGE', `${checkpoint.dir} is stored ${to} already; there is nothing to convert`, {
       file: checkpoint.dir,
       field: 'to',
@@ -115,14 +123,26 @@ async function planShards(checkpoint: Checkpoint, { to, signal, onProgress }: Co
     onProgress?.({ phase: 'measure', doneBytes, totalBytes });
   };
   for (const name of checkpoint.names()) {
-    const tensor = checkpoint.get(name);
-    const first = tensor.kind === 'fused' ? tensor.experts[0]! : tensor;
-    const shard = shards.get(names[first.kind === 'dense' ? first.file : first.values.file]!)!;
+    const shard = shards.get(names[fileOf(checkpoint.get(name))]!)!;
     const source = checkpoint.source(name);
     if (to === 'dense') shard.push(copyOf(source));
     else shard.push(...(await encodeSparse(source, { signal, onBytes })));
   }
   return shards;
+}
+
+/** Number of the file that holds a tensor, or its first part. */
+function fileOf(tensor: CheckpointTensor): number {
+  switch (tensor.kind) {
+    case 'dense':
+      return tensor.file;
+    case 'bitmask':
+      return tensor.values.file;
+    case 'fused':
+      return tensor.experts[0]!.values.file;
+    case 'packed':
+      return tensor.pieces[0]!.file;
+  }
 }
 
 function bytesOfShards(shards: Shards): number {

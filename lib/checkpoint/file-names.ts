@@ -1,10 +1,16 @@
 /**
- * Names of the weight files of a checkpoint. A dense one has the names that every loader knows. A sparse one must not:
- * loaders that do not know its `quant_method` only warn, and would start from random experts if they found its files.
+ * Names of the weight files of a checkpoint. A dense one has the names that every loader knows. A sparse or packed one
+ * must not: loaders that do not know its `quant_method` only warn, and would start from random experts if they found its
+ * files.
  */
-export type Storage = 'dense' | 'sparse';
+export type Storage = 'dense' | 'sparse' | 'packed';
 
-const stems = { dense: 'model', sparse: 'espalier' } as const satisfies Record<Storage, string>;
+export const storages: readonly Storage[] = ['dense', 'sparse', 'packed'];
+
+const stems = { dense: 'model', sparse: 'espalier', packed: 'espalier-packed' } as const satisfies Record<
+  Storage,
+  string
+>;
 
 /** The file of a checkpoint in one piece: `model.safetensors`. */
 export function singleName(storage: Storage): string {

@@ -39,8 +39,29 @@ export interface FusedTensor {
   readonly experts: readonly BitmaskTensor[];
 }
 
+/** A matrix as it lies in memory while the model runs (see packed-layout.ts). */
+export interface PackedPiece extends ByteRange {
+  readonly rows: number;
+  readonly cols: number;
+  /** Type of the elements that were packed. */
+  readonly dtype: DType;
+  /** For example `bitmap int8`. */
+  readonly format: string;
+  /** Where these rows lie in a fused tensor. */
+  readonly slice: { readonly expert: number; readonly row: number } | undefined;
+}
+
+/** A matrix, or a fused tensor piece by piece in row-major order. */
+export interface PackedTensor {
+  readonly kind: 'packed';
+  readonly name: string;
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  readonly pieces: readonly PackedPiece[];
+}
+
 /** How a checkpoint stores a tensor; name, type and shape are those of the dense one in every case. */
-export type CheckpointTensor = DenseTensor | BitmaskTensor | FusedTensor;
+export type CheckpointTensor = DenseTensor | BitmaskTensor | FusedTensor | PackedTensor;
 
 /** A dense tensor that can be read in pieces, wherever it comes from. */
 export interface TensorSource {

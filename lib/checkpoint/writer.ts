@@ -10,6 +10,8 @@ const maxHeaderBytes = 100_000_000;
 
 export interface WriteOptions {
   metadata?: Readonly<Record<string, string>> | undefined;
+  /** The data begins at a multiple of so many bytes, a multiple of 8 itself. @default 8 */
+  alignment?: number | undefined;
   signal?: AbortSignal | undefined;
   /** Called with the number of tensor bytes that were just written. */
   onBytes?: ((bytes: number) => void) | undefined;
@@ -28,7 +30,7 @@ export async function writeSafetensors(
   const sorted = [...tensors].sort(
     (a, b) => alignmentRank(b.dtype) - alignmentRank(a.dtype) || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0),
   );
-  const header = headerOf(path, sorted, options.metadata);
+  const header = headerOf(path, sorted, options.metadata, options.alignment);
   const file = await AtomicFile.create(path);
   try {
     await file.write(header);
@@ -80,6 +82,7 @@ function headerOf(
   path: string,
   tensors: readonly TensorToWrite[],
   metadata: Readonly<Record<string, string>> | undefined,
+  alignment = 8,
 ): Uint8Array {
   const entries: string[] = [];
   if (metadata !== undefined && Object.keys(metadata).length > 0)
@@ -105,7 +108,7 @@ function headerOf(
     offset = end;
   }
   const json = Buffer.from(`{${entries.join(',')}}`);
-  const length = Math.ceil(json.byteLength / 8) * 8;
+  const length = Math.ceil((8 + json.byteLength) / alignment) * alignment - 8;
   if (length > maxHeaderBytes) {
     throw new EspalierError('HEADER_TOO_LARGE', `${path} would need a header of ${length} bytes; use more shards`, {
       file: path,

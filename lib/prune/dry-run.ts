@@ -1,6 +1,7 @@
 /** What a pruning run would do, found out without writing anything. */
 import { openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { OutputFolder } from '../checkpoint/output.ts';
+import { refusePacked } from '../checkpoint/packed-layout.ts';
 import { describeModel } from '../models/registry.ts';
 import { expertMatrices } from '../models/targets.ts';
 import { checkFits } from './budget.ts';
@@ -40,6 +41,7 @@ export interface DryRunResult {
 export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   const recipe = resolveRecipe(recipeOptions(options));
   using checkpoint = openCheckpoint(options.model);
+  refusePacked(checkpoint);
   checkpoint.validate();
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
   const progress = progressReporter(options.onProgress, spec.layers.length);

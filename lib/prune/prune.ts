@@ -9,6 +9,7 @@ import { markSparse, unmarkSparse } from '../checkpoint/config-text.ts';
 import { copyFiles } from '../checkpoint/copy-files.ts';
 import { type Storage, shardName } from '../checkpoint/file-names.ts';
 import { OutputFolder } from '../checkpoint/output.ts';
+import { refusePacked } from '../checkpoint/packed-layout.ts';
 import { writeShardIndex } from '../checkpoint/shard-index.ts';
 import { encodeSparse } from '../checkpoint/sparse-encode.ts';
 import type { TensorSource, TensorToWrite } from '../checkpoint/tensor.ts';
@@ -71,6 +72,7 @@ export interface PruneResult extends SparsityCount {
 export async function prune(options: PruneOptions): Promise<PruneResult> {
   const recipe = resolveRecipe(recipeOptions(options));
   using checkpoint = openCheckpoint(options.model);
+  refusePacked(checkpoint);
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
   const progress = progressReporter(options.onProgress, spec.layers.length);
   for (const message of warnings) progress.warn(message);

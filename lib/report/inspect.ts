@@ -41,7 +41,7 @@ export interface Inspection extends SparsityCount {
     /** Expert matrices as bitmask where that is smaller, the rest dense. */
     readonly sparse: number;
   };
-  readonly storage: 'dense' | 'sparse';
+  readonly storage: 'dense' | 'sparse' | 'packed';
   readonly layers: readonly LayerInspection[];
   /** What espalier.json says was done to it. */
   readonly pruned: Manifest | undefined;
@@ -70,7 +70,7 @@ export async function inspect(path: string, options: InspectOptions = {}): Promi
     maxPositions: spec.maxPositions,
     parameters: countParameters(spec),
     bytes: { stored: checkpoint.storedBytes, dense: checkpoint.denseBytes, sparse: checkpoint.denseBytes - saved },
-    storage: checkpoint.isSparse ? 'sparse' : 'dense',
+    storage: checkpoint.storage,
     ...countSparsity(layers),
     layers,
     pruned: readManifest(checkpoint.dir),

@@ -18,17 +18,26 @@ import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
 import { nativeModel } from './native-spec.ts';
-import { resolveWeights, type Weights } from './weights.ts';
+import { type ResolvedWeights, resolveWeights, type Weights } from './weights.ts';
 
 export interface LoadOptions {
   /** Where it runs; the CPU is what this version has. @default 'cpu' */
   device?: 'cpu' | undefined;
   /** Threads of the native code; 0: one for each core. @default 0 */
   threads?: number | undefined;
-  /** What weights are held as, for all or for experts and the rest apart. @default 'source' */
+  /**
+   * What weights are held as, for all or for experts and the rest apart; of a packed checkpoint what they were packed as.
+   * @default 'source', of a packed checkpoint that
+   */
   weights?: Weights | undefined;
   /** `auto` runs matrices with enough zeros in a sparse format, `dense` runs all dense. @default 'auto' */
   format?: 'auto' | 'dense' | undefined;
+  /**
+   * Use the weights of a packed checkpoint where its files are mapped: nothing is copied, pages are read when they are
+   * first needed and shared with other processes. The files must then stay as they are while the model lives. Otherwise
+   * they are copied into memory of large pages, in which decode runs faster. @default false
+   */
+  mapped?: boolean | undefined;
   /**
    * Tokens that the KV cache has room for, over all sequences. Memory is used as it fills.
    * @default four full contexts, of at most 8192 tokens each
@@ -72,7 +81,7 @@ export class Model {
   }
 
   /**
-   * Reads a checkpoint folder and packs its weights for this machine. Throws what openCheckpoint and describeModel say of
+   * Reads a checkpoint folder and packs its weights for this machine, or maps those of a packed one. Throws what openCheckpoint and describeModel say of
    * a bad checkpoint, `OUT_OF_MEMORY`, `ABORTED`.
    */
   static async load(path: string, options: LoadOptions = {}): Promise<Model> {
@@ -92,7 +101,8 @@ export class Model {
           {
             threads: options.threads ?? 0,
             sparse: options.format !== 'dense',
-            ...resolveWeights(options.weights),
+            mapped: options.mapped ?? false,
+            ...weightsOf(checkpoint, options.weights),
             kvBlocks: kv.size,
           },
           options.onProgress,
@@ -157,6 +167,21 @@ function checkLoadOptions({ device = 'cpu', threads = 0, kvTokens }: LoadOptions
   if (kvTokens !== undefined && !(Number.isSafeInteger(kvTokens) && kvTokens >= 1)) {
     throw new EspalierError('USAGE', `kvTokens must be a positive integer; found ${kvTokens}`, { field: 'kvTokens' });
   }
+}
+
+/** What the matrices become; a packed checkpoint has decided that. */
+function weightsOf(checkpoint: Checkpoint, wished: Weights | undefined): ResolvedWeights {
+  const packed = checkpoint.packedWeights;
+  if (packed === undefined) return resolveWeights(wished);
+  const held = resolveWeights(packed as Weights);
+  const { experts, rest } = wished === undefined ? held : resolveWeights(wished);
+  if (experts === held.experts && rest === held.rest) return held;
+  throw new EspalierError(
+    'USAGE',
+    `${checkpoint.dir} is packed with experts=${held.experts},rest=${held.rest}, so it cannot be loaded with ` +
+      `experts=${experts},rest=${rest}; convert the checkpoint that it was made from with these`,
+    { file: checkpoint.dir, field: 'weights' },
+  );
 }
 
 function readGenerationConfig(checkpoint: Checkpoint): unknown {

@@ -17,6 +17,11 @@ export function nativeWeight(checkpoint: Checkpoint, source: WeightSource): Nati
       tensor: source.tensor,
     });
   }
+  if (tensor.kind === 'packed') {
+    throw new EspalierError('MISMATCH', `${source.tensor} is packed, where its elements are needed`, {
+      tensor: source.tensor,
+    });
+  }
   const base = { name: source.tensor, dtype: tensor.dtype, rows, cols };
   if (tensor.kind === 'dense') {
     const { of, expert, row } = source.slice ?? { of: [], expert: 0, row: 0 };
@@ -25,6 +30,24 @@ export function nativeWeight(checkpoint: Checkpoint, source: WeightSource): Nati
   }
   const matrix = tensor.kind === 'fused' ? tensor.experts[source.slice?.expert ?? 0]! : tensor;
   return { ...base, ...bitmaskRows(checkpoint, matrix, source.slice?.row ?? 0, rows) };
+}
+
+/** The bytes of a matrix: packed, where the checkpoint holds it so. */
+export function nativeMatrix(checkpoint: Checkpoint, source: WeightSource): NativeWeight {
+  const tensor = checkpoint.packed(source.tensor);
+  if (tensor === undefined) return nativeWeight(checkpoint, source);
+  const { expert, row } = source.slice ?? {};
+  const piece = tensor.pieces.find(({ slice }) => slice?.expert === expert && slice?.row === row);
+  if (piece === undefined) {
+    throw new EspalierError(
+      'MISMATCH',
+      `${source.tensor} has no packed rows of expert ${expert} from ${row}; convert the source again`,
+      { tensor: source.tensor },
+    );
+  }
+  const { dtype, file, begin, end } = piece;
+  const [rows, cols] = source.shape as readonly [number, number];
+  return { name: source.tensor, dtype, rows, cols, file, begin, end, packed: true };
 }
 
 /** Rows [row, row + rows) of a bitmask matrix; the row offsets say where their kept values begin and end. */
@@ -56,7 +79,7 @@ export function nativeModel(checkpoint: Checkpoint, spec: ModelSpec): object {
     ...spec,
     embedding: nativeWeight(checkpoint, spec.embedding),
     finalNorm: nativeWeight(checkpoint, spec.finalNorm),
-    head: nativeWeight(checkpoint, spec.head),
+    head: nativeMatrix(checkpoint, spec.head),
     layers: spec.layers.map((layer) => nativeLayer(checkpoint, layer)),
   };
 }
@@ -70,14 +93,16 @@ export function nativeLayer(checkpoint: Checkpoint, layer: LayerSpec): object {
   };
 }
 
-const attentionWeights = ['q', 'k', 'v', 'o', 'qBias', 'kBias', 'vBias', 'oBias', 'qNorm', 'kNorm'] as const;
+const attentionMatrices = ['q', 'k', 'v', 'o'] as const;
+const attentionVectors = ['qBias', 'kBias', 'vBias', 'oBias', 'qNorm', 'kNorm'] as const;
 
 function nativeAttention(checkpoint: Checkpoint, attention: AttentionSpec): object {
-  const weights = attentionWeights.flatMap((name) => {
+  const matrices = attentionMatrices.map((name) => [name, nativeMatrix(checkpoint, attention[name])] as const);
+  const vectors = attentionVectors.flatMap((name) => {
     const source = attention[name];
     return source === undefined ? [] : [[name, nativeWeight(checkpoint, source)] as const];
   });
-  return { ...attention, ...Object.fromEntries(weights) };
+  return { ...attention, ...Object.fromEntries([...matrices, ...vectors]) };
 }
 
 function nativePart(checkpoint: Checkpoint, part: FeedForwardPart): object {
@@ -96,8 +121,8 @@ function nativePart(checkpoint: Checkpoint, part: FeedForwardPart): object {
 
 function nativeMlp(checkpoint: Checkpoint, mlp: MlpSpec): object {
   return {
-    gate: nativeWeight(checkpoint, mlp.gate),
-    up: nativeWeight(checkpoint, mlp.up),
-    down: nativeWeight(checkpoint, mlp.down),
+    gate: nativeMatrix(checkpoint, mlp.gate),
+    up: nativeMatrix(checkpoint, mlp.up),
+    down: nativeMatrix(checkpoint, mlp.down),
   };
 }

@@ -89,15 +89,7 @@ Array to_typed_array(Napi::Env env, const std::vector<T>& values) {
   return array;
 }
 
-Precision read_precision(const Napi::Value& value) {
-  const std::string name = value.As<Napi::String>().Utf8Value();
-  return name == "bf16"   ? Precision::kBf16
-         : name == "int8" ? Precision::kInt8
-         : name == "int4" ? Precision::kInt4
-                          : Precision::kSource;
-}
-
-// engineLoad(spec, files, { threads, sparse, experts, rest, kvBlocks }, onProgress?) → job of a handle
+// engineLoad(spec, files, { threads, sparse, mapped, experts, rest, kvBlocks }, onProgress?) → job of a handle
 Napi::Value load(const Napi::CallbackInfo& info) {
   const Files files = read_files(info[1].As<Napi::Array>());
   const auto object = info[2].As<Napi::Object>();
@@ -105,8 +97,9 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   options.threads = object.Get("threads").As<Napi::Number>().Int32Value();
   options.kv_blocks = object.Get("kvBlocks").As<Napi::Number>().Int64Value();
   const bool sparse = object.Get("sparse").ToBoolean().Value();
-  options.experts = {read_precision(object.Get("experts")), sparse};
-  options.rest = {read_precision(object.Get("rest")), sparse};
+  const bool mapped = object.Get("mapped").ToBoolean().Value();
+  options.experts = {read_precision(object.Get("experts")), sparse, mapped};
+  options.rest = {read_precision(object.Get("rest")), sparse, mapped};
   auto engine = std::make_shared<std::shared_ptr<Engine>>();
   JobRequest job;
   if (info[3].IsFunction()) job.on_progress = info[3].As<Napi::Function>();

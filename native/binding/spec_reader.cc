@@ -94,6 +94,14 @@ Files read_files(const Napi::Array& files) {
   return result;
 }
 
+Precision read_precision(const Napi::Value& value) {
+  const std::string name = value.As<Napi::String>().Utf8Value();
+  return name == "bf16"   ? Precision::kBf16
+         : name == "int8" ? Precision::kInt8
+         : name == "int4" ? Precision::kInt4
+                          : Precision::kSource;
+}
+
 WeightRef read_weight(const Napi::Value& value, const Files& files) {
   WeightRef ref;
   if (value.IsUndefined()) return ref;
@@ -110,6 +118,9 @@ WeightRef read_weight(const Napi::Value& value, const Files& files) {
   const Napi::Value bitmask = object.Get("bitmask");
   const int64_t elements = ref.rows * ref.cols;
   bool fits = ref.rows > 0 && ref.cols > 0;
+  ref.packed = object.Get("packed").ToBoolean().Value();
+  // What a packed block says of itself is checked where it is mapped.
+  if (ref.packed) return ref;
   if (bitmask.IsUndefined()) {
     fits = fits && ref.values.bytes == elements * (dtype_bits(ref.dtype) / 8);
   } else {

@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include "engine/spec.h"
+#include "engine/weight_policy.h"
 
 namespace espalier::binding {
 
@@ -11,6 +12,7 @@ namespace espalier::binding {
 using Files = std::vector<std::shared_ptr<MappedFile>>;
 
 Files read_files(const Napi::Array& files);
+Precision read_precision(const Napi::Value& value);
 WeightRef read_weight(const Napi::Value& value, const Files& files);
 // All but the bias.
 RouterOptions read_routing(const Napi::Object& object);

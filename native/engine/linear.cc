@@ -2,39 +2,14 @@
 
 #include <algorithm>
 #include <deque>
-#include <optional>
+
+#include "engine/packed_weight.h"
 
 namespace espalier {
 namespace {
 
 // Weight bytes below which a range is not worth handing to another thread.
 constexpr int64_t kRangeBytes = 32 * 1024;
-
-Values values_for(Precision precision, DType source) {
-  switch (precision) {
-    case Precision::kBf16: return Values::kBf16;
-    case Precision::kInt8: return Values::kInt8;
-    case Precision::kInt4: return Values::kInt4;
-    // f16 has more mantissa than bf16: f32 holds it exactly.
-    case Precision::kSource: return source == DType::kBF16 ? Values::kBf16 : Values::kF32;
-  }
-  return Values::kBf16;
-}
-
-Result<Linear> pack(ThreadPool& pool, WeightPolicy policy, DType dtype, const MatrixSource& source) {
-  Format format{Storage::kDense, values_for(policy.precision, dtype)};
-  std::optional<ZeroSurvey> survey;
-  if (policy.sparse && format.values != Values::kF32) {
-    survey.emplace(pool, format.values, source);
-    const Format chosen = survey->choose();
-    if (cpu_kernels().takes(chosen)) format = chosen;
-  }
-  Result<PackedMatrix> packed = PackedMatrix::pack(pool, format, source, survey ? &*survey : nullptr);
-  if (!packed.is_ok()) return packed.status();
-  Linear linear;
-  linear.weights = std::move(packed.value());
-  return linear;
-}
 
 // Activations as int8, for the products that want them: one copy for all that read the same x.
 class QuantisedInputs {
@@ -88,20 +63,26 @@ class QuantisedInputs {
 }  // namespace
 
 Result<Linear> Linear::load(ThreadPool& pool, WeightPolicy policy, const WeightRef& weights, const WeightRef& bias) {
-  Result<HostMatrix> host = HostMatrix::load(weights, &pool);
-  if (!host.is_ok()) return host.status();
-  Result<Linear> linear = pack(pool, policy, weights.dtype, host.value().source());
-  if (linear.is_ok() && bias.present()) {
+  Result<PackedMatrix> packed =
+      weights.is_packed() ? load_packed(pool, policy, weights) : pack_weight(pool, policy, weights);
+  if (!packed.is_ok()) return packed.status();
+  Linear linear;
+  linear.weights = std::move(packed.value());
+  if (bias.present()) {
     Result<std::vector<float>> loaded = load_vector(bias);
     if (!loaded.is_ok()) return loaded.status();
-    linear.value().bias = std::move(loaded.value());
+    linear.bias = std::move(loaded.value());
   }
   return linear;
 }
 
 Result<Linear> Linear::from_floats(ThreadPool& pool, WeightPolicy policy, DType source, int64_t rows, int64_t cols,
                                    const float* data) {
-  return pack(pool, policy, source, MatrixSource(DType::kF32, rows, cols, data));
+  Result<PackedMatrix> packed = pack_source(pool, policy, source, MatrixSource(DType::kF32, rows, cols, data));
+  if (!packed.is_ok()) return packed.status();
+  Linear linear;
+  linear.weights = std::move(packed.value());
+  return linear;
 }
 
 void multiply(const Compute& compute, std::span<const Product> products) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/thread_pool.h"
+#include "engine/weight_policy.h"
 #include "engine/weight_ref.h"
 #include "kernels/cpu/kernels.h"
 
@@ -15,15 +16,6 @@ namespace espalier {
 struct Compute {
   ThreadPool& pool;
   const CpuKernels& kernels;
-};
-
-// What the elements of a matrix become. kSource: bf16 stays bf16, f16 and f32 become f32.
-enum class Precision : uint8_t { kSource, kBf16, kInt8, kInt4 };
-
-// How a matrix is held.
-struct WeightPolicy {
-  Precision precision = Precision::kSource;
-  bool sparse = true;  // with enough zeros as bitmap or n:m, where this machine gains from it
 };
 
 struct Linear {

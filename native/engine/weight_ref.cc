@@ -36,19 +36,6 @@ void for_ranges(ThreadPool* pool, int64_t count, int64_t grain, const Body& body
   }
 }
 
-Status read_range(const FileRange& range, ThreadPool* pool, AlignedBuffer<uint8_t>& out) {
-  out.reset_uninitialised(static_cast<size_t>(range.bytes));
-  if (out.data() == nullptr) {
-    return {Code::kOutOfMemory, "not enough memory for " + std::to_string(range.bytes) + " bytes of weights"};
-  }
-  FirstError error;
-  for_ranges(pool, range.bytes, kReadBytes, [&](int64_t begin, int64_t end) {
-    error.add(range.file->read(static_cast<uint64_t>(range.offset + begin), static_cast<uint64_t>(end - begin),
-                               out.data() + begin));
-  });
-  return error.status();
-}
-
 // Spreads the kept values of a row to their places in `dense` (zeroed); the bits have been counted before.
 template <class T>
 void expand_row(const uint8_t* mask, size_t mask_bytes, const uint8_t* kept, uint8_t* dense) {
@@ -95,7 +82,21 @@ Status expand(const WeightRef& ref, const AlignedBuffer<uint8_t>& kept, const Al
 
 }  // namespace
 
+Status read_range(const FileRange& range, ThreadPool* pool, AlignedBuffer<uint8_t>& out) {
+  out.reset_uninitialised(static_cast<size_t>(range.bytes));
+  if (out.data() == nullptr) {
+    return {Code::kOutOfMemory, "not enough memory for " + std::to_string(range.bytes) + " bytes of weights"};
+  }
+  FirstError error;
+  for_ranges(pool, range.bytes, kReadBytes, [&](int64_t begin, int64_t end) {
+    error.add(range.file->read(static_cast<uint64_t>(range.offset + begin), static_cast<uint64_t>(end - begin),
+                               out.data() + begin));
+  });
+  return error.status();
+}
+
 Result<HostMatrix> HostMatrix::load(const WeightRef& ref, ThreadPool* pool) {
+  if (ref.is_packed()) return Status(Code::kInternal, "a packed weight has no elements to read").with_tensor(ref.name);
   HostMatrix matrix;
   matrix.dtype_ = ref.dtype;
   matrix.rows_ = ref.rows;

@@ -22,18 +22,23 @@ struct FileRange {
   int64_t bytes = 0;
 };
 
-// A matrix [rows, cols] (a vector is [1, n]) stored dense, or as a bitmask with its kept values.
+// A matrix [rows, cols] (a vector is [1, n]) stored dense, as a bitmask with its kept values, or packed.
 struct WeightRef {
   std::string name;  // for messages
   DType dtype = DType::kBF16;
   int64_t rows = 0;
   int64_t cols = 0;
-  FileRange values;   // dense elements, or the kept ones
-  FileRange bitmask;  // [rows][ceil(cols / 8)], bit c & 7 of byte c >> 3; empty for dense
+  FileRange values;     // dense elements, or the kept ones
+  FileRange bitmask;    // [rows][ceil(cols / 8)], bit c & 7 of byte c >> 3; empty for dense
+  bool packed = false;  // `values` is the block of a PackedMatrix; dtype is what it was packed from
 
   bool present() const { return rows > 0; }
   bool is_bitmask() const { return bitmask.bytes > 0; }
+  bool is_packed() const { return packed; }
 };
+
+// Reads a range into `out`, on the pool's threads if there is one. kOutOfMemory; kChanged and kIo as MappedFile::read.
+Status read_range(const FileRange& range, ThreadPool* pool, AlignedBuffer<uint8_t>& out);
 
 // A weight read into memory, always dense.
 class HostMatrix {
