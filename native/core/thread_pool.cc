@@ -29,11 +29,10 @@ void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  const int total = threads > 0 ? threads : usable_cores();
+ThreadPool::ThreadPool(int threads) : parts_(static_cast<size_t>(threads > 0 ? threads : usable_cores())) {
   // Where the system allows no more threads, those there are do the work.
   try {
-    for (int i = 1; i < total; ++i) workers_.emplace_back([this] { work(); });
+    for (size_t i = 1; i < parts_.size(); ++i) workers_.emplace_back([this, i] { work(i); });
   } catch (const std::system_error&) {
   }
 }
@@ -61,9 +60,13 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) {
   std::lock_guard caller(callers_);
   call_ = call;
   data_ = data;
-  count_ = count;
   grain_ = grain;
-  next_.store(0, std::memory_order_relaxed);
+  const auto parts = static_cast<int64_t>(parts_.size());
+  for (int64_t i = 0; i < parts; ++i) {
+    Part& part = parts_[static_cast<size_t>(i)];
+    part.next.store(count * i / parts, std::memory_order_relaxed);
+    part.end = count * (i + 1) / parts;
+  }
   open_.store(true);
   generation_.fetch_add(1);
   if (sleepers_.load() > 0) {
@@ -71,7 +74,7 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) {
     { std::lock_guard lock(sleep_mutex_); }
     wake_.notify_all();
   }
-  take_ranges();
+  take_ranges(0);
   // All ranges are taken; a worker that is still asleep need not be waited for.
   open_.store(false);
   for (int spins = 0; active_.load() > 0; ++spins) {
@@ -83,15 +86,18 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) {
   }
 }
 
-void ThreadPool::take_ranges() {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= count_) return;
-    call_(data_, begin, begin + grain_ < count_ ? begin + grain_ : count_);
+void ThreadPool::take_ranges(size_t thread) {
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    Part& part = parts_[(thread + i) % parts_.size()];
+    for (;;) {
+      const int64_t begin = part.next.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= part.end) break;
+      call_(data_, begin, begin + grain_ < part.end ? begin + grain_ : part.end);
+    }
   }
 }
 
-void ThreadPool::work() {
+void ThreadPool::work(size_t thread) {
   uint64_t seen = 0;
   for (;;) {
     int spins = 0;
@@ -108,7 +114,7 @@ void ThreadPool::work() {
     if (stop_.load()) return;
     seen = generation_.load();
     active_.fetch_add(1);
-    if (open_.load()) take_ranges();
+    if (open_.load()) take_ranges(thread);
     active_.fetch_sub(1);
   }
 }

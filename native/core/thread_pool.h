@@ -26,7 +26,9 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(begin, end) on disjoint ranges that cover [0, count), each at most `grain` long, and returns when all
-  // are done. May be called from several threads (their loops run one after the other), not from inside a body.
+  // are done. A thread takes its ranges one after the other from its own part of [0, count), so that what it reads
+  // streams; then it helps the others. May be called from several threads (their loops run one after the other), not
+  // from inside a body.
   template <class Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     if (count <= 0) return;
@@ -43,9 +45,15 @@ class ThreadPool {
  private:
   using Call = void (*)(void*, int64_t, int64_t);
 
+  // The part of a loop that belongs to one thread; a cache line of its own.
+  struct alignas(64) Part {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   void run(int64_t count, int64_t grain, Call call, void* data);
-  void take_ranges();
-  void work();
+  void take_ranges(size_t thread);
+  void work(size_t thread);
 
   std::vector<std::thread> workers_;
   std::mutex callers_;  // one loop at a time
@@ -53,9 +61,8 @@ class ThreadPool {
   // The loop in progress; written by the caller while `open_` is false and `active_` is 0.
   Call call_ = nullptr;
   void* data_ = nullptr;
-  int64_t count_ = 0;
   int64_t grain_ = 1;
-  std::atomic<int64_t> next_{0};
+  std::vector<Part> parts_;  // [threads]; the caller's is the first
   std::atomic<bool> open_{false};  // workers may join the loop
   std::atomic<int> active_{0};     // workers that look at the loop or are inside it
   std::atomic<uint64_t> generation_{0};

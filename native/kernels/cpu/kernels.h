@@ -22,6 +22,9 @@ struct QuantisedRows {
   int64_t groups;
 };
 
+// Inputs of a block: bf16 products sum over one at a time (see matmul_inl.h).
+inline constexpr int kBlockInputs = 32;
+
 // y[t][r] = Σ_k W[r][k] · x[t][k] for the rows of tile rows [tile_begin, tile_end).
 struct MatmulTask {
   const PackedMatrix& weights;

@@ -16,12 +16,12 @@ namespace {
 
 inline constexpr int kPairs = kGroup / 8;  // pairs of vectors in a group
 
-// Sources give the next two vectors as bytes q + 128 (int8) or 16 q + 128 (int4).
+// Sources give the next two vectors as bytes q + 128 (int8) or 16 q + 128 (int4); `pair` counts within a group.
 struct DenseInt8 {
   static constexpr float kFactor = 1;
   const uint8_t* bytes;
 
-  ESPALIER_INLINE void next(Vu& a, Vu& b) {
+  ESPALIER_INLINE void next(Vu& a, Vu& b, int) {
     a = load_from<Vu>(bytes);
     b = load_from<Vu>(bytes + 64);
     __builtin_prefetch(bytes + kPrefetch);
@@ -42,7 +42,7 @@ struct DenseInt4 {
   static constexpr float kFactor = 1.0f / 16;
   const uint8_t* bytes;
 
-  ESPALIER_INLINE void next(Vu& a, Vu& b) {
+  ESPALIER_INLINE void next(Vu& a, Vu& b, int) {
     const Vu v = load_from<Vu>(bytes);
     __builtin_prefetch(bytes + kPrefetch);
     bytes += 64;
@@ -70,7 +70,7 @@ ESPALIER_INLINE void multiply_tile_int(Source source, const uint16_t* scales, in
     for (int pair = 0; pair < kPairs; ++pair) {
       Vu a;
       Vu b;
-      source.next(a, b);
+      source.next(a, b, pair);
 #pragma GCC unroll 16
       for (int t = 0; t < T; ++t) {
         const int8_t* at = q + t * x.groups * kGroup + pair * 8;
@@ -120,7 +120,7 @@ void multiply_int(const MatmulTask& task, bool expands, Make&& make) {
     }
     for (int64_t v = 0; v < vectors; v += 2) {
       Vu pair[2];
-      source.next(pair[0], pair[1]);
+      source.next(pair[0], pair[1], static_cast<int>(v / 2 % kPairs));
       store_to(buffer.get() + v * 64, pair[0]);
       store_to(buffer.get() + v * 64 + 64, pair[1]);
     }

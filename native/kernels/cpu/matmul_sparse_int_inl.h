@@ -9,6 +9,10 @@
 namespace espalier {
 namespace {
 
+ESPALIER_INLINE void prefetch(const void* at) {
+  __builtin_prefetch(static_cast<const char*>(at) + kSparsePrefetch);
+}
+
 struct SparseInt8 {
   static constexpr float kFactor = 1;
   const uint8_t* bytes;
@@ -20,10 +24,11 @@ struct SparseInt8 {
     bytes += __builtin_popcountll(mask);
     return v;
   }
-  ESPALIER_INLINE void next(Vu& a, Vu& b) {
-    __builtin_prefetch(bytes + kPrefetch);
-    __builtin_prefetch(masks + kPrefetch / 8);
+  ESPALIER_INLINE void next(Vu& a, Vu& b, int pair) {
+    if (pair % 4 == 0) prefetch(masks);
+    prefetch(bytes);
     a = one();
+    prefetch(bytes);
     b = one();
   }
 };
@@ -33,12 +38,12 @@ struct SparseInt4 {
   const uint8_t* bytes;
   const uint64_t* masks;
 
-  ESPALIER_INLINE void next(Vu& a, Vu& b) {
+  ESPALIER_INLINE void next(Vu& a, Vu& b, int pair) {
+    if (pair % 4 == 0) prefetch(masks);
+    prefetch(bytes);
     const uint64_t first = masks[0];
     const uint64_t second = masks[1];
     masks += 2;
-    __builtin_prefetch(bytes + kPrefetch);
-    __builtin_prefetch(masks + kPrefetch / 8);
     a = expand_nibbles(first, bytes, false);
     b = expand_nibbles(second, bytes, true);
     const int in_first = __builtin_popcountll(first);
