@@ -234,9 +234,9 @@ describe('a damaged packed checkpoint', () => {
     expect(await codeOf(Model.load(config))).toBe('CONFIG');
     // Two names of equal length whose matrices have different shapes.
     const exchanged = damaged(sound, (bytes) => {
-      const json = bytes.subarray(0, blockStart(bytes)).toString('latin1');
+      const json = bytes.subarray(8, blockStart(bytes)).toString('latin1');
       const swapped = json.replaceAll('q_proj', '?').replaceAll('k_proj', 'q_proj').replaceAll('?', 'k_proj');
-      return Buffer.concat([Buffer.from(swapped, 'latin1'), bytes.subarray(blockStart(bytes))]);
+      return Buffer.concat([bytes.subarray(0, 8), Buffer.from(swapped, 'latin1'), bytes.subarray(blockStart(bytes))]);
     });
     expect(await codeOf(Model.load(exchanged))).toBe('MISMATCH');
   });

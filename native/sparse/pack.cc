@@ -1,5 +1,7 @@
 // PackedMatrix::pack: one pass over the source for offsets where a bitmap needs them, one that packs.
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <vector>
 
 #include "core/aligned.h"
@@ -68,7 +70,7 @@ Result<PackedMatrix> PackedMatrix::pack(ThreadPool& pool, Format format, const M
   if (data == nullptr) return no_memory;
   block.write_header(data);
   clear_padding(block, data);
-  std::memcpy(data + block.offsets_at(), offsets.data(), static_cast<size_t>(block.offset_bytes()));
+  std::copy(offsets.begin(), offsets.end(), reinterpret_cast<int64_t*>(data + block.offsets_at()));
   const PackedMatrix matrix(block, memory, data);
 
   const TilePacker& packer = tile_packer();

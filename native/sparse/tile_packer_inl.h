@@ -271,7 +271,7 @@ int64_t pack_tile(const Format& format, const RowBlock& rows, int64_t padded_col
     const int64_t count = std::min<int64_t>(kChunk / step, vectors - first);
     Vu chunk[kChunk];
     encode_chunk(format, rows, col, count, chunk, is_dense ? nullptr : masks + first * words,
-                 scales + col / kGroup * kTileRows);
+                 is_quantised(format.values) ? scales + col / kGroup * kTileRows : nullptr);
     __builtin_memcpy(to + first * 64, chunk, static_cast<size_t>(count) * 64);
   }
   if (to == elements) return vectors * 64;

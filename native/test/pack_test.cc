@@ -251,7 +251,7 @@ TEST_CASE("a whole matrix is its tile rows at their places, the same bytes for a
       for (int64_t t = 0; t < matrix.tile_rows(); ++t) {
         const Parts expected = reference(format, matrix.padded_cols(), stored.tile(t, matrix.padded_cols()));
         REQUIRE(matrix.elements(t + 1) - matrix.elements(t) == static_cast<int64_t>(expected.elements.size()));
-        CHECK(std::memcmp(matrix.elements(t), expected.elements.data(), expected.elements.size()) == 0);
+        CHECK(std::equal(expected.elements.begin(), expected.elements.end(), matrix.elements(t)));
         if (!expected.masks.empty())
           CHECK(std::memcmp(matrix.masks(t), expected.masks.data(), expected.masks.size() * 4) == 0);
         if (!expected.scales.empty())
