@@ -19,6 +19,7 @@ export { type Recipe, type RecipeOptions, readRecipe } from './prune/recipe.ts';
 export type { ExpertReport, LayerReport, SparsityCount } from './prune/report.ts';
 export { type Inspection, type InspectOptions, inspect, type LayerInspection } from './report/inspect.ts';
 export type { GeneratedPiece, GenerateOptions, Prompt } from './runtime/generate.ts';
+export type { KvCacheType } from './runtime/kv-cache.ts';
 export { type LoadOptions, Model } from './runtime/model.ts';
 export { type PackOptions, packCheckpoint } from './runtime/pack.ts';
 export type { SamplingOptions } from './runtime/sampling.ts';

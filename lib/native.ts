@@ -69,6 +69,7 @@ export interface NativeEngineOptions {
   readonly experts: NativePrecision;
   readonly rest: NativePrecision;
   readonly kvBlocks: number;
+  readonly kvCache: 'float32' | 'bf16' | 'int8';
 }
 
 export interface NativeSlice {
@@ -109,6 +110,8 @@ export interface NativeEngineInfo {
   readonly weightBytes: number;
   readonly expertBytes: number;
   readonly activeBytes: number;
+  /** Of the KV cache when it is full. */
+  readonly kvBytes: number;
   readonly formats: string[];
 }
 

@@ -3,6 +3,7 @@ import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
 import { readCeiling } from '../kernels.ts';
 import { KV_BLOCK, KvSequence } from '../runtime/kv-blocks.ts';
+import type { KvCacheType } from '../runtime/kv-cache.ts';
 import { Model } from '../runtime/model.ts';
 import { resolveWeights, type Weights } from '../runtime/weights.ts';
 import { describeMachine, type Machine, median } from './measure.ts';
@@ -16,6 +17,8 @@ export interface ModelBenchOptions {
   prompt?: number | undefined;
   /** Decode steps at each batch size. @default 64 */
   tokens?: number | undefined;
+  /** What the KV caches hold keys and values as. @default 'float32' */
+  kvCache?: KvCacheType | undefined;
   /** 0: one for each core. @default 0 */
   threads?: number | undefined;
   /** Of the prompts. @default 0 */
@@ -46,6 +49,8 @@ export interface ModelFigures {
   readonly expertFormats: readonly string[];
   readonly loadSeconds: number;
   readonly weightBytes: number;
+  /** Of the KV cache when it is full. */
+  readonly kvBytes: number;
   /** Weights that one token reads when it is decoded alone. */
   readonly bytesPerToken: number;
   /** Reading a buffer as large as the weights, at most 1.5 GB, the better of before and after. */
@@ -58,6 +63,8 @@ export interface ModelFigures {
 export interface ModelBenchReport extends Machine {
   readonly promptTokens: number;
   readonly decodeSteps: number;
+  /** What the KV caches held keys and values as. */
+  readonly kvCache: KvCacheType;
   readonly models: readonly ModelFigures[];
 }
 
@@ -70,7 +77,16 @@ const maxCeilingBytes = 1.5e9;
 
 /** Measures each model. Throws `USAGE`, `ABORTED` and what `Model.load` throws. */
 export async function benchModels(options: ModelBenchOptions): Promise<ModelBenchReport> {
-  const { models: given, batch = [1], prompt = 512, tokens = 64, threads = 0, seed = 0, signal } = options;
+  const {
+    models: given,
+    batch = [1],
+    prompt = 512,
+    tokens = 64,
+    threads = 0,
+    seed = 0,
+    kvCache = 'float32',
+    signal,
+  } = options;
   const largest = Math.max(...batch);
   const runs: ModelRun[] = [];
   const total = given.length + Math.max(largest, minPrefills) + rounds * batch.length + 2;
@@ -84,7 +100,14 @@ export async function benchModels(options: ModelBenchOptions): Promise<ModelBenc
       step(`loading ${path}`);
       const kvTokens = largest * Math.ceil((prompt + tokens) / KV_BLOCK) * KV_BLOCK;
       const begin = performance.now();
-      const model = await Model.load(path, { threads, weights, kvTokens, signal, onWarning: options.onWarning });
+      const model = await Model.load(path, {
+        threads,
+        weights,
+        kvTokens,
+        kvCache,
+        signal,
+        onWarning: options.onWarning,
+      });
       const loadSeconds = (performance.now() - begin) / 1000;
       runs.push(new ModelRun(model, { weights, loadSeconds, prompt, tokens, sequences: largest, seed, signal }));
     }
@@ -111,6 +134,7 @@ export async function benchModels(options: ModelBenchOptions): Promise<ModelBenc
     ...describeMachine(threads),
     promptTokens: prompt,
     decodeSteps: tokens,
+    kvCache,
     models: runs.map((run) => run.figures(batch, first)),
   };
 }
@@ -202,6 +226,7 @@ class ModelRun {
       expertFormats: info.formats,
       loadSeconds,
       weightBytes: info.weightBytes,
+      kvBytes: info.kvBytes,
       bytesPerToken: info.activeBytes,
       ceilingGigabytesPerSecond: this.#ceiling / 1e9,
       prefillTokensPerSecond: prompt / median(this.#prefillSeconds),

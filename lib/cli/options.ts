@@ -1,5 +1,6 @@
 /** Options that several commands share, and the strict reading of their values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type KvCacheType, kvCacheTypes } from '../runtime/kv-cache.ts';
 import { parseWeights, precisions, type Weights } from '../runtime/weights.ts';
 
 export interface GlobalOptions {
@@ -33,6 +34,17 @@ export function addGlobalOptions(
       `one JSON document on stdout, all else on stderr${json === 'stream' ? '' : '; with a file, there'}`,
     )
     .option('--quiet', 'no progress and notes');
+}
+
+export interface KvCacheOptions {
+  kvCache: KvCacheType;
+}
+
+/** `--kv-cache` of the commands that run a model over a context. */
+export function kvCacheOption(): Option {
+  return new Option('--kv-cache <type>', 'what the cache holds keys and values as')
+    .choices(kvCacheTypes)
+    .default('float32');
 }
 
 /** Reads an integer in [low, high], digits only. */

@@ -3,6 +3,7 @@ import { evaluationWindows, requireInteger } from '../calibration/sequences.ts';
 import { loadTokens, type TokenSource } from '../calibration/token-source.ts';
 import { openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { describeModel } from '../models/registry.ts';
+import type { KvCacheType } from '../runtime/kv-cache.ts';
 import { Model } from '../runtime/model.ts';
 import type { Weights } from '../runtime/weights.ts';
 import { BATCH_TOKENS, cacheTokens, scoreWindows } from './windows.ts';
@@ -20,6 +21,8 @@ export interface PerplexityOptions {
   threads?: number | undefined;
   /** When `model` is a folder: what weights are held as. @default 'source' */
   weights?: Weights | undefined;
+  /** When `model` is a folder: what the KV cache holds keys and values as. @default 'float32' */
+  kvCache?: KvCacheType | undefined;
   signal?: AbortSignal | undefined;
   onProgress?:
     | ((progress: { readonly done: number; readonly total: number; readonly perplexity: number }) => void)
@@ -43,12 +46,12 @@ export interface PerplexityResult {
  * throws, `ABORTED`.
  */
 export async function perplexity(options: PerplexityOptions): Promise<PerplexityResult> {
-  const { model, threads, weights, signal, onWarning } = options;
+  const { model, threads, weights, kvCache, signal, onWarning } = options;
   const { sequenceLength = 2048 } = options;
   requireInteger('sequenceLength', sequenceLength, 2);
   if (typeof model !== 'string') return measure(model, options);
   const kvTokens = Math.max(BATCH_TOKENS, cacheTokens(Math.min(sequenceLength, contextOf(model))));
-  await using loaded = await Model.load(model, { threads, weights, signal, onWarning, kvTokens });
+  await using loaded = await Model.load(model, { threads, weights, kvCache, signal, onWarning, kvTokens });
   return await measure(loaded, options);
 }
 

@@ -17,6 +17,7 @@ import { type ChatTemplate, loadChatTemplate } from '../tokenizer/chat-template.
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
+import { checkKvCache, type KvCacheType } from './kv-cache.ts';
 import { nativeModel } from './native-spec.ts';
 import { type ResolvedWeights, resolveWeights, type Weights } from './weights.ts';
 
@@ -43,6 +44,11 @@ export interface LoadOptions {
    * @default four full contexts, of at most 8192 tokens each
    */
   kvTokens?: number | undefined;
+  /**
+   * What the KV cache holds keys and values as. Shorter types make decode over long contexts faster and results a little
+   * different. @default 'float32'
+   */
+  kvCache?: KvCacheType | undefined;
   /** Layers loaded, of how many. */
   onProgress?: ((done: number, total: number) => void) | undefined;
   onWarning?: ((message: string) => void) | undefined;
@@ -104,6 +110,7 @@ export class Model {
             mapped: options.mapped ?? false,
             ...weightsOf(checkpoint, options.weights),
             kvBlocks: kv.size,
+            kvCache: options.kvCache ?? 'float32',
           },
           options.onProgress,
         ),
@@ -151,7 +158,7 @@ export class Model {
   }
 }
 
-function checkLoadOptions({ device = 'cpu', threads = 0, kvTokens }: LoadOptions): void {
+function checkLoadOptions({ device = 'cpu', threads = 0, kvTokens, kvCache = 'float32' }: LoadOptions): void {
   if (device !== 'cpu') {
     throw new EspalierError('USAGE', `device must be cpu; found ${JSON.stringify(device)}`, { field: 'device' });
   }
@@ -167,6 +174,7 @@ function checkLoadOptions({ device = 'cpu', threads = 0, kvTokens }: LoadOptions
   if (kvTokens !== undefined && !(Number.isSafeInteger(kvTokens) && kvTokens >= 1)) {
     throw new EspalierError('USAGE', `kvTokens must be a positive integer; found ${kvTokens}`, { field: 'kvTokens' });
   }
+  checkKvCache(kvCache);
 }
 
 /** What the matrices become; a packed checkpoint has decided that. */

@@ -89,12 +89,18 @@ Array to_typed_array(Napi::Env env, const std::vector<T>& values) {
   return array;
 }
 
-// engineLoad(spec, files, { threads, sparse, mapped, experts, rest, kvBlocks }, onProgress?) → job of a handle
+KvType read_kv_type(const Napi::Value& value) {
+  const std::string name = value.As<Napi::String>().Utf8Value();
+  return name == "bf16" ? KvType::kBf16 : name == "int8" ? KvType::kInt8 : KvType::kF32;
+}
+
+// engineLoad(spec, files, { threads, sparse, mapped, experts, rest, kvBlocks, kvCache }, onProgress?) → job of a handle
 Napi::Value load(const Napi::CallbackInfo& info) {
   const Files files = read_files(info[1].As<Napi::Array>());
   const auto object = info[2].As<Napi::Object>();
   EngineOptions options;
   options.threads = object.Get("threads").As<Napi::Number>().Int32Value();
+  options.kv_type = read_kv_type(object.Get("kvCache"));
   options.kv_blocks = object.Get("kvBlocks").As<Napi::Number>().Int64Value();
   const bool sparse = object.Get("sparse").ToBoolean().Value();
   const bool mapped = object.Get("mapped").ToBoolean().Value();
@@ -143,6 +149,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   Napi::Object object = Napi::Object::New(info.Env());
   object.Set("weightBytes", static_cast<double>(engine.weight_bytes));
   object.Set("expertBytes", static_cast<double>(engine.expert_bytes));
+  object.Set("kvBytes", static_cast<double>(engine.kv_bytes));
   object.Set("activeBytes", static_cast<double>(engine.active_bytes));
   Napi::Array formats = Napi::Array::New(info.Env());
   for (size_t i = 0; i < engine.formats.size(); ++i) formats.Set(static_cast<uint32_t>(i), engine.formats[i]);

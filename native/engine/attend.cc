@@ -95,6 +95,7 @@ void AttendLoop::run(const Compute& compute, const AttendShape& shape, const Bat
   scratch_.ensure(static_cast<size_t>(workers * own));
   partials_.ensure(static_cast<size_t>(work.shared_floats));
 
+  const auto kernel = compute.kernels.attend[static_cast<size_t>(cache.type())];
   // One body for each thread, which takes items until there are none: each has its own scratch memory.
   std::atomic<int64_t> next{0};
   compute.pool.parallel_for(workers, 1, [&](int64_t worker, int64_t) {
@@ -108,18 +109,18 @@ void AttendLoop::run(const Compute& compute, const AttendShape& shape, const Bat
       float* partials = split ? partials_.data() + tile.partials : scratch + attend_scratch_floats(shape.head_dim);
       const int64_t row_stride = tile.chunks * partial;
       const auto attend = [&](int64_t chunk) {
-        compute.kernels.attend({.rows = rows.data(),
-                                .count = tile.count,
-                                .blocks = tile.slice->blocks.data(),
-                                .keys = cache.keys(tile.kv_head),
-                                .values = cache.values(tile.kv_head),
-                                .block_stride = cache.block_stride(),
-                                .head_dim = shape.head_dim,
-                                .scale = shape.scale,
-                                .chunk = tile.first_chunk + chunk,
-                                .scratch = scratch,
-                                .partials = partials + chunk * partial,
-                                .partial_stride = row_stride});
+        kernel({.rows = rows.data(),
+                .count = tile.count,
+                .blocks = tile.slice->blocks.data(),
+                .keys = cache.keys(tile.kv_head),
+                .values = cache.values(tile.kv_head),
+                .block_stride = cache.block_stride(),
+                .head_dim = shape.head_dim,
+                .scale = shape.scale,
+                .chunk = tile.first_chunk + chunk,
+                .scratch = scratch,
+                .partials = partials + chunk * partial,
+                .partial_stride = row_stride});
       };
       if (split) {
         attend(item.chunk);

@@ -70,18 +70,18 @@ void Attention::prepare_heads(const Compute& compute, const RopeRows& rope, floa
   compute.kernels.rotate(k, shape_.kv_heads, rope.half, cosines, sines);
 }
 
-void Attention::write_cache(const Slice& slice, int64_t index, KvLayer& cache) const {
+void Attention::write_cache(const Compute& compute, const Slice& slice, int64_t index, KvLayer& cache) const {
   const int64_t position = slice.position + index;
   const int64_t row = slice.first_row + index;
   const int64_t block = slice.blocks[static_cast<size_t>(position / kKvBlock)];
-  const int64_t place = position % kKvBlock;
+  const auto write = compute.kernels.write_kv[static_cast<size_t>(cache.type())];
   for (int64_t h = 0; h < shape_.kv_heads; ++h) {
-    const float* k = keys_.data() + (row * shape_.kv_heads + h) * shape_.head_dim;
-    const float* v = values_.data() + (row * shape_.kv_heads + h) * shape_.head_dim;
-    float* key_block = cache.keys(h) + block * cache.block_stride();
-    float* value_block = cache.values(h) + block * cache.block_stride();
-    for (int64_t d = 0; d < shape_.head_dim; ++d) key_block[d * kKvBlock + place] = k[d];
-    std::copy(v, v + shape_.head_dim, value_block + place * shape_.head_dim);
+    write({.key = keys_.data() + (row * shape_.kv_heads + h) * shape_.head_dim,
+           .value = values_.data() + (row * shape_.kv_heads + h) * shape_.head_dim,
+           .head_dim = shape_.head_dim,
+           .place = position % kKvBlock,
+           .keys = cache.keys(h) + block * cache.block_stride(),
+           .values = cache.values(h) + block * cache.block_stride()});
   }
 }
 
@@ -111,7 +111,7 @@ void Attention::forward(const Compute& compute, const Batch& batch, const RopeRo
     for (int64_t row = begin; row < end; ++row) {
       prepare_heads(compute, rope, norm_epsilon, row);
       const Slice& slice = *slice_of[static_cast<size_t>(row)];
-      write_cache(slice, row - slice.first_row, cache);
+      write_cache(compute, slice, row - slice.first_row, cache);
     }
   });
 

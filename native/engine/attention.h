@@ -23,7 +23,7 @@ class Attention {
 
  private:
   void prepare_heads(const Compute& compute, const RopeRows& rope, float norm_epsilon, int64_t row);
-  void write_cache(const Slice& slice, int64_t index, KvLayer& cache) const;
+  void write_cache(const Compute& compute, const Slice& slice, int64_t index, KvLayer& cache) const;
 
   AttendShape shape_;
   float clip_ = 0;

@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "kernels/cpu/kernels.h"
-
 namespace espalier {
 
 RopeRows RopeRows::compute(const RopeSpec& rope, const Batch& batch) {
@@ -25,12 +23,13 @@ RopeRows RopeRows::compute(const RopeSpec& rope, const Batch& batch) {
   return rows;
 }
 
-bool KvLayer::allocate(int64_t blocks, int kv_heads, int head_dim) {
-  head_floats_ = static_cast<int64_t>(kKvBlock) * head_dim;
-  block_floats_ = head_floats_ * kv_heads;
+bool KvLayer::allocate(int64_t blocks, int kv_heads, int head_dim, KvType type) {
+  type_ = type;
+  head_bytes_ = kv_block_bytes(type, head_dim);
+  block_bytes_ = head_bytes_ * kv_heads;
   // Not zeroed: pages come into being as sequences grow, and nothing stale is ever used.
-  keys_.reset_uninitialised(static_cast<size_t>(blocks * block_floats_));
-  values_.reset_uninitialised(static_cast<size_t>(blocks * block_floats_));
+  keys_.reset_uninitialised(static_cast<size_t>(blocks * block_bytes_));
+  values_.reset_uninitialised(static_cast<size_t>(blocks * block_bytes_));
   return keys_.data() != nullptr && values_.data() != nullptr;
 }
 

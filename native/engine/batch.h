@@ -6,6 +6,7 @@
 
 #include "core/aligned.h"
 #include "engine/spec.h"
+#include "kernels/cpu/kernels.h"
 
 namespace espalier {
 
@@ -37,17 +38,21 @@ struct RopeRows {
 class KvLayer {
  public:
   // False if there is no memory.
-  bool allocate(int64_t blocks, int kv_heads, int head_dim);
+  bool allocate(int64_t blocks, int kv_heads, int head_dim, KvType type = KvType::kF32);
 
-  float* keys(int64_t head) { return keys_.data() + head * head_floats_; }
-  float* values(int64_t head) { return values_.data() + head * head_floats_; }
-  int64_t block_stride() const { return block_floats_; }
+  KvType type() const { return type_; }
+  // A KV head's part of block 0, as kernels.h has it.
+  uint8_t* keys(int64_t head) { return keys_.data() + head * head_bytes_; }
+  uint8_t* values(int64_t head) { return values_.data() + head * head_bytes_; }
+  // Bytes from one block to the next.
+  int64_t block_stride() const { return block_bytes_; }
+  int64_t bytes() const { return static_cast<int64_t>(keys_.size() + values_.size()); }
 
  private:
-  int64_t head_floats_ = 0;
-  int64_t block_floats_ = 0;
-  AlignedBuffer<float> keys_;    // [block][kv_head][head_dim][kKvBlock]
-  AlignedBuffer<float> values_;  // [block][kv_head][kKvBlock][head_dim]
+  KvType type_ = KvType::kF32;
+  int64_t head_bytes_ = 0;
+  int64_t block_bytes_ = 0;
+  AlignedBuffer<uint8_t> keys_, values_;  // [block][kv_head][kv_block_bytes]
 };
 
 }  // namespace espalier

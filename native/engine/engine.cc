@@ -44,7 +44,8 @@ Result<std::unique_ptr<Engine>> Engine::load(const ModelSpec& spec, const Engine
     if (!layer.is_ok()) return layer.status();
     engine->layers_.push_back(std::move(layer.value()));
     const Attention& attention = engine->layers_.back().attention();
-    if (!engine->cache_.emplace_back().allocate(options.kv_blocks, attention.kv_heads(), attention.head_dim())) {
+    if (!engine->cache_.emplace_back().allocate(options.kv_blocks, attention.kv_heads(), attention.head_dim(),
+                                                options.kv_type)) {
       return Status(Code::kOutOfMemory,
                     "not enough memory for a KV cache of " + std::to_string(options.kv_blocks * kKvBlock) + " tokens");
     }
@@ -57,6 +58,7 @@ Result<std::unique_ptr<Engine>> Engine::load(const ModelSpec& spec, const Engine
 void Engine::collect_info() {
   info_.weight_bytes = head_.weights.bytes();
   info_.active_bytes = info_.weight_bytes;
+  for (const KvLayer& layer : cache_) info_.kv_bytes += layer.bytes();
   for (DecoderLayer& layer : layers_) {
     info_.weight_bytes += layer.attention().bytes();
     info_.active_bytes += layer.attention().bytes();

@@ -18,6 +18,7 @@ struct EngineOptions {
   WeightPolicy experts;   // of the routed experts
   WeightPolicy rest;      // of attention, head, dense and shared parts; routers are never quantised
   int64_t kv_blocks = 0;  // blocks of kKvBlock tokens in the cache
+  KvType kv_type = KvType::kF32;
 };
 
 // A row of the batch whose logits the next token is drawn from.
@@ -52,6 +53,7 @@ struct EngineInfo {
   int64_t weight_bytes = 0;          // as packed
   int64_t expert_bytes = 0;          // the routed experts' share of it
   int64_t active_bytes = 0;          // weights that one token of decode reads
+  int64_t kv_bytes = 0;              // of the KV cache when it is full
   std::vector<std::string> formats;  // the distinct formats of the routed experts
 };
 

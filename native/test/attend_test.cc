@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
+#include "core/dtype.h"
 #include "kernel_sets.h"
 #include "test_main.h"
 
@@ -13,9 +15,13 @@ using namespace espalier;
 
 namespace {
 
+constexpr KvType kTypes[] = {KvType::kF32, KvType::kBf16, KvType::kInt8};
+const char* name_of(KvType type) { return type == KvType::kF32 ? "float32" : type == KvType::kBf16 ? "bf16" : "int8"; }
+
 // Sequences with their keys and values, in scattered blocks of a cache that is NaN wherever nothing was written.
 struct Scene {
   AttendShape shape;
+  const CpuKernels* kernels;
   Batch batch;
   std::vector<float> queries;            // [rows][heads][head_dim]
   std::vector<std::vector<float>> k, v;  // of each slice: [position + count][kv_heads][head_dim]
@@ -36,27 +42,51 @@ void write(Scene& scene, size_t s) {
   for (int64_t p = 0; p < slice.position + slice.count; ++p) {
     for (int h = 0; h < scene.shape.kv_heads; ++h) {
       const int64_t block = slice.blocks[static_cast<size_t>(p / kKvBlock)] * scene.cache.block_stride();
-      const int64_t place = p % kKvBlock;
       const auto at = static_cast<size_t>(p * scene.kv_floats() + static_cast<int64_t>(h) * dim);
-      for (int d = 0; d < dim; ++d) {
-        scene.cache.keys(h)[block + d * kKvBlock + place] = scene.k[s][at + static_cast<size_t>(d)];
-        scene.cache.values(h)[block + place * dim + d] = scene.v[s][at + static_cast<size_t>(d)];
-      }
+      scene.kernels->write_kv[static_cast<size_t>(scene.cache.type())]({.key = scene.k[s].data() + at,
+                                                                        .value = scene.v[s].data() + at,
+                                                                        .head_dim = dim,
+                                                                        .place = p % kKvBlock,
+                                                                        .keys = scene.cache.keys(h) + block,
+                                                                        .values = scene.cache.values(h) + block});
     }
   }
 }
 
-Scene make_scene(std::mt19937& random, const AttendShape& shape, const std::vector<Length>& lengths) {
+// Element `d` of the key or the value of a token and KV head, as the block holds it.
+double stored(const Scene& scene, const uint8_t* block, int64_t place, int64_t d, bool key) {
+  const int64_t dim = scene.shape.head_dim;
+  const int64_t at = key ? d * kKvBlock + place : place * dim + d;
+  float scale;
+  switch (scene.cache.type()) {
+    case KvType::kF32: std::memcpy(&scale, block + at * 4, 4); return static_cast<double>(scale);
+    case KvType::kBf16: return static_cast<double>(load_float(DType::kBF16, block, at));
+    case KvType::kInt8: break;
+  }
+  std::memcpy(&scale, block + (dim + 3) / 4 * 64 + place * 4, 4);
+  const int q = key ? block[d / 4 * 64 + place * 4 + d % 4] - 128 : static_cast<int8_t>(block[at]);
+  return static_cast<double>(scale) * q;
+}
+
+double stored(Scene& scene, size_t s, int64_t p, int head, int64_t d, bool key) {
+  const int64_t block = scene.batch.slices[s].blocks[static_cast<size_t>(p / kKvBlock)] * scene.cache.block_stride();
+  return stored(scene, (key ? scene.cache.keys(head) : scene.cache.values(head)) + block, p % kKvBlock, d, key);
+}
+
+Scene make_scene(std::mt19937& random, const CpuKernels* kernels, KvType type, const AttendShape& shape,
+                 const std::vector<Length>& lengths) {
   Scene scene;
+  scene.kernels = kernels;
   scene.shape = shape;
   int64_t blocks = 1;
   for (const Length& length : lengths) blocks += (length.position + length.count) / kKvBlock + 1;
   std::vector<int32_t> order(static_cast<size_t>(blocks));
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
-  REQUIRE(scene.cache.allocate(blocks, shape.kv_heads, shape.head_dim));
-  std::fill_n(scene.cache.keys(0), blocks * scene.cache.block_stride(), std::nanf(""));
-  std::fill_n(scene.cache.values(0), blocks * scene.cache.block_stride(), std::nanf(""));
+  REQUIRE(scene.cache.allocate(blocks, shape.kv_heads, shape.head_dim, type));
+  // A NaN of float32, of bf16 and of the scales of int8.
+  std::memset(scene.cache.keys(0), 0xff, static_cast<size_t>(blocks * scene.cache.block_stride()));
+  std::memset(scene.cache.values(0), 0xff, static_cast<size_t>(blocks * scene.cache.block_stride()));
   for (const Length& length : lengths) {
     Slice slice{scene.batch.rows, length.count, length.position, {}};
     const int64_t end = length.position + length.count;
@@ -74,15 +104,15 @@ Scene make_scene(std::mt19937& random, const AttendShape& shape, const std::vect
   return scene;
 }
 
-std::vector<float> run(Scene& scene, const CpuKernels& kernels, int threads) {
+std::vector<float> run(Scene& scene, int threads) {
   ThreadPool pool(threads);
   std::vector<float> out(scene.queries.size(), std::nanf(""));
-  AttendLoop().run({pool, kernels}, scene.shape, scene.batch, scene.cache, scene.queries.data(), out.data());
+  AttendLoop().run({pool, *scene.kernels}, scene.shape, scene.batch, scene.cache, scene.queries.data(), out.data());
   return out;
 }
 
 // One head of one token in float64, against what the kernels gave.
-void check_row(const Scene& scene, size_t s, int64_t token, int head, const float* out) {
+void check_row(Scene& scene, size_t s, int64_t token, int head, const float* out) {
   const AttendShape& shape = scene.shape;
   const Slice& slice = scene.batch.slices[s];
   const int64_t last = slice.position + token + 1;
@@ -90,20 +120,27 @@ void check_row(const Scene& scene, size_t s, int64_t token, int head, const floa
   const int kv_head = head / (shape.heads / shape.kv_heads);
   const float* query = scene.queries.data() + (slice.first_row + token) * scene.row_floats() +
                        static_cast<int64_t>(head) * shape.head_dim;
-  const auto at = [&](int64_t p) { return p * scene.kv_floats() + static_cast<int64_t>(kv_head) * shape.head_dim; };
+  float longest = 0;
+  for (int d = 0; d < shape.head_dim; ++d) longest = std::max(longest, std::abs(query[d]));
   std::vector<double> scores;
   double magnitude = 0;  // the largest sum of absolute products: what rounding is relative to
+  double rounding = 0;
   for (int64_t p = first; p < last; ++p) {
     double dot = 0;
     double absolute = 0;
+    double keys = 0;
     for (int d = 0; d < shape.head_dim; ++d) {
-      const double product =
-          static_cast<double>(query[d]) * static_cast<double>(scene.k[s][static_cast<size_t>(at(p) + d)]);
+      const double key = stored(scene, s, p, kv_head, d, true);
+      const double product = static_cast<double>(query[d]) * key;
       dot += product;
       absolute += std::abs(product);
+      keys += std::abs(key);
     }
     scores.push_back(dot * static_cast<double>(shape.scale));
     magnitude = std::max(magnitude, absolute * std::abs(static_cast<double>(shape.scale)));
+    // Half a step of a query as int8 keys see it.
+    const double step = static_cast<double>(longest) / (127 * 254) * std::abs(static_cast<double>(shape.scale));
+    if (scene.cache.type() == KvType::kInt8) rounding = std::max(rounding, 0.51 * step * keys);
   }
   const double maximum = *std::max_element(scores.begin(), scores.end());
   double total = 0;
@@ -112,12 +149,12 @@ void check_row(const Scene& scene, size_t s, int64_t token, int head, const floa
     double exact = 0;
     double absolute = 0;
     for (int64_t p = first; p < last; ++p) {
-      const double value = static_cast<double>(scene.v[s][static_cast<size_t>(at(p) + d)]);
+      const double value = stored(scene, s, p, kv_head, d, false);
       exact += scores[static_cast<size_t>(p - first)] / total * value;
       absolute += scores[static_cast<size_t>(p - first)] / total * std::abs(value);
     }
     const double error = std::abs(static_cast<double>(out[d]) - exact);
-    REQUIRE_MESSAGE(error <= (4e-6 + 4e-7 * magnitude) * absolute,
+    REQUIRE_MESSAGE(error <= (4e-6 + 4e-7 * magnitude + 2 * std::expm1(rounding)) * absolute,
                     "dimension " << d << ": " << out[d] << ", exact " << exact);
   }
 }
@@ -143,19 +180,21 @@ AttendShape random_shape(std::mt19937& random) {
 TEST_CASE("attention agrees with float64 whatever the shape, the window and the context") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
-    for (int round = 0; round < 30; ++round) {
+    for (int round = 0; round < 45; ++round) {
+      const KvType type = kTypes[round % 3];
       const AttendShape shape = random_shape(random);
       // A single token, a prompt, and a few tokens after a context.
       const std::vector<Length> lengths = {{between(random, 0, 2999), 1},
                                            {0, between(random, 1, 70)},
                                            {between(random, 1, 600), between(random, 2, 40)}};
-      Scene scene = make_scene(random, shape, lengths);
+      Scene scene = make_scene(random, kernels, type, shape, lengths);
+      CAPTURE(name_of(type));
       CAPTURE(isa_name(kernels->isa));
       CAPTURE(shape.heads);
       CAPTURE(shape.kv_heads);
       CAPTURE(shape.head_dim);
       CAPTURE(shape.window);
-      const std::vector<float> out = run(scene, *kernels, 2);
+      const std::vector<float> out = run(scene, 2);
       for (size_t s = 0; s < lengths.size(); ++s) {
         for (int sample = 0; sample < 12; ++sample) {
           const int64_t token = between(random, 0, static_cast<int>(lengths[s].count) - 1);
@@ -177,11 +216,15 @@ TEST_CASE("attention at the edges of blocks and chunks agrees with float64") {
   for (const CpuKernels* kernels : test::kernel_sets()) {
     for (const int64_t window : {0, 1, 16, 17, 256}) {
       for (const int64_t last : {1, 15, 16, 17, 32, 255, 256, 257, 272, 512, 513}) {
-        Scene scene = make_scene(random, {6, 2, 32, 0.2f, window}, {{last - 1, 1}});
-        CAPTURE(window);
-        CAPTURE(last);
-        const std::vector<float> out = run(scene, *kernels, 1);
-        for (int head = 0; head < 6; ++head) check_row(scene, 0, 0, head, out.data() + static_cast<int64_t>(head) * 32);
+        for (const KvType type : kTypes) {
+          Scene scene = make_scene(random, kernels, type, {6, 2, 32, 0.2f, window}, {{last - 1, 1}});
+          CAPTURE(name_of(type));
+          CAPTURE(window);
+          CAPTURE(last);
+          const std::vector<float> out = run(scene, 1);
+          for (int head = 0; head < 6; ++head)
+            check_row(scene, 0, 0, head, out.data() + static_cast<int64_t>(head) * 32);
+        }
       }
     }
   }
@@ -190,9 +233,11 @@ TEST_CASE("attention at the edges of blocks and chunks agrees with float64") {
 TEST_CASE("attention has the same bits for 1, 2 and 5 threads, alone or in a batch, at once or token by token") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
-    for (int round = 0; round < 8; ++round) {
+    for (int round = 0; round < 15; ++round) {
       const AttendShape shape = random_shape(random);
-      Scene scene = make_scene(random, shape,
+      const KvType type = kTypes[round % 3];
+      CAPTURE(name_of(type));
+      Scene scene = make_scene(random, kernels, type, shape,
                                {{between(random, 0, 1500), 1},
                                 {between(random, 0, 300), between(random, 2, 90)},
                                 {between(random, 0, 700), between(random, 1, 8)}});
@@ -201,9 +246,9 @@ TEST_CASE("attention has the same bits for 1, 2 and 5 threads, alone or in a bat
       CAPTURE(shape.kv_heads);
       CAPTURE(shape.head_dim);
       CAPTURE(shape.window);
-      const std::vector<float> all = run(scene, *kernels, 1);
+      const std::vector<float> all = run(scene, 1);
       for (const int threads : {2, 5}) {
-        REQUIRE(same_bits(run(scene, *kernels, threads).data(), all.data(), static_cast<int64_t>(all.size())));
+        REQUIRE(same_bits(run(scene, threads).data(), all.data(), static_cast<int64_t>(all.size())));
       }
       const std::vector<Slice> slices = scene.batch.slices;
       const std::vector<float> queries = scene.queries;
@@ -212,7 +257,7 @@ TEST_CASE("attention has the same bits for 1, 2 and 5 threads, alone or in a bat
         const auto rows_of = [&](int64_t row, int64_t count) {
           scene.queries.assign(queries.begin() + row * scene.row_floats(),
                                queries.begin() + (row + count) * scene.row_floats());
-          return run(scene, *kernels, 2);
+          return run(scene, 2);
         };
         scene.batch = {slice.count, {slice}};
         scene.batch.slices[0].first_row = 0;
@@ -231,20 +276,61 @@ TEST_CASE("attention has the same bits for 1, 2 and 5 threads, alone or in a bat
 TEST_CASE("a token's attention has the same bits whatever comes after it, NaN and infinities too") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < 15; ++round) {
       const AttendShape shape = random_shape(random);
+      const KvType type = kTypes[round % 3];
+      CAPTURE(name_of(type));
+      CAPTURE(isa_name(kernels->isa));
       const int count = between(random, 2, 80);
-      Scene scene = make_scene(random, shape, {{between(random, 0, 300), count}});
-      const std::vector<float> clean = run(scene, *kernels, 2);
+      Scene scene = make_scene(random, kernels, type, shape, {{between(random, 0, 300), count}});
+      const std::vector<float> clean = run(scene, 2);
       const int64_t bad = between(random, 1, count - 1);
       const auto at = static_cast<size_t>((scene.batch.slices[0].position + bad) * scene.kv_floats());
       scene.k[0][at] = std::nanf("");
       scene.v[0][at] = std::numeric_limits<float>::infinity();
       scene.v[0][at + 1] = std::nanf("");
       write(scene, 0);
-      const std::vector<float> dirty = run(scene, *kernels, 2);
+      const std::vector<float> dirty = run(scene, 2);
       CHECK(same_bits(clean.data(), dirty.data(), bad * scene.row_floats()));
       CHECK(std::isnan(dirty[static_cast<size_t>(bad * scene.row_floats())]));
+    }
+  }
+}
+
+TEST_CASE("the cache holds elements rounded to its type: bf16 to nearest even, int8 to half of max / 127") {
+  std::mt19937 random(test::fresh_seed());
+  for (const CpuKernels* kernels : test::kernel_sets()) {
+    CAPTURE(isa_name(kernels->isa));
+    for (const KvType type : kTypes) {
+      for (int round = 0; round < 12; ++round) {
+        AttendShape shape = random_shape(random);
+        if (round == 0) shape.head_dim = 258;
+        Scene scene = make_scene(random, kernels, type, shape, {{between(random, 0, 40), 1}});
+        // A token of nothing, one of tiny numbers and one of huge ones.
+        const float factor = round == 1 ? 0.0f : round == 2 ? 1e-30f : round == 3 ? 1e30f : 1.0f;
+        for (float& k : scene.k[0]) k *= factor;
+        write(scene, 0);
+        CAPTURE(name_of(type));
+        CAPTURE(shape.head_dim);
+        for (int64_t p = 0; p <= scene.batch.slices[0].position; ++p) {
+          for (int h = 0; h < shape.kv_heads; ++h) {
+            for (const bool key : {true, false}) {
+              const float* x =
+                  (key ? scene.k : scene.v)[0].data() + p * scene.kv_floats() + int64_t{h} * shape.head_dim;
+              float largest = 0;
+              for (int d = 0; d < shape.head_dim; ++d) largest = std::max(largest, std::abs(x[d]));
+              for (int d = 0; d < shape.head_dim; ++d) {
+                const double found = stored(scene, 0, p, h, d, key);
+                const auto exact = static_cast<double>(x[d]);
+                if (type == KvType::kF32) REQUIRE(found == exact);
+                if (type == KvType::kBf16) REQUIRE(found == static_cast<double>(bf16_to_float(float_to_bf16(x[d]))));
+                if (type == KvType::kInt8)
+                  REQUIRE(std::abs(found - exact) <= 0.50001 / 127 * static_cast<double>(largest));
+              }
+            }
+          }
+        }
+      }
     }
   }
 }

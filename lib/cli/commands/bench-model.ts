@@ -2,9 +2,9 @@ import type { Command } from 'commander';
 import { isEspalierError } from '../../errors.ts';
 import { parseWeights, type Weights } from '../../runtime/weights.ts';
 import type { Context, Start } from '../context.ts';
-import { addGlobalOptions, integer } from '../options.ts';
+import { addGlobalOptions, integer, type KvCacheOptions, kvCacheOption } from '../options.ts';
 
-interface Options {
+interface Options extends KvCacheOptions {
   batch: string;
   prompt: number;
   tokens: number;
@@ -20,7 +20,8 @@ export function defineBenchModel(bench: Command, start: Start): void {
     .argument('<models...>', 'folders of checkpoints; MODEL@WEIGHTS, such as ./mixtral@int4, for its own --weights')
     .option('--batch <list>', 'sequences that decode together, such as 1,4,16', '1')
     .option('--prompt <n>', 'tokens before the first one decoded', integer(1, maxTokens), 512)
-    .option('--tokens <n>', 'decode steps at each batch size', integer(4, maxTokens), 64);
+    .option('--tokens <n>', 'decode steps at each batch size', integer(4, maxTokens), 64)
+    .addOption(kvCacheOption());
   start<Options>(addGlobalOptions(command), run);
 }
 
@@ -28,12 +29,13 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
   const { parseBatch } = await import('../../bench/lists.ts');
   const { benchModels } = await import('../../bench/model.ts');
   const { describeModelBench } = await import('../../bench/model-text.ts');
-  const { batch, prompt, tokens, threads, seed, weights } = options;
+  const { batch, prompt, tokens, threads, seed, weights, kvCache } = options;
   const report = await benchModels({
     models: args.map((arg) => parseModel(arg, weights)),
     batch: parseBatch(batch),
     prompt,
     tokens,
+    kvCache,
     threads,
     seed,
     signal,

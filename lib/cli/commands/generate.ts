@@ -5,9 +5,9 @@ import { throwIfAborted } from '../../abort.ts';
 import { EspalierError } from '../../errors.ts';
 import type { Prompt } from '../../runtime/generate.ts';
 import type { Context, Start } from '../context.ts';
-import { addGlobalOptions, decimal, flagOf, integer } from '../options.ts';
+import { addGlobalOptions, decimal, flagOf, integer, type KvCacheOptions, kvCacheOption } from '../options.ts';
 
-interface Options {
+interface Options extends KvCacheOptions {
   prompt: string;
   chat?: boolean;
   maxTokens?: number;
@@ -56,12 +56,13 @@ export function defineGenerate(program: Command, start: Start): void {
       ...all,
       text,
     ])
-    .option('--ignore-eos', 'go on past ends of text');
+    .option('--ignore-eos', 'go on past ends of text')
+    .addOption(kvCacheOption());
   start<Options>(addGlobalOptions(command), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
-  const { prompt: given, chat, ignoreEos, threads, weights, seed, maxTokens, temperature, stop } = options;
+  const { prompt: given, chat, ignoreEos, threads, weights, kvCache, seed, maxTokens, temperature, stop } = options;
   const { topK, topP, minP, repetitionPenalty } = options;
   const sampling = { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop };
   const { resolveSampling } = await import('../../runtime/sampling.ts');
@@ -72,6 +73,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
   await using model = await Model.load(args[0]!, {
     threads,
     weights,
+    kvCache,
     signal,
     onWarning: (message) => terminal.warn(message),
   });
@@ -101,6 +103,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
     promptTokens: promptTokens.length,
     tokens: ids.length,
     tokensPerSecond,
+    kvBytes: model.info.kvBytes,
     finishReason,
   });
   const speed = tokensPerSecond === null ? '' : `, ${tokensPerSecond.toFixed(1)} tokens/s`;

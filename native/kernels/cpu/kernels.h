@@ -49,6 +49,30 @@ inline constexpr int kKvChunk = 256;
 // Most rows of one task of attention.
 inline constexpr int kAttendRows = 32;
 
+// What the cache holds keys and values as. kInt8: q · scale, with a scale for each token and KV head.
+enum class KvType : uint8_t { kF32, kBf16, kInt8 };
+inline constexpr int kKvTypes = 3;
+
+// A KV head's keys of the tokens of a block are [head_dim][kKvBlock], its values [kKvBlock][head_dim]. kInt8: keys are
+// [ceil(head_dim / 4)][kKvBlock][4] of q + 128 for the dot products of bytes, values q; behind both lie the float
+// scales [kKvBlock].
+constexpr int64_t kv_scales_offset(int64_t head_dim) { return (head_dim + 3) / 4 * 4 * kKvBlock; }
+constexpr int64_t kv_block_bytes(KvType type, int64_t head_dim) {
+  if (type == KvType::kInt8) return kv_scales_offset(head_dim) + kKvBlock * static_cast<int64_t>(sizeof(float));
+  return head_dim * kKvBlock * (type == KvType::kF32 ? 4 : 2);
+}
+
+// A token's keys and values of one KV head on their way to `place` of a block: bf16 is rounded to nearest even; the
+// scale of int8 is max|x| / 127, NaN where an element is not finite.
+struct KvWrite {
+  const float* key;    // [head_dim]
+  const float* value;  // [head_dim]
+  int head_dim;
+  int64_t place;
+  uint8_t* keys;  // kv_block_bytes(type, head_dim)
+  uint8_t* values;
+};
+
 // One query head of one token: it sees the keys [first, last) of its sequence.
 struct AttendRow {
   const float* query;  // [head_dim]
@@ -56,15 +80,16 @@ struct AttendRow {
   int64_t last;
 };
 
-// Rows of one sequence that share a KV head, against the keys [chunk · kKvChunk, (chunk + 1) · kKvChunk). Reads no key
-// or value that none of the rows sees, except that up to 64 bytes behind a value may be read.
+// Rows of one sequence that share a KV head, against the keys [chunk · kKvChunk, (chunk + 1) · kKvChunk). No key or
+// value that none of the rows sees makes a difference; up to 64 bytes behind a value may be read. An int8 cache sees
+// queries as whole numbers of max|q| / 32258, so that scores are exact sums.
 struct AttendTask {
   const AttendRow* rows;
   int64_t count;          // 1 … kAttendRows
   const int32_t* blocks;  // block table of the sequence
-  const float* keys;      // [block][head_dim][kKvBlock], already offset to this layer and KV head
-  const float* values;    // [block][kKvBlock][head_dim]
-  int64_t block_stride;   // floats from one block to the next
+  const uint8_t* keys;    // of block 0, already offset to this layer and KV head
+  const uint8_t* values;
+  int64_t block_stride;  // bytes from one block to the next
   int head_dim;
   float scale;  // of the scores
   int64_t chunk;
@@ -99,7 +124,9 @@ struct CpuKernels {
   void (*axpy)(float a, const float* x, int64_t n, float* y);
   // Rotates element i with element i + half of each head by the angle of cosines[i] and sines[i] (RoPE).
   void (*rotate)(float* row, int64_t heads, int64_t half, const float* cosines, const float* sines);
-  void (*attend)(const AttendTask& task);
+  // [KvType]
+  void (*write_kv[kKvTypes])(const KvWrite& task);
+  void (*attend[kKvTypes])(const AttendTask& task);
   // out[head_dim] = a row's attention, of its partials for consecutive chunks, which lie `stride` floats apart and are
   // overwritten. NaN where the scores leave no maximum.
   void (*attend_combine)(float* partials, int64_t stride, int64_t chunks, int head_dim, float* out);

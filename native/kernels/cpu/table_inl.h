@@ -24,7 +24,8 @@ constexpr CpuKernels make_table(Isa isa, MatmulFn int8_sparse, MatmulFn int4_spa
       .log_sum_exp = log_sum_exp,
       .axpy = axpy,
       .rotate = rotate,
-      .attend = attend,
+      .write_kv = {write_kv<float>, write_kv<uint16_t>, write_kv<int8_t>},
+      .attend = {attend<float>, attend<uint16_t>, attend<int8_t>},
       .attend_combine = attend_combine,
   };
 }
