@@ -32,7 +32,7 @@ export function describeModelBench(report: ModelBenchReport): string {
   );
   const ceilings = models.map(({ ceilingGigabytesPerSecond }) => ceilingGigabytesPerSecond.toFixed(1)).join(', ');
   return [
-    `${processor}, ${isa}, ${threads} threads; prompt ${promptTokens}, ${decodeSteps} decode steps, KV cache ${kvCache}; ` +
+    `${processor}, ${isa}, ${threads} threads; KV cache ${kvCache}, prompt ${promptTokens}, ${decodeSteps} decode steps; ` +
       `read ceiling ${ceilings} GB/s`,
     '',
     formatTable(

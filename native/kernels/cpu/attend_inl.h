@@ -212,25 +212,30 @@ void pack_queries(const AttendRow* sources, int head_dim, RowTile& tile, float* 
     for (int r = 0; r < tile.rows; ++r) {
       const float* query = sources[r].query;
       const float scale = int8_scale(query, head_dim);
-      const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+      const float inverse = inverse_of(scale);
       tile.parts.scales[r] = scale;
-      int32_t sums[2] = {};
+      // Whole numbers below 2²⁴: exact.
+      Vf sums[2] = {};
       for (int64_t d = 0; d < head_dim; d += kVectorFloats) {
         const Vf x = (d + kVectorFloats <= head_dim ? load(query + d) : load_first(query + d, head_dim - d)) * inverse;
         const Vf coarse = (x + kRounder) - kRounder;
+        const Vf fine = (x - coarse) * kFine;
+        sums[0] += coarse;
+        sums[1] += (fine + kRounder) - kRounder;
         int8_t bytes[2][kVectorFloats];
-        store_rounded(bytes[0], x);
-        store_rounded(bytes[1], (x - coarse) * kFine);
+        store_rounded(bytes[0], coarse);
+        store_rounded(bytes[1], fine);
         for (int part = 0; part < 2; ++part) {
-          for (int i = 0; i < kVectorFloats; ++i) sums[part] += bytes[part][i];
-          for (int i = 0; i < kVectorFloats && d + i < head_dim; i += kDotBytes) {
-            const int64_t step = part * steps + (d + i) / kDotBytes;
-            __builtin_memcpy(packed + (step * tile.rows + r) * kDotBytes, bytes[part] + i, kDotBytes);
+          int8_t* out_part = packed + ((part * steps + d / kDotBytes) * tile.rows + r) * kDotBytes;
+          const int64_t count = steps - d / kDotBytes;
+          for (int64_t i = 0; i < kVectorFloats / kDotBytes && i < count; ++i) {
+            __builtin_memcpy(out_part + i * tile.rows * kDotBytes, bytes[part] + i * kDotBytes, kDotBytes);
           }
         }
       }
-      tile.parts.sums[0][r] = sums[0];
-      tile.parts.sums[1][r] = sums[1];
+      for (int part = 0; part < 2; ++part) {
+        tile.parts.sums[part][r] = inverse > 0 ? static_cast<int32_t>(sum(sums[part])) : 0;
+      }
     }
   } else {
     for (int r = 0; r < tile.rows; ++r) {

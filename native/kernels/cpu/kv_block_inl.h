@@ -86,9 +86,14 @@ inline constexpr float kRounder = 12582912.0f;
 
 // |v| ≤ 127.
 ESPALIER_INLINE void store_rounded(int8_t* p, Vf v) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(v + kRounder));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+#else
   uint32_t lanes[kVectorFloats];
   store_to(lanes, v + kRounder);
   for (int i = 0; i < kVectorFloats; ++i) p[i] = static_cast<int8_t>(lanes[i] & 0xffu);
+#endif
 }
 
 // max|x| / 127; NaN where x is not finite throughout.
@@ -103,9 +108,12 @@ ESPALIER_INLINE float int8_scale(const float* x, int64_t n) {
   return max_lane(largest) * (1.0f / 127) + sum(poison);
 }
 
+// 0 where there is none: rows that are not finite, and those below 1.3e-36, which count as zeros.
+ESPALIER_INLINE float inverse_of(float scale) { return scale > 1e-38f ? 1.0f / scale : 0.0f; }
+
 // x as whole numbers of `scale`, zeros behind them up to whole vectors.
 ESPALIER_INLINE void quantise_kv(const float* x, int64_t n, float scale, int8_t* q) {
-  const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  const float inverse = inverse_of(scale);
   for (int64_t i = 0; i < n; i += kVectorFloats) {
     store_rounded(q + i, (i + kVectorFloats <= n ? load(x + i) : load_first(x + i, n - i)) * inverse);
   }
