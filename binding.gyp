@@ -21,7 +21,7 @@
           "type": "static_library",
           "sources": ["<@(avx512_sources)"],
           "cflags_cc": ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mpopcnt", "-mavx512f", "-mavx512bw", "-mavx512vl",
-            "-mavx512dq", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512vnni", "-mprefer-vector-width=512"]
+            "-mavx512dq", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512vnni", "-mgfni", "-mprefer-vector-width=512"]
         }
       ]
     }],

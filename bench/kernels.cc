@@ -58,9 +58,10 @@ int main(int argc, char** argv) {
   const std::vector<float> x(static_cast<size_t>(cols), 0.5f);
   std::vector<float> y(static_cast<size_t>(rows));
   for (const Values values : {Values::kBf16, Values::kInt8, Values::kInt4}) {
-    for (const Format format :
-         {Format{Storage::kDense, values}, Format{Storage::kBitmap, values}, Format{Storage::kNm, values, 2, 4}}) {
-      if (!compute.kernels.takes(format)) continue;
+    for (const Format format : {Format{Storage::kDense, values}, Format{Storage::kBitmap, values},
+                                Format{Storage::kNm, values, 2, 4}, Format{Storage::kNm, values, 32, 64}}) {
+      // Balanced n of 64 shows the int4 layout; with wider values it is what 2:4 is.
+      if (!compute.kernels.takes(format) || (format.m == kGroup && values != Values::kInt4)) continue;
       Linear linear;
       linear.weights = need(random_matrix(*pool, format, rows, cols, 0.5, 7));
       const int64_t bytes = linear.weights.bytes();

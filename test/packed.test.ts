@@ -223,7 +223,7 @@ describe('a damaged packed checkpoint', () => {
     expect(await codeOf(Model.load(damaged(sound, (bytes) => bytes.subarray(0, bytes.length - 64))))).toBe('TRUNCATED');
     const blockStart = (bytes: Buffer) => 8 + Number(bytes.readBigUInt64LE(0));
     const other = damaged(sound, (bytes) => {
-      bytes.writeUInt32LE(2, blockStart(bytes) + 8);
+      bytes.writeUInt32LE(1, blockStart(bytes) + 8);
       return bytes;
     });
     expect(await codeOf(Model.load(other))).toBe('CONFIG');

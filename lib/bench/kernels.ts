@@ -13,7 +13,9 @@ export interface KernelBenchOptions {
    * Sizes of matrices. @default one of 4096 columns with as many rows as make `gigabytes`
    */
   sizes?: readonly MatrixSize[] | undefined;
-  /** @default dense, bitmap and 2:4, each as bf16, int8 and int4, less what this processor expands to dense */
+  /**
+   * @default dense, bitmap and 2:4, each as bf16, int8 and int4, and 32:64 int4, less what this processor expands to dense
+   */
   formats?: readonly BenchFormat[] | undefined;
   /** Tokens multiplied at once. @default [1] */
   batch?: readonly number[] | undefined;

@@ -15,9 +15,12 @@ export interface MatrixSize {
 }
 
 /** What is measured unless formats are given, dense before what is compared with it. */
-export const defaultFormats: readonly BenchFormat[] = (['bf16', 'int8', 'int4'] as const).flatMap((values) =>
-  (['dense', 'bitmap', '2:4'] as const).map((format) => ({ format, values })),
-);
+export const defaultFormats: readonly BenchFormat[] = [
+  ...(['bf16', 'int8', 'int4'] as const).flatMap((values) =>
+    (['dense', 'bitmap', '2:4'] as const).map((format) => ({ format, values })),
+  ),
+  { format: '32:64', values: 'int4' },
+];
 
 export const maxBatch = 4096;
 const maxRows = 2 ** 26;

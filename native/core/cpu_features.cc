@@ -51,7 +51,7 @@ CpuFeatures detect() {
       flag("avx512vl", __builtin_cpu_supports("avx512vl")) & flag("avx512dq", __builtin_cpu_supports("avx512dq")) &
       flag("avx512vbmi", __builtin_cpu_supports("avx512vbmi")) &
       flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2")) &
-      flag("avx512vnni", __builtin_cpu_supports("avx512vnni"));
+      flag("avx512vnni", __builtin_cpu_supports("avx512vnni")) & flag("gfni", __builtin_cpu_supports("gfni"));
   if (avx2) features.best = avx512 ? Isa::kAvx512 : Isa::kAvx2;
 #elif defined(__aarch64__)
   if (flag("asimddp", (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0)) features.best = Isa::kNeon;

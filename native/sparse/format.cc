@@ -23,8 +23,7 @@ bool format_exists(const Format& format, int64_t cols) {
   if (m <= 0 || m % 2 != 0 || format.n <= 0 || format.n > m || cols % m != 0) return false;
   if (format.values == Values::kBf16) return true;
   // A quantised tile row is padded to whole groups of 64 inputs, in whole n:m groups.
-  if (cols % kGroup != 0) return false;
-  return format.values == Values::kInt8 ? m % 4 == 0 && kGroup % m == 0 : m == 4;
+  return cols % kGroup == 0 && m % 4 == 0 && kGroup % m == 0;
 }
 
 }  // namespace espalier

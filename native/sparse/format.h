@@ -29,7 +29,7 @@ struct Format {
 };
 
 // Whether a matrix of `cols` inputs can be packed so. f32 is dense only; n:m needs an even m that divides cols, for
-// int8 one that fits the 4 inputs of a vector or is a multiple of them and divides 64, for int4 exactly 4 inputs.
+// int8 and int4 one of 4, 8, 16, 32 and 64 (whole vectors, within a group of 64), and cols a multiple of 64.
 bool format_exists(const Format& format, int64_t cols);
 
 inline bool is_quantised(Values values) { return values == Values::kInt8 || values == Values::kInt4; }

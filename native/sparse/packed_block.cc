@@ -41,8 +41,10 @@ int64_t PackedBlock::padded_cols() const {
 }
 
 int64_t PackedBlock::tile_bytes() const {
-  const int64_t dense = vectors() * (format.values == Values::kInt4 ? 32 : 64);
-  return format.storage == Storage::kNm ? dense / format.m * format.n : dense;
+  if (format.values == Values::kInt4 && format.storage == Storage::kDense) return vectors() * 32;
+  // Two sparse int4 groups share bytes; a last one without partner takes as many as two.
+  const int64_t all = format.values == Values::kInt4 ? (groups() + 1) / 2 * kGroup * kTileRows : vectors() * 64;
+  return format.storage == Storage::kNm ? all / format.m * format.n : all;
 }
 
 int64_t PackedBlock::mask_bytes() const {

@@ -29,7 +29,7 @@ namespace espalier {
 
 inline constexpr int64_t kBlockAlignment = 64;
 inline constexpr int64_t kBlockHeader = 64;
-inline constexpr uint32_t kBlockVersion = 1;
+inline constexpr uint32_t kBlockVersion = 2;
 
 // A matrix's shape and format, and from them where its parts lie in its block.
 struct PackedBlock {

@@ -97,11 +97,15 @@ void PackedMatrix::each_code(int64_t tile_row, const Put& put) const {
     }
     return;
   }
-  for (int64_t v = 0; v < vectors(); v += 2) {
+  // Elements that share bytes with as many others: a vector of a dense matrix, a group of a sparse one.
+  const int64_t half = mask == nullptr ? lanes : kGroup * kTileRows;
+  const int64_t all = vectors() * lanes;
+  for (int64_t first = 0; first < all; first += 2 * half) {
     int64_t taken[2] = {0, 0};
-    for (int half = 0; half < 2; ++half) {
-      for (int64_t i = (v + half) * lanes; i < (v + half + 1) * lanes; ++i) {
-        put(i, is_stored(i) ? (next[taken[half]++] >> (half == 0 ? 4 : 0)) & 0x0fu : zero_code(values));
+    for (int low = 0; low < 2; ++low) {
+      const int64_t end = std::min(first + (low + 1) * half, all);
+      for (int64_t i = first + low * half; i < end; ++i) {
+        put(i, is_stored(i) ? (next[taken[low]++] >> (low == 0 ? 4 : 0)) & 0x0fu : zero_code(values));
       }
     }
     next += std::max(taken[0], taken[1]);

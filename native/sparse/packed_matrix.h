@@ -7,18 +7,23 @@
 //   f32      1    float
 //   bf16     2    bf16, rounded to nearest even
 //   int8     4    a byte q + 128, −127 ≤ q ≤ 127
-//   int4     4    vectors 2i and 2i + 1 share bytes: q + 8 of the former in the high nibble, of the latter in the low
-//   one
+//   int4     4    q + 8 in half a byte, which a dense matrix and a sparse one share in different ways, see below
 //
 // int8 and int4 have one f16 scale for each row and 64 consecutive inputs (weight = q · scale), and cols padded to 64;
 // bf16 pads to 2. Padding is zeros.
 //
-//   dense    all vectors, one after the other
-//   bitmap   a bit for each element of a vector (set: stored), and the stored elements packed in vector order; two int4
-//            vectors that share bytes take as many as the fuller one needs; tile row t starts at offsets[t]
+//   dense    all vectors, one after the other; int4 vector 2i has the high nibbles of 64 bytes, vector 2i + 1 the low
+//            ones
+//   bitmap   a bit for each element of a vector (set: stored), and the stored elements packed in vector order; tile row
+//            t starts at offsets[t]. Of int4, groups 2j and 2j + 1 of 64 inputs share a run of bytes: the stored
+//            elements of the former in its high nibbles, those of the latter in its low ones. It takes as many bytes as
+//            the fuller group has elements; 8 fills the other's nibbles, and those beside a last group without partner
 //   n:m      as bitmap with exactly n stored of each m consecutive inputs (zeros, where there are fewer others), so
-//   that
-//            tile rows have a fixed stride and need no offsets
+//            that tile rows have a fixed stride and need no offsets
+//
+// Two neighbouring vectors of 64 elements differ more in what they store, compared with their size, than two groups of
+// 1024: at half density, sharing bytes costs unstructured int4 1 % where vectors would cost 4 %, and n:m nothing
+// whatever m is.
 //
 // All parts lie in one block of memory, see packed_block.h: a file of such blocks is used where it is mapped.
 #pragma once

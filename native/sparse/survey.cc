@@ -15,6 +15,7 @@ struct Counts {
   uint64_t of8;
   uint64_t of16;
   uint64_t of32;
+  uint32_t of64;
 };
 
 Counts count_fields(uint64_t bits) {
@@ -24,16 +25,17 @@ Counts count_fields(uint64_t bits) {
   counts.of8 = (counts.of4 + (counts.of4 >> 4)) & 0x0f0f0f0f0f0f0f0fu;
   counts.of16 = (counts.of8 + (counts.of8 >> 8)) & 0x00ff00ff00ff00ffu;
   counts.of32 = (counts.of16 + (counts.of16 >> 16)) & 0x0000ffff0000ffffu;
+  counts.of64 = static_cast<uint32_t>(counts.of32 + (counts.of32 >> 32));
   return counts;
 }
 
 // Collects what the rows of one tile row have.
 struct TileCount {
   int64_t kept = 0;
-  uint64_t over[4] = {};            // not 0: some group of 4, 8, 16, 32 has more than half
-  std::vector<uint64_t> even, odd;  // bytes: elements of inputs 8i … 8i + 3 and 8i + 4 … 8i + 7 of all rows
+  uint64_t over[5] = {};         // not 0: some 4, 8, 16, 32, 64 inputs have more than half
+  std::vector<uint32_t> groups;  // elements of each 64 inputs of all rows
 
-  explicit TileCount(size_t words) : even(words), odd(words) {}
+  explicit TileCount(size_t words) : groups(words) {}
 
   void add(size_t word, uint64_t bits) {
     const Counts counts = count_fields(bits);
@@ -42,18 +44,17 @@ struct TileCount {
     over[1] |= (counts.of8 + 0x7b7b7b7b7b7b7b7bu) & 0x8080808080808080u;
     over[2] |= (counts.of16 + 0x7ff77ff77ff77ff7u) & 0x8000800080008000u;
     over[3] |= (counts.of32 + 0x7fffffef7fffffefu) & 0x8000000080000000u;
-    even[word] += counts.of4 & 0x0f0f0f0f0f0f0f0fu;
-    odd[word] += counts.of4 >> 4 & 0x0f0f0f0f0f0f0f0fu;
-    kept += static_cast<int64_t>((counts.of32 + (counts.of32 >> 32)) & 0xffu);
+    over[4] |= static_cast<uint64_t>(counts.of64 > 32);
+    groups[word] += counts.of64;
+    kept += counts.of64;
   }
 
   int64_t bytes(Values values) const {
     if (values != Values::kInt4) return kept * (values == Values::kBf16 ? 2 : 1);
-    // Two vectors share bytes: as many as the fuller one needs.
+    // Two groups share bytes: as many as the fuller one needs.
     int64_t total = 0;
-    for (size_t w = 0; w < even.size(); ++w) {
-      for (int shift = 0; shift < 64; shift += 8)
-        total += static_cast<int64_t>(std::max(even[w] >> shift & 0xffu, odd[w] >> shift & 0xffu));
+    for (size_t g = 0; g < groups.size(); g += 2) {
+      total += g + 1 < groups.size() ? std::max(groups[g], groups[g + 1]) : groups[g];
     }
     return total;
   }
@@ -82,15 +83,15 @@ ZeroSurvey::ZeroSurvey(ThreadPool& pool, Values values, const MatrixSource& sour
         for (size_t w = 0; w < words; ++w) count.add(w, bits[w]);
       }
       found += count.kept;
-      for (uint32_t g = 0; g < 4; ++g) found_over |= static_cast<uint32_t>(count.over[g] != 0) << g;
+      for (uint32_t g = 0; g < std::size(kSizes); ++g) found_over |= static_cast<uint32_t>(count.over[g] != 0) << g;
       tile_bytes_[static_cast<size_t>(t)] = count.bytes(values);
     }
     kept += found;
     over |= found_over;
   });
   zeros_ = elements_ - kept;
-  for (uint32_t g = 0; g < 4; ++g) {
-    const Format format{Storage::kNm, values, kGroups[g] / 2, kGroups[g]};
+  for (uint32_t g = 0; g < std::size(kSizes); ++g) {
+    const Format format{Storage::kNm, values, kSizes[g] / 2, kSizes[g]};
     fits_[g] = (over >> g & 1u) == 0 && format_exists(format, source.cols());
   }
 }
@@ -100,8 +101,8 @@ Format ZeroSurvey::choose() const {
   const double sparsity = static_cast<double>(zeros_) / static_cast<double>(elements_);
   // At far more than half zeros a bitmap stores less than n:m with n = m / 2.
   if (sparsity < 0.6) {
-    for (int g = 0; g < 4; ++g) {
-      if (fits_[g]) return {Storage::kNm, values_, kGroups[g] / 2, kGroups[g]};
+    for (size_t g = 0; g < std::size(kSizes); ++g) {
+      if (fits_[g]) return {Storage::kNm, values_, kSizes[g] / 2, kSizes[g]};
     }
   }
   return {sparsity >= kBitmapSparsity ? Storage::kBitmap : Storage::kDense, values_};

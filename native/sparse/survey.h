@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "core/thread_pool.h"
@@ -19,8 +20,8 @@ class ZeroSurvey {
   ZeroSurvey(ThreadPool& pool, Values values, const MatrixSource& source);
 
   // The format that runs a matrix of these values fastest: n:m where every group of m inputs holds at most m / 2
-  // non-zeros (2:4 before 4:8, 8:16 and 16:32), bitmap where at least `kBitmapSparsity` of the elements are zero, else
-  // dense.
+  // non-zeros (2:4 before 4:8, 8:16, 16:32 and 32:64), bitmap where at least `kBitmapSparsity` of the elements are
+  // zero, else dense.
   Format choose() const;
 
   int64_t zeros() const { return zeros_; }
@@ -28,12 +29,12 @@ class ZeroSurvey {
   const std::vector<int64_t>& tile_bytes() const { return tile_bytes_; }
 
  private:
-  static constexpr int kGroups[] = {4, 8, 16, 32};
+  static constexpr int kSizes[] = {4, 8, 16, 32, 64};
 
   Values values_;
   int64_t elements_ = 0;
   int64_t zeros_ = 0;
-  bool fits_[4] = {};  // m / 2 of each kGroups[i]
+  bool fits_[std::size(kSizes)] = {};  // m / 2 of each m = kSizes[i]
   std::vector<int64_t> tile_bytes_;
 };
 

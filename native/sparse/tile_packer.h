@@ -24,7 +24,7 @@ struct TilePacker {
   int64_t (*pack)(const Format& format, const RowBlock& rows, int64_t padded_cols, uint8_t* codes, uint8_t* elements,
                   uint32_t* masks, uint16_t* scales);
 
-  // Bytes of elements that the masks of so many vectors ask for; of int4 they are an even number.
+  // Bytes of elements that the masks of so many vectors ask for; of int4 they are whole groups.
   int64_t (*stored_bytes)(Values values, const uint32_t* masks, int64_t vectors);
 };
 

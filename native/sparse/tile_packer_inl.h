@@ -187,14 +187,34 @@ bool complete_groups(const Format& format, int64_t vectors, uint32_t* masks) {
 
 uint64_t mask64(const uint32_t* words) { return words[0] | static_cast<uint64_t>(words[1]) << 32; }
 
-// Two int4 vectors in shared bytes: the stored elements of the first in the high nibbles, of the second in the low
-// ones.
-uint8_t* write_nibbles(Vu first, uint64_t first_mask, Vu second, uint64_t second_mask, uint8_t* out) {
-  const Vb high = to_bytes(compress8(8, first_mask, first));
-  const Vb low = to_bytes(compress8(8, second_mask, second));
-  const Vb both = high << 4 | low;
-  __builtin_memcpy(out, &both, sizeof both);
-  return out + std::max(std::popcount(first_mask), std::popcount(second_mask));
+constexpr int64_t kGroupVectors = kGroup / 4;  // of int8 and int4
+
+// Elements that the masks of an int4 group ask for.
+int64_t group_elements(const uint32_t* masks) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < 2 * kGroupVectors; ++i) total += std::popcount(masks[i]);
+  return total;
+}
+
+// Bytes that a group of int4 shares with the next one, or has alone where it is the last of a tile row.
+int64_t run_bytes(const uint32_t* masks, bool is_last) {
+  const int64_t first = group_elements(masks);
+  return is_last ? first : std::max(first, group_elements(masks + 2 * kGroupVectors));
+}
+
+// The stored elements of a sparse int4 group into the high or the low nibbles of a run that is filled with zero codes.
+void write_nibbles(const uint8_t* codes, const uint32_t* masks, bool low, uint8_t* out) {
+  for (int64_t v = 0; v < kGroupVectors; ++v) {
+    Vu code;
+    Vb run;
+    __builtin_memcpy(&code, codes + v * 64, sizeof code);
+    __builtin_memcpy(&run, out, sizeof run);
+    const uint64_t mask = mask64(masks + 2 * v);
+    const Vb kept = to_bytes(compress8(8, mask, code));
+    run = low ? (run & 0xf0) | kept : (run & 0x0f) | kept << 4;
+    __builtin_memcpy(out, &run, sizeof run);
+    out += std::popcount(mask);
+  }
 }
 
 int64_t write_elements(const Format& format, int64_t vectors, const uint8_t* codes, const uint32_t* masks,
@@ -211,8 +231,14 @@ int64_t write_elements(const Format& format, int64_t vectors, const uint8_t* cod
       __builtin_memcpy(out, &both, sizeof both);
     }
   } else if (format.values == Values::kInt4) {
-    for (int64_t v = 0; v < vectors; v += 2) {
-      out = write_nibbles(code(v), mask64(masks + 2 * v), code(v + 1), mask64(masks + 2 * v + 2), out);
+    for (int64_t v = 0; v < vectors; v += 2 * kGroupVectors) {
+      const bool is_last = v + kGroupVectors == vectors;
+      const int64_t bytes = run_bytes(masks + 2 * v, is_last);
+      __builtin_memset(out, 0x88, static_cast<size_t>(bytes) + 64);
+      write_nibbles(codes + v * 64, masks + 2 * v, false, out);
+      const int64_t next = v + kGroupVectors;
+      if (!is_last) write_nibbles(codes + next * 64, masks + 2 * next, true, out);
+      out += bytes;
     }
   } else if (format.values == Values::kInt8) {
     for (int64_t v = 0; v < vectors; ++v) {
@@ -301,8 +327,9 @@ void mark_row(DType dtype, Values values, const uint8_t* row, int64_t cols, uint
 int64_t stored_bytes(Values values, const uint32_t* masks, int64_t vectors) {
   int64_t total = 0;
   if (values == Values::kInt4) {
-    for (int64_t v = 0; v < vectors; v += 2)
-      total += std::max(std::popcount(mask64(masks + 2 * v)), std::popcount(mask64(masks + 2 * v + 2)));
+    for (int64_t v = 0; v < vectors; v += 2 * kGroupVectors) {
+      total += run_bytes(masks + 2 * v, v + kGroupVectors == vectors);
+    }
     return total;
   }
   const int64_t words = values == Values::kInt8 ? 2 * vectors : vectors;

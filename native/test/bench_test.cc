@@ -55,9 +55,10 @@ TEST_CASE("random matrices have the zeros of their format and values all over") 
   const uint32_t seed = test::fresh_seed();
   constexpr int64_t kRows = 200;
   constexpr int64_t kCols = 512;
-  for (const Format format : {Format{Storage::kDense, Values::kBf16}, Format{Storage::kBitmap, Values::kBf16},
-                              Format{Storage::kNm, Values::kBf16, 2, 4}, Format{Storage::kNm, Values::kBf16, 1, 8},
-                              Format{Storage::kNm, Values::kBf16, 16, 32}}) {
+  for (const Format format :
+       {Format{Storage::kDense, Values::kBf16}, Format{Storage::kBitmap, Values::kBf16},
+        Format{Storage::kNm, Values::kBf16, 2, 4}, Format{Storage::kNm, Values::kBf16, 1, 8},
+        Format{Storage::kNm, Values::kBf16, 16, 32}, Format{Storage::kNm, Values::kBf16, 32, 64}}) {
     CAPTURE(format.name());
     const Result<PackedMatrix> matrix = random_matrix(pool, format, kRows, kCols, 0.7, seed);
     REQUIRE(matrix.is_ok());

@@ -51,8 +51,9 @@ std::vector<float> multiply(const CpuKernels& kernels, const PackedMatrix& weigh
 std::vector<Format> formats_for(const CpuKernels& kernels, int64_t cols) {
   std::vector<Format> result;
   for (const Values values : {Values::kBf16, Values::kF32, Values::kInt8, Values::kInt4}) {
-    for (const Format format : {Format{Storage::kDense, values}, Format{Storage::kBitmap, values},
-                                Format{Storage::kNm, values, 2, 4}, Format{Storage::kNm, values, 8, 16}}) {
+    for (const Format format :
+         {Format{Storage::kDense, values}, Format{Storage::kBitmap, values}, Format{Storage::kNm, values, 2, 4},
+          Format{Storage::kNm, values, 8, 16}, Format{Storage::kNm, values, 32, 64}}) {
       if (format_exists(format, cols) && kernels.takes(format)) result.push_back(format);
     }
   }
@@ -78,7 +79,8 @@ TEST_CASE(
 TEST_CASE("every product agrees with float64 on every instruction set") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
-    for (const auto& shape : {std::pair<int64_t, int64_t>{16, 64}, {33, 288}, {200, 96}, {7, 1024}, {20, 130}}) {
+    for (const auto& shape :
+         {std::pair<int64_t, int64_t>{16, 64}, {33, 288}, {200, 96}, {7, 1024}, {20, 130}, {18, 320}}) {
       const int64_t rows = shape.first;
       const int64_t cols = shape.second;
       for (const Format& format : formats_for(*kernels, cols)) {
@@ -148,7 +150,8 @@ TEST_CASE("sparse products give the bits of the dense product with zeros in plac
         const std::vector<float> weights = test::sparse_weights(random, 50, 192, {Storage::kNm, values, 2, 4});
         const std::vector<float> dense =
             multiply(*kernels, test::pack(weights, 50, 192, {Storage::kDense, values}), in);
-        for (const Format format : {Format{Storage::kBitmap, values}, Format{Storage::kNm, values, 2, 4}}) {
+        for (const Format format : {Format{Storage::kBitmap, values}, Format{Storage::kNm, values, 2, 4},
+                                    Format{Storage::kNm, values, 32, 64}}) {
           if (kernels->takes(format)) CHECK(multiply(*kernels, test::pack(weights, 50, 192, format), in) == dense);
         }
       }

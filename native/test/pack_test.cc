@@ -109,23 +109,26 @@ Parts reference(const Format& format, int64_t padded, const std::vector<float>& 
     parts.masks.resize(static_cast<size_t>(size / lanes * (lanes == 64 && format.values != Values::kF32 ? 2 : 1)));
     for (size_t i = 0; i < stored.size(); ++i) parts.masks[i / 32] |= static_cast<uint32_t>(stored[i]) << (i % 32);
   }
-  const auto kept = [&](int64_t vector) {
+  const auto kept = [&](int64_t first, int64_t count) {
     std::vector<uint32_t> list;
-    for (auto i = static_cast<size_t>(vector * lanes); i < static_cast<size_t>((vector + 1) * lanes); ++i) {
+    for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(std::min(first + count, size)); ++i) {
       if (stored[i]) list.push_back(codes[i]);
     }
     return list;
   };
-  for (int64_t v = 0; v < size / lanes; ++v) {
-    std::vector<uint32_t> list = kept(v);
-    if (format.values == Values::kInt4) {
-      std::vector<uint32_t> low = kept(++v);
-      const size_t bytes = std::max(list.size(), low.size());
-      list.resize(bytes, 8);
-      low.resize(bytes, 8);
-      for (size_t i = 0; i < bytes; ++i) parts.elements.push_back(static_cast<uint8_t>(list[i] << 4 | low[i]));
-      continue;
-    }
+  // Of int4, a dense vector of 64 elements shares bytes with the next, a sparse group of 1024 with the next one, if
+  // there is one.
+  const int64_t sharing = format.storage == Storage::kDense ? lanes : 1024;
+  for (int64_t i = 0; format.values == Values::kInt4 && i < size; i += 2 * sharing) {
+    std::vector<uint32_t> high = kept(i, sharing);
+    std::vector<uint32_t> low = kept(i + sharing, sharing);
+    const size_t bytes = std::max(high.size(), low.size());
+    high.resize(bytes, 8);
+    low.resize(bytes, 8);
+    for (size_t k = 0; k < bytes; ++k) parts.elements.push_back(static_cast<uint8_t>(high[k] << 4 | low[k]));
+  }
+  for (int64_t v = 0; format.values != Values::kInt4 && v < size / lanes; ++v) {
+    const std::vector<uint32_t> list = kept(v * lanes, lanes);
     const int bytes = format.values == Values::kF32 ? 4 : format.values == Values::kBf16 ? 2 : 1;
     for (const uint32_t code : list) {
       for (int i = 0; i < bytes; ++i) parts.elements.push_back(static_cast<uint8_t>(code >> (8 * i)));
@@ -174,9 +177,10 @@ std::vector<float> awkward_weights(std::mt19937& random, int64_t rows, int64_t c
 std::vector<Format> formats_for(int64_t cols) {
   std::vector<Format> result;
   for (const Values values : {Values::kBf16, Values::kF32, Values::kInt8, Values::kInt4}) {
-    for (const Format format : {Format{Storage::kDense, values}, Format{Storage::kBitmap, values},
-                                Format{Storage::kNm, values, 2, 4}, Format{Storage::kNm, values, 4, 8},
-                                Format{Storage::kNm, values, 16, 32}, Format{Storage::kNm, values, 2, 6}}) {
+    for (const Format format :
+         {Format{Storage::kDense, values}, Format{Storage::kBitmap, values}, Format{Storage::kNm, values, 2, 4},
+          Format{Storage::kNm, values, 4, 8}, Format{Storage::kNm, values, 16, 32}, Format{Storage::kNm, values, 2, 6},
+          Format{Storage::kNm, values, 32, 64}, Format{Storage::kNm, values, 5, 64}}) {
       if (format_exists(format, cols)) result.push_back(format);
     }
   }
@@ -187,7 +191,7 @@ struct Shape {
   int64_t rows;
   int64_t cols;
 };
-constexpr Shape kShapes[] = {{16, 64}, {1, 64}, {17, 96}, {20, 288}, {33, 4}, {5, 130}, {18, 7}, {4, 320}};
+constexpr Shape kShapes[] = {{16, 64}, {1, 64}, {17, 96}, {20, 288}, {33, 4}, {5, 130}, {18, 7}, {4, 320}, {35, 256}};
 
 }  // namespace
 

@@ -1,4 +1,5 @@
-// AVX-512 with VBMI2 and VNNI (compiled with those flags).
+#define HIAND
+// AVX-512 with VBMI2, VNNI and GFNI (compiled with those flags).
 #include <immintrin.h>
 
 #include "kernels/cpu/kernels.h"
@@ -29,11 +30,13 @@ ESPALIER_INLINE Vu expand8(uint64_t mask, const uint8_t* bytes) {
   return reinterpret_cast<Vu>(_mm512_mask_expand_epi8(zero, mask, _mm512_loadu_si512(bytes)));
 }
 
-ESPALIER_INLINE Vu expand_nibbles(uint64_t mask, const uint8_t* bytes, bool low) {
+ESPALIER_INLINE Vu expand_nibbles(uint64_t mask, const uint8_t* bytes, int shift) {
   const __m512i zero = _mm512_set1_epi8(static_cast<char>(0x80));
   const __m512i loaded = _mm512_loadu_si512(bytes);
-  const __m512i nibbles =
-      _mm512_and_si512(low ? _mm512_slli_epi16(loaded, 4) : loaded, _mm512_set1_epi8(static_cast<char>(0xf0)));
+  // A matrix of bits that puts bits 0 to 3 of a byte in the places of 4 to 7, and zeros in theirs.
+  const __m512i raise = _mm512_set1_epi64(0x01020408);
+  const __m512i nibbles = shift == 0 ? _mm512_and_si512(loaded, _mm512_set1_epi8(static_cast<char>(0xf0)))
+                                     : _mm512_gf2p8affine_epi64_epi8(loaded, raise, 0);
   return reinterpret_cast<Vu>(_mm512_mask_expand_epi8(zero, mask, nibbles));
 }
 

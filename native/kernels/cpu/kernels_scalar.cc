@@ -47,11 +47,11 @@ ESPALIER_INLINE Vu expand8(uint64_t mask, const uint8_t* bytes) {
   return v;
 }
 
-ESPALIER_INLINE Vu expand_nibbles(uint64_t mask, const uint8_t* bytes, bool low) {
+ESPALIER_INLINE Vu expand_nibbles(uint64_t mask, const uint8_t* bytes, int shift) {
   uint8_t lanes[64];
   for (int i = 0; i < 64; ++i) {
     const bool kept = ((mask >> i) & 1u) != 0;
-    lanes[i] = kept ? static_cast<uint8_t>(low ? *bytes << 4 : *bytes & 0xf0) : 128;
+    lanes[i] = kept ? static_cast<uint8_t>(*bytes << shift & 0xf0) : 128;
     bytes += kept;
   }
   Vu v;

@@ -16,9 +16,11 @@ namespace {
 
 inline constexpr int kPairs = kGroup / 8;  // pairs of vectors in a group
 
-// Sources give the next two vectors as bytes q + 128 (int8) or 16 q + 128 (int4); `pair` counts within a group.
+// Sources give the next two vectors as bytes q + 128 (int8) or 16 q + 128 (int4); `pair` counts within a group. The
+// loop takes `kRunGroups` of them at a time, so that which of them it is in is known to the compiler.
 struct DenseInt8 {
   static constexpr float kFactor = 1;
+  static constexpr int64_t kRunGroups = 1;
   const uint8_t* bytes;
 
   ESPALIER_INLINE void next(Vu& a, Vu& b, int) {
@@ -40,6 +42,7 @@ ESPALIER_INLINE Vu low_nibbles(Vu v) { return (v << 4) & 0xf0f0f0f0u; }
 
 struct DenseInt4 {
   static constexpr float kFactor = 1.0f / 16;
+  static constexpr int64_t kRunGroups = 1;
   const uint8_t* bytes;
 
   ESPALIER_INLINE void next(Vu& a, Vu& b, int) {
@@ -57,7 +60,7 @@ ESPALIER_INLINE void multiply_tile_int(Source source, const uint16_t* scales, in
   // One token alone would wait for each dot: its sum runs in several chains.
   constexpr int kChains = T == 1 ? 4 : T == 2 ? 2 : 1;
   Vf total[T] = {};
-  for (int64_t g = 0; g < x.groups; ++g) {
+  const auto add_group = [&](int64_t g) __attribute__((always_inline)) {
     Vi sums[T][kChains];
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
@@ -86,7 +89,13 @@ ESPALIER_INLINE void multiply_tile_int(Source source, const uint16_t* scales, in
       for (int c = 1; c < kChains; ++c) sum += sums[t][c];
       total[t] += to_floats(sum) * (scale * (x.scales[(first + t) * x.groups + g] * Source::kFactor));
     }
+  };
+  int64_t group = 0;
+  for (; group + Source::kRunGroups <= x.groups; group += Source::kRunGroups) {
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < Source::kRunGroups; ++i) add_group(group + i);
   }
+  if (group < x.groups) add_group(group);
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) store_rows(y + t * y_stride, rows, total[t]);
 }
