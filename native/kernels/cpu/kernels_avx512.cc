@@ -1,4 +1,3 @@
-#define HIAND
 // AVX-512 with VBMI2, VNNI and GFNI (compiled with those flags).
 #include <immintrin.h>
 
