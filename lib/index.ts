@@ -18,6 +18,7 @@ export { type PruneOptions, type PruneResult, prune } from './prune/prune.ts';
 export { type Recipe, type RecipeOptions, readRecipe } from './prune/recipe.ts';
 export type { ExpertReport, LayerReport, SparsityCount } from './prune/report.ts';
 export { type Inspection, type InspectOptions, inspect, type LayerInspection } from './report/inspect.ts';
+export type { ActivationType } from './runtime/activations.ts';
 export type { GeneratedPiece, GenerateOptions, Prompt } from './runtime/generate.ts';
 export type { KvCacheType } from './runtime/kv-cache.ts';
 export { type LoadOptions, Model } from './runtime/model.ts';

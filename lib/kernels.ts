@@ -5,6 +5,7 @@
 import { EspalierError } from './errors.ts';
 import { callNative, type NativeFormat, type NativeMatrix, type NativeMatrixInfo, native } from './native.ts';
 import { checkSparsity, nativeBudget, parsePattern } from './prune/budget.ts';
+import { type ActivationType, checkActivations } from './runtime/activations.ts';
 
 /** Which elements are stored: `auto` by the zeros, or by name; `N:M` needs an even M that divides the columns. */
 export type MatrixFormat = 'auto' | 'dense' | 'bitmap' | `${number}:${number}`;
@@ -25,6 +26,11 @@ export interface RandomMatrixOptions extends PackOptions {
   sparsity?: number | undefined;
   /** An integer; its lowest 32 bits count. @default 0 */
   seed?: number | undefined;
+}
+
+export interface MultiplyOptions {
+  /** How bf16 weights see `x`. @default 'float32' */
+  activations?: ActivationType | undefined;
 }
 
 /** A weight matrix `[rows, cols]` packed as the engine runs it. */
@@ -78,8 +84,14 @@ export class SparseMatrix implements Disposable {
   /**
    * y = x Wᵀ: `x` is `[tokens, cols]`, the result `[tokens, rows]`, float32 accumulation. Pass `out` to reuse its memory.
    */
-  multiply(x: Float32Array, out = new Float32Array((x.length / this.cols) * this.rows)): Float32Array {
-    callNative(() => native().matrixMultiply(this.#matrix, x, x.length / this.cols, out));
+  multiply(
+    x: Float32Array,
+    out = new Float32Array((x.length / this.cols) * this.rows),
+    options: MultiplyOptions = {},
+  ): Float32Array {
+    const { activations = 'float32' } = options;
+    checkActivations(activations);
+    callNative(() => native().matrixMultiply(this.#matrix, x, x.length / this.cols, out, activations));
     return out;
   }
 
@@ -130,6 +142,14 @@ export function readCeiling({ bytes, threads = 0 }: ReadCeilingOptions): number 
     throw new EspalierError('USAGE', `bytes must be a positive integer; found ${bytes}`, { field: 'bytes' });
   }
   return callNative(() => native().readCeiling(bytes, threads));
+}
+
+/**
+ * bf16 operations a second of the processor's matrix units on numbers that stay in their registers, a multiplication and
+ * an addition being two; 0 where there are none. What large batches with bf16 activations can be held against.
+ */
+export function matrixUnitPeak({ threads = 0 }: { threads?: number | undefined } = {}): number {
+  return callNative(() => native().tilePeak(threads));
 }
 
 /** Names and defaults are those of transformers' configurations (`num_experts_per_tok` is `topK`). */

@@ -59,6 +59,9 @@ export type NativeEngine = { readonly [engineBrand]: true };
 
 export type NativePrecision = 'source' | 'bf16' | 'int8' | 'int4';
 
+/** How bf16 weights see their inputs. */
+export type NativeActivations = 'float32' | 'bf16';
+
 export interface NativeEngineOptions {
   /** 0: one for each core. */
   readonly threads: number;
@@ -70,6 +73,7 @@ export interface NativeEngineOptions {
   readonly rest: NativePrecision;
   readonly kvBlocks: number;
   readonly kvCache: 'float32' | 'bf16' | 'int8';
+  readonly activations: NativeActivations;
 }
 
 export interface NativeSlice {
@@ -254,7 +258,13 @@ export interface NativeAddon {
     seed: number,
     threads: number,
   ): NativeMatrix;
-  matrixMultiply(matrix: NativeMatrix, x: Float32Array, tokens: number, out: Float32Array): void;
+  matrixMultiply(
+    matrix: NativeMatrix,
+    x: Float32Array,
+    tokens: number,
+    out: Float32Array,
+    activations: NativeActivations,
+  ): void;
   matrixUnpack(matrix: NativeMatrix): Float32Array;
   matrixInfo(matrix: NativeMatrix): NativeMatrixInfo;
   matrixDispose(matrix: NativeMatrix): void;
@@ -262,6 +272,8 @@ export interface NativeAddon {
   formatSupport(format: NativeFormat, cols: number): 'taken' | 'expanded' | 'impossible';
   /** Bytes a second. */
   readCeiling(bytes: number, threads: number): number;
+  /** bf16 operations a second of the matrix units, 0 without them. */
+  tilePeak(threads: number): number;
   route(
     logits: Float32Array,
     tokens: number,

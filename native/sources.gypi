@@ -19,10 +19,12 @@
       "native/sparse/packed_matrix.cc",
       "native/sparse/random_matrix.cc",
       "native/kernels/cpu/kernels.cc",
+      "native/kernels/cpu/tile_peak.cc",
       "native/kernels/cpu/kernels_scalar.cc",
       "native/moe/router.cc",
       "native/engine/weight_ref.cc",
       "native/engine/packed_weight.cc",
+      "native/engine/inputs.cc",
       "native/engine/linear.cc",
       "native/engine/batch.cc",
       "native/engine/attend.cc",
@@ -50,6 +52,7 @@
     ],
     "avx512_sources": [
       "native/kernels/cpu/kernels_avx512.cc",
+      "native/kernels/cpu/kernels_amx.cc",
       "native/sparse/tile_packer_avx512.cc",
       "native/prune/panel_kernels_avx512.cc"
     ],

@@ -6,7 +6,8 @@ import type { KernelBenchReport, KernelBenchRow } from './kernels.ts';
 type Shown = readonly [title: string, of: (row: KernelBenchRow) => string];
 
 /** A line on the machine and the sizes, then a row for each measurement; columns that would not vary are left out. */
-export function describeKernelBench({ processor, isa, threads, rows, skipped }: KernelBenchReport): string {
+export function describeKernelBench(report: KernelBenchReport): string {
+  const { processor, isa, threads, rows, skipped, activations, matrixUnitGigaflopsPerSecond: peak } = report;
   const sizes = [...new Set(rows.map(describeSize))];
   const batches = new Set(rows.map(({ batch }) => batch));
   const columns: Shown[] = [
@@ -24,6 +25,13 @@ export function describeKernelBench({ processor, isa, threads, rows, skipped }: 
       'GFLOP/s',
       ({ denseGigaflopsPerSecond }) => denseGigaflopsPerSecond.toFixed(0),
     ]),
+    ...when(
+      rows.some((row) => row.fractionOfMatrixUnitPeak !== null),
+      [
+        'of matrix unit',
+        (row) => (row.fractionOfMatrixUnitPeak === null ? '–' : formatPercent(row.fractionOfMatrixUnitPeak, 0)),
+      ],
+    ),
   ];
   const table = formatTable(
     columns.map(([title]): Column => ({ title, align: title === 'format' ? 'left' : 'right' })),
@@ -31,7 +39,8 @@ export function describeKernelBench({ processor, isa, threads, rows, skipped }: 
   );
   const batch = batches.size === 1 ? `, batch ${[...batches][0]}` : '';
   return [
-    `${processor}, ${isa}, ${threads} threads; ${sizes.join(', ')}${batch}`,
+    `${processor}, ${isa}, ${threads} threads; ${sizes.join(', ')}${batch}, activations ${activations}` +
+      (peak === null ? '' : `; matrix units ${peak.toFixed(0)} GFLOP/s`),
     '',
     table,
     ...skipped.map(({ format, reason }) => `${format}: not measured, ${reason}`),

@@ -3,8 +3,9 @@ import { freemem } from 'node:os';
 import { setImmediate } from 'node:timers/promises';
 import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
-import { formatSupport, readCeiling, SparseMatrix } from '../kernels.ts';
+import { formatSupport, matrixUnitPeak, readCeiling, SparseMatrix } from '../kernels.ts';
 import { formatBytes } from '../report/format.ts';
+import type { ActivationType } from '../runtime/activations.ts';
 import { type BenchFormat, defaultFormats, formatName, type MatrixSize } from './lists.ts';
 import { describeMachine, type Machine, measure } from './measure.ts';
 
@@ -24,6 +25,8 @@ export interface KernelBenchOptions {
    * take turns, at least one and at most 4096. Below the size of the caches it measures the caches. @default 1.5
    */
   gigabytes?: number | undefined;
+  /** How bf16 weights see their inputs. @default 'float32' */
+  activations?: ActivationType | undefined;
   /** Fraction of zeros in `bitmap`, between 0 and 1. @default 0.5 */
   sparsity?: number | undefined;
   /** 0: one for each core. @default 0 */
@@ -61,11 +64,16 @@ export interface KernelBenchRow {
   readonly timesIdealDenseBf16: number;
   /** 2 · rows · cols · batch by time: zeros count as the dense product would have multiplied them. */
   readonly denseGigaflopsPerSecond: number;
+  /** Of the bf16 peak of the matrix units; null for other values, with float32 activations and where there are none. */
+  readonly fractionOfMatrixUnitPeak: number | null;
 }
 
 export interface KernelBenchReport extends Machine {
   readonly gigabytes: number;
   readonly sparsity: number;
+  readonly activations: ActivationType;
+  /** Measured in this run; null where there are none. */
+  readonly matrixUnitGigaflopsPerSecond: number | null;
   readonly rows: readonly KernelBenchRow[];
   /** Formats of the default list that were left out. */
   readonly skipped: readonly { readonly format: string; readonly cols: number; readonly reason: string }[];
@@ -80,7 +88,7 @@ const denseBits = { bf16: 16, f32: 32, int8: 8.25, int4: 4.25 };
 /** Measures every format at every size and batch. Throws `USAGE`, `OUT_OF_MEMORY`, `ABORTED`. */
 export async function benchKernels(options: KernelBenchOptions = {}): Promise<KernelBenchReport> {
   const { formats = defaultFormats, batch = [1], gigabytes = 1.5, sparsity = 0.5, threads = 0 } = options;
-  const { seed = 0, signal, onProgress } = options;
+  const { activations = 'float32', seed = 0, signal, onProgress } = options;
   if (!(gigabytes > 0 && gigabytes <= 1e6)) {
     throw new EspalierError('USAGE', `gigabytes must lie above 0 and be at most 1000000; found ${gigabytes}`, {
       field: 'gigabytes',
@@ -99,6 +107,7 @@ export async function benchKernels(options: KernelBenchOptions = {}): Promise<Ke
     }
   }
   for (const { size, format, matrices } of work) checkMemory(size, format, matrices);
+  const peak = matrixUnitPeak({ threads });
 
   const rows: KernelBenchRow[] = [];
   for (const [i, { size, format, matrices }] of work.entries()) {
@@ -106,12 +115,14 @@ export async function benchKernels(options: KernelBenchOptions = {}): Promise<Ke
     // Lets signals through and the progress bar be drawn: what follows holds this thread.
     await setImmediate();
     throwIfAborted(signal);
-    rows.push(...measureFormat(size, format, matrices, { batch, sparsity, threads, seed }));
+    rows.push(...measureFormat(size, format, matrices, { batch, sparsity, activations, peak, threads, seed }));
   }
   return {
     ...describeMachine(threads),
     gigabytes,
     sparsity,
+    activations,
+    matrixUnitGigaflopsPerSecond: peak === 0 ? null : peak / 1e9,
     rows: rows.map((row) => ({ ...row, timesDense: timesDense(row, rows) })),
     skipped,
   };
@@ -120,13 +131,16 @@ export async function benchKernels(options: KernelBenchOptions = {}): Promise<Ke
 interface Settings {
   readonly batch: readonly number[];
   readonly sparsity: number;
+  readonly activations: ActivationType;
+  readonly peak: number;
   readonly threads: number;
   readonly seed: number;
 }
 
 function measureFormat(size: MatrixSize, format: BenchFormat, count: number, settings: Settings): KernelBenchRow[] {
   const { rows, cols } = size;
-  const { batch, sparsity, threads, seed } = settings;
+  const { batch, sparsity, activations, peak, threads, seed } = settings;
+  const onMatrixUnits = peak > 0 && activations === 'bf16' && format.values === 'bf16';
   const matrices: SparseMatrix[] = [];
   try {
     for (let i = 0; i < count; i++) {
@@ -138,12 +152,13 @@ function measureFormat(size: MatrixSize, format: BenchFormat, count: number, set
       const x = Float32Array.from({ length: tokens * cols }, (_, i) => Math.sin(i));
       const y = new Float32Array(tokens * rows);
       return measure(() => {
-        for (const matrix of matrices) matrix.multiply(x, y);
+        for (const matrix of matrices) matrix.multiply(x, y, { activations });
       });
     });
     const ceiling = Math.max(before, readCeiling({ bytes: bytes * count, threads }));
     return timings.map(({ seconds: all, samples }, i) => {
       const seconds = all / count;
+      const flops = (2 * rows * cols * batch[i]!) / seconds;
       return {
         format: formatName(format),
         rows,
@@ -159,7 +174,8 @@ function measureFormat(size: MatrixSize, format: BenchFormat, count: number, set
         fractionOfCeiling: bytes / seconds / ceiling,
         timesDense: null,
         timesIdealDenseBf16: (rows * cols * 2) / ceiling / seconds,
-        denseGigaflopsPerSecond: (2 * rows * cols * batch[i]!) / seconds / 1e9,
+        denseGigaflopsPerSecond: flops / 1e9,
+        fractionOfMatrixUnitPeak: onMatrixUnits ? flops / peak : null,
       };
     });
   } finally {

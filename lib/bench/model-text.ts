@@ -6,7 +6,7 @@ import type { ModelBenchReport } from './model.ts';
 
 /** A line on the machine, then a row for each model and batch size. */
 export function describeModelBench(report: ModelBenchReport): string {
-  const { processor, isa, threads, promptTokens, decodeSteps, kvCache, models } = report;
+  const { processor, isa, threads, promptTokens, decodeSteps, kvCache, activations, models } = report;
   const titles = ['model', 'weights', 'experts as', 'load s', 'MB/token', 'prefill tok/s', 'batch', 'decode tok/s'];
   const columns = [...titles, 'ms/step', 'GB/s', 'of ceiling', ...(models.length > 1 ? ['× first'] : [])];
   const rows = models.flatMap((of) =>
@@ -32,7 +32,7 @@ export function describeModelBench(report: ModelBenchReport): string {
   );
   const ceilings = models.map(({ ceilingGigabytesPerSecond }) => ceilingGigabytesPerSecond.toFixed(1)).join(', ');
   return [
-    `${processor}, ${isa}, ${threads} threads; KV cache ${kvCache}, prompt ${promptTokens}, ${decodeSteps} decode steps; ` +
+    `${processor}, ${isa}, ${threads} threads; activations ${activations}, KV cache ${kvCache}, prompt ${promptTokens}, ${decodeSteps} decode steps; ` +
       `read ceiling ${ceilings} GB/s`,
     '',
     formatTable(

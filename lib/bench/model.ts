@@ -2,6 +2,7 @@
 import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
 import { readCeiling } from '../kernels.ts';
+import type { ActivationType } from '../runtime/activations.ts';
 import { KV_BLOCK, KvSequence } from '../runtime/kv-blocks.ts';
 import type { KvCacheType } from '../runtime/kv-cache.ts';
 import { Model } from '../runtime/model.ts';
@@ -19,6 +20,8 @@ export interface ModelBenchOptions {
   tokens?: number | undefined;
   /** What the KV caches hold keys and values as. @default 'float32' */
   kvCache?: KvCacheType | undefined;
+  /** How bf16 weights see their inputs. @default 'float32' */
+  activations?: ActivationType | undefined;
   /** 0: one for each core. @default 0 */
   threads?: number | undefined;
   /** Of the prompts. @default 0 */
@@ -65,6 +68,7 @@ export interface ModelBenchReport extends Machine {
   readonly decodeSteps: number;
   /** What the KV caches held keys and values as. */
   readonly kvCache: KvCacheType;
+  readonly activations: ActivationType;
   readonly models: readonly ModelFigures[];
 }
 
@@ -85,6 +89,7 @@ export async function benchModels(options: ModelBenchOptions): Promise<ModelBenc
     threads = 0,
     seed = 0,
     kvCache = 'float32',
+    activations = 'float32',
     signal,
   } = options;
   const largest = Math.max(...batch);
@@ -105,6 +110,7 @@ export async function benchModels(options: ModelBenchOptions): Promise<ModelBenc
         weights,
         kvTokens,
         kvCache,
+        activations,
         signal,
         onWarning: options.onWarning,
       });
@@ -135,6 +141,7 @@ export async function benchModels(options: ModelBenchOptions): Promise<ModelBenc
     promptTokens: prompt,
     decodeSteps: tokens,
     kvCache,
+    activations,
     models: runs.map((run) => run.figures(batch, first)),
   };
 }

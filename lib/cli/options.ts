@@ -1,5 +1,6 @@
 /** Options that several commands share, and the strict reading of their values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type ActivationType, activationTypes } from '../runtime/activations.ts';
 import { type KvCacheType, kvCacheTypes } from '../runtime/kv-cache.ts';
 import { parseWeights, precisions, type Weights } from '../runtime/weights.ts';
 
@@ -36,14 +37,25 @@ export function addGlobalOptions(
     .option('--quiet', 'no progress and notes');
 }
 
-export interface KvCacheOptions {
+export interface ArithmeticOptions {
   kvCache: KvCacheType;
+  activations: ActivationType;
 }
 
-/** `--kv-cache` of the commands that run a model over a context. */
-export function kvCacheOption(): Option {
-  return new Option('--kv-cache <type>', 'what the cache holds keys and values as')
-    .choices(kvCacheTypes)
+/** What the commands that run a model may compute with. */
+export function addArithmeticOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option('--kv-cache <type>', 'what the cache holds keys and values as')
+        .choices(kvCacheTypes)
+        .default('float32'),
+    )
+    .addOption(activationsOption());
+}
+
+export function activationsOption(): Option {
+  return new Option('--activations <type>', 'how bf16 weights see their inputs; bf16 is faster with long prompts')
+    .choices(activationTypes)
     .default('float32');
 }
 

@@ -3,6 +3,7 @@ import { evaluationWindows, requireInteger } from '../calibration/sequences.ts';
 import { loadTokens, type TokenSource } from '../calibration/token-source.ts';
 import { openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { describeModel } from '../models/registry.ts';
+import type { ActivationType } from '../runtime/activations.ts';
 import type { KvCacheType } from '../runtime/kv-cache.ts';
 import { Model } from '../runtime/model.ts';
 import type { Weights } from '../runtime/weights.ts';
@@ -23,6 +24,8 @@ export interface PerplexityOptions {
   weights?: Weights | undefined;
   /** When `model` is a folder: what the KV cache holds keys and values as. @default 'float32' */
   kvCache?: KvCacheType | undefined;
+  /** When `model` is a folder: how bf16 weights see their inputs. @default 'float32' */
+  activations?: ActivationType | undefined;
   signal?: AbortSignal | undefined;
   onProgress?:
     | ((progress: { readonly done: number; readonly total: number; readonly perplexity: number }) => void)
@@ -46,12 +49,12 @@ export interface PerplexityResult {
  * throws, `ABORTED`.
  */
 export async function perplexity(options: PerplexityOptions): Promise<PerplexityResult> {
-  const { model, threads, weights, kvCache, signal, onWarning } = options;
+  const { model, threads, weights, kvCache, activations, signal, onWarning } = options;
   const { sequenceLength = 2048 } = options;
   requireInteger('sequenceLength', sequenceLength, 2);
   if (typeof model !== 'string') return measure(model, options);
   const kvTokens = Math.max(BATCH_TOKENS, cacheTokens(Math.min(sequenceLength, contextOf(model))));
-  await using loaded = await Model.load(model, { threads, weights, kvCache, signal, onWarning, kvTokens });
+  await using loaded = await Model.load(model, { threads, weights, kvCache, activations, signal, onWarning, kvTokens });
   return await measure(loaded, options);
 }
 

@@ -15,6 +15,7 @@ import {
 } from '../native.ts';
 import { type ChatTemplate, loadChatTemplate } from '../tokenizer/chat-template.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { type ActivationType, checkActivations } from './activations.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
 import { checkKvCache, type KvCacheType } from './kv-cache.ts';
@@ -49,6 +50,11 @@ export interface LoadOptions {
    * different. @default 'float32'
    */
   kvCache?: KvCacheType | undefined;
+  /**
+   * How bf16 weights see their inputs. With `bf16` long prompts run several times as fast where the processor has matrix
+   * units, and results differ a little from float32's. @default 'float32'
+   */
+  activations?: ActivationType | undefined;
   /** Layers loaded, of how many. */
   onProgress?: ((done: number, total: number) => void) | undefined;
   onWarning?: ((message: string) => void) | undefined;
@@ -111,6 +117,7 @@ export class Model {
             ...weightsOf(checkpoint, options.weights),
             kvBlocks: kv.size,
             kvCache: options.kvCache ?? 'float32',
+            activations: options.activations ?? 'float32',
           },
           options.onProgress,
         ),
@@ -158,7 +165,8 @@ export class Model {
   }
 }
 
-function checkLoadOptions({ device = 'cpu', threads = 0, kvTokens, kvCache = 'float32' }: LoadOptions): void {
+function checkLoadOptions(options: LoadOptions): void {
+  const { device = 'cpu', threads = 0, kvTokens, kvCache = 'float32', activations = 'float32' } = options;
   if (device !== 'cpu') {
     throw new EspalierError('USAGE', `device must be cpu; found ${JSON.stringify(device)}`, { field: 'device' });
   }
@@ -175,6 +183,7 @@ function checkLoadOptions({ device = 'cpu', threads = 0, kvTokens, kvCache = 'fl
     throw new EspalierError('USAGE', `kvTokens must be a positive integer; found ${kvTokens}`, { field: 'kvTokens' });
   }
   checkKvCache(kvCache);
+  checkActivations(activations);
 }
 
 /** What the matrices become; a packed checkpoint has decided that. */

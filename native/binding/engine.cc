@@ -94,13 +94,15 @@ KvType read_kv_type(const Napi::Value& value) {
   return name == "bf16" ? KvType::kBf16 : name == "int8" ? KvType::kInt8 : KvType::kF32;
 }
 
-// engineLoad(spec, files, { threads, sparse, mapped, experts, rest, kvBlocks, kvCache }, onProgress?) → job of a handle
+// engineLoad(spec, files, { threads, sparse, mapped, experts, rest, kvBlocks, kvCache, activations }, onProgress?) →
+// job of a handle
 Napi::Value load(const Napi::CallbackInfo& info) {
   const Files files = read_files(info[1].As<Napi::Array>());
   const auto object = info[2].As<Napi::Object>();
   EngineOptions options;
   options.threads = object.Get("threads").As<Napi::Number>().Int32Value();
   options.kv_type = read_kv_type(object.Get("kvCache"));
+  options.activations = read_activations(object.Get("activations"));
   options.kv_blocks = object.Get("kvBlocks").As<Napi::Number>().Int64Value();
   const bool sparse = object.Get("sparse").ToBoolean().Value();
   const bool mapped = object.Get("mapped").ToBoolean().Value();

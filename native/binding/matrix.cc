@@ -7,6 +7,7 @@
 #include "core/read_ceiling.h"
 #include "engine/linear.h"
 #include "kernels/cpu/kernels.h"
+#include "kernels/cpu/tile_peak.h"
 #include "moe/router.h"
 #include "prune/mask.h"
 #include "prune/score.h"
@@ -110,7 +111,7 @@ Napi::Value make_random(const Napi::CallbackInfo& info) {
   return wrap(info.Env(), std::move(packed), std::move(pool));
 }
 
-// matrixMultiply(handle, x [tokens][cols], tokens, out [tokens][rows])
+// matrixMultiply(handle, x [tokens][cols], tokens, out [tokens][rows], activations)
 void multiply_matrix(const Napi::CallbackInfo& info) {
   const std::shared_ptr<Matrix> matrix = MatrixHandle::get(info[0]);
   const int64_t tokens = integer(info[2]);
@@ -119,7 +120,7 @@ void multiply_matrix(const Napi::CallbackInfo& info) {
   const Napi::Float32Array x = floats(info[1], tokens * cols, "x");
   Napi::Float32Array out = floats(info[3], tokens * rows, "out");
   const Product product{&matrix->linear, x.Data(), cols, tokens, out.Data(), rows};
-  multiply({*matrix->pool, cpu_kernels()}, std::span(&product, 1));
+  multiply({*matrix->pool, cpu_kernels(), read_activations(info[4])}, std::span(&product, 1));
 }
 
 Napi::Value unpack(const Napi::CallbackInfo& info) {
@@ -149,6 +150,11 @@ Napi::Value support(const Napi::CallbackInfo& info) {
                        : cpu_kernels().takes(format)            ? "taken"
                                                                 : "expanded";
   return Napi::String::New(info.Env(), answer);
+}
+
+// tilePeak(threads) → bf16 operations a second
+Napi::Value measure_peak(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), tile_peak(*read_pool(info[0])));
 }
 
 // readCeiling(bytes, threads) → bytes a second
@@ -231,6 +237,7 @@ void export_matrix(Napi::Env env, Napi::Object exports) {
               Napi::Function::New(env, [](const Napi::CallbackInfo& info) { MatrixHandle::dispose(info[0]); }));
   exports.Set("formatSupport", Napi::Function::New(env, support));
   exports.Set("readCeiling", Napi::Function::New(env, measure_ceiling));
+  exports.Set("tilePeak", Napi::Function::New(env, measure_peak));
   exports.Set("route", Napi::Function::New(env, route_tokens));
   exports.Set("scoreWeights", Napi::Function::New(env, score));
   exports.Set("selectMask", Napi::Function::New(env, select));

@@ -102,6 +102,10 @@ Precision read_precision(const Napi::Value& value) {
                           : Precision::kSource;
 }
 
+Activations read_activations(const Napi::Value& value) {
+  return value.As<Napi::String>().Utf8Value() == "bf16" ? Activations::kBf16 : Activations::kFloat32;
+}
+
 WeightRef read_weight(const Napi::Value& value, const Files& files) {
   WeightRef ref;
   if (value.IsUndefined()) return ref;

@@ -3,6 +3,7 @@
 
 #include <napi.h>
 
+#include "engine/inputs.h"
 #include "engine/spec.h"
 #include "engine/weight_policy.h"
 
@@ -13,6 +14,7 @@ using Files = std::vector<std::shared_ptr<MappedFile>>;
 
 Files read_files(const Napi::Array& files);
 Precision read_precision(const Napi::Value& value);
+Activations read_activations(const Napi::Value& value);
 WeightRef read_weight(const Napi::Value& value, const Files& files);
 // All but the bias.
 RouterOptions read_routing(const Napi::Object& object);

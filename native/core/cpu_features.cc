@@ -2,9 +2,12 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -33,6 +36,19 @@ bool has_f16c() {
   unsigned edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
+
+// The matrix unit: tiles with bf16 and int8 products, where the system lets this process use their registers.
+std::pair<bool, bool> has_amx() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & (1u << 24)) == 0) return {false, false};
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return {false, false};
+  return {(edx & (1u << 22)) != 0, (edx & (1u << 25)) != 0};
+}
 #endif
 
 CpuFeatures detect() {
@@ -53,6 +69,8 @@ CpuFeatures detect() {
       flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2")) &
       flag("avx512vnni", __builtin_cpu_supports("avx512vnni")) & flag("gfni", __builtin_cpu_supports("gfni"));
   if (avx2) features.best = avx512 ? Isa::kAvx512 : Isa::kAvx2;
+  const auto [amx_bf16, amx_int8] = has_amx();
+  if (flag("amx_bf16", amx_bf16) & flag("amx_int8", amx_int8) & avx512) features.best = Isa::kAmx;
 #elif defined(__aarch64__)
   if (flag("asimddp", (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0)) features.best = Isa::kNeon;
 #endif
@@ -85,6 +103,7 @@ const char* isa_name(Isa isa) {
     case Isa::kNeon: return "neon";
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
+    case Isa::kAmx: return "amx";
   }
   return "scalar";
 }

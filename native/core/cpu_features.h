@@ -6,11 +6,11 @@
 
 namespace espalier {
 
-enum class Isa { kScalar, kNeon, kAvx2, kAvx512 };
+enum class Isa { kScalar, kNeon, kAvx2, kAvx512, kAmx };
 
 // The levels of the architecture that this is built for, lowest first; a later one contains those before it.
 #if defined(__x86_64__)
-inline constexpr Isa kIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
+inline constexpr Isa kIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
 #elif defined(__aarch64__)
 inline constexpr Isa kIsas[] = {Isa::kScalar, Isa::kNeon};
 #else

@@ -23,6 +23,7 @@ Result<std::unique_ptr<Engine>> Engine::load(const ModelSpec& spec, const Engine
   engine->vocabulary_ = spec.vocabulary_size;
   engine->max_positions_ = spec.max_positions;
   engine->kv_blocks_ = options.kv_blocks;
+  engine->activations_ = options.activations;
   engine->norm_epsilon_ = spec.norm_epsilon;
   engine->rope_ = spec.rope;
 
@@ -131,7 +132,7 @@ void Engine::embed(const std::vector<int32_t>& tokens) {
 
 void Engine::answer(const StepRequest& request, StepResult& result) {
   const CpuKernels& kernels = cpu_kernels();
-  const Compute compute{*pool_, kernels};
+  const Compute compute{*pool_, kernels, activations_};
   // Requests one after the other in one list: logits, samples, scores.
   std::vector<int32_t> rows = request.logits;
   for (const SampleRequest& sample : request.samples) rows.push_back(sample.row);
@@ -173,7 +174,7 @@ void Engine::answer(const StepRequest& request, StepResult& result) {
 Result<StepResult> Engine::step(const StepRequest& request, const std::atomic<bool>* cancel) {
   ESPALIER_TRY(check(request));
   std::lock_guard lock(mutex_);
-  const Compute compute{*pool_, cpu_kernels()};
+  const Compute compute{*pool_, cpu_kernels(), activations_};
   embed(request.tokens);
   const RopeRows rope = RopeRows::compute(rope_, request.batch);
   for (size_t i = 0; i < layers_.size(); ++i) {

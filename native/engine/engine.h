@@ -19,6 +19,7 @@ struct EngineOptions {
   WeightPolicy rest;      // of attention, head, dense and shared parts; routers are never quantised
   int64_t kv_blocks = 0;  // blocks of kKvBlock tokens in the cache
   KvType kv_type = KvType::kF32;
+  Activations activations = Activations::kFloat32;
 };
 
 // A row of the batch whose logits the next token is drawn from.
@@ -84,6 +85,7 @@ class Engine {
   int64_t vocabulary_ = 0;
   int64_t max_positions_ = 0;
   int64_t kv_blocks_ = 0;
+  Activations activations_ = Activations::kFloat32;
   float norm_epsilon_ = 0;
   RopeSpec rope_;
   std::optional<HostMatrix> embedding_;

@@ -96,13 +96,12 @@ void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t ro
     }
   });
 
-  // Experts may differ in width: each has its own region of the activation buffers.
+  // Experts may differ in width: each has its own region of the activations.
   std::vector<int64_t> region(experts_.size() + 1, 0);
   for (size_t e = 0; e < experts_.size(); ++e) {
     region[e + 1] = region[e] + slots.count(static_cast<int64_t>(e)) * experts_[e].width();
   }
-  gate_.ensure(static_cast<size_t>(region.back()));
-  up_.ensure(static_cast<size_t>(region.back()));
+  activations_.ensure(static_cast<size_t>(region.back()));
   outputs_.ensure(static_cast<size_t>(slots.slots() * hidden));
 
   std::vector<Product> first;
@@ -113,15 +112,11 @@ void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t ro
     const Mlp& mlp = experts_[e];
     const int64_t slot = slots.first_slot[e];
     const float* input = inputs_.data() + slot * hidden;
-    first.push_back({&mlp.gate, input, hidden, count, gate_.data() + region[e], mlp.width()});
-    first.push_back({&mlp.up, input, hidden, count, up_.data() + region[e], mlp.width()});
-    second.push_back(
-        {&mlp.down, gate_.data() + region[e], mlp.width(), count, outputs_.data() + slot * hidden, hidden});
+    float* activation = activations_.data() + region[e];
+    first.push_back({&mlp.gate, input, hidden, count, activation, mlp.width(), &mlp.up});
+    second.push_back({&mlp.down, activation, mlp.width(), count, outputs_.data() + slot * hidden, hidden});
   }
   multiply(compute, first);
-  compute.pool.parallel_for(region.back(), 4096, [&](int64_t begin, int64_t end) {
-    compute.kernels.silu_multiply(gate_.data() + begin, up_.data() + begin, end - begin, gate_.data() + begin);
-  });
   multiply(compute, second);
 
   if (observer != nullptr && routed_) {
@@ -134,7 +129,7 @@ void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t ro
                            .width = experts_[e].width(),
                            .input = inputs_.data() + slot * hidden,
                            .gates = slots.gate.data() + slot,
-                           .activation = gate_.data() + region[e],
+                           .activation = activations_.data() + region[e],
                            .output = outputs_.data() + slot * hidden});
     }
   }

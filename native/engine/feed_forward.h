@@ -59,7 +59,7 @@ class FeedForwardPart {
   std::vector<int32_t> expert_of_row_;
   std::vector<float> output_gate_;
   std::vector<Mlp> experts_;
-  AlignedBuffer<float> logits_, inputs_, gate_, up_, outputs_;
+  AlignedBuffer<float> logits_, inputs_, activations_, outputs_;
 };
 
 }  // namespace espalier

@@ -1,7 +1,6 @@
 #include "engine/linear.h"
 
 #include <algorithm>
-#include <deque>
 
 #include "engine/packed_weight.h"
 
@@ -13,54 +12,59 @@ namespace {
 constexpr int64_t kLeastRangeBytes = 32 * 1024;
 constexpr int64_t kMostRangeBytes = 1024 * 1024;
 
-// Activations as int8, for the products that want them: one copy for all that read the same x.
-class QuantisedInputs {
- public:
-  QuantisedInputs(const Compute& compute, std::span<const Product> products) {
-    of_.resize(products.size(), -1);
-    for (size_t i = 0; i < products.size(); ++i) {
-      const Product& p = products[i];
-      if (p.tokens == 0 || !is_quantised(p.linear->weights.format().values)) continue;
-      for (size_t before = 0; before < i && of_[i] < 0; ++before) {
-        if (products[before].x == p.x && products[before].tokens == p.tokens) of_[i] = of_[before];
-      }
-      if (of_[i] >= 0) continue;
-      of_[i] = static_cast<int>(inputs_.size());
-      quantise(compute, p);
-    }
+// Tile rows of a range where tokens are many: enough to use what is in cache again, few enough to balance the threads.
+constexpr int64_t kMostTiledRows = 16;
+constexpr int64_t kManyTokens = 16;
+
+// A range's tile rows: by the bytes that it reads where reading bounds the products, else by count.
+int64_t range_tiles(const Compute& compute, int64_t tiles, int64_t bytes, int64_t tokens) {
+  const auto threads = static_cast<int64_t>(compute.pool.size());
+  if (tokens >= kManyTokens) return std::clamp<int64_t>(tiles / (threads * 8) / 2 * 2, 2, kMostTiledRows);
+  const int64_t range = std::clamp(bytes / (16 * threads), kLeastRangeBytes, kMostRangeBytes);
+  return std::clamp<int64_t>(tiles * range / std::max<int64_t>(bytes, 1), 1, tiles);
+}
+
+// y = x Wᵀ + bias for the tile rows [begin, end); y is the output of the first of their rows.
+void multiply_range(const Compute& compute, const Linear& linear, const Inputs::Form& input, int64_t begin, int64_t end,
+                    float* y, int64_t y_stride) {
+  const PackedMatrix& weights = linear.weights;
+  compute.kernels.matmul(weights.format())({.weights = weights,
+                                            .tile_begin = begin,
+                                            .tile_end = end,
+                                            .x = input.x,
+                                            .x_stride = input.x_stride,
+                                            .tiles = input.tiles,
+                                            .quantised = &input.quantised,
+                                            .tokens = input.tokens,
+                                            .y = y,
+                                            .y_stride = y_stride});
+  if (linear.bias.empty()) return;
+  const int64_t rows = std::min(end * kTileRows, weights.rows()) - begin * kTileRows;
+  const float* bias = linear.bias.data() + begin * kTileRows;
+  for (int64_t t = 0; t < input.tokens; ++t) {
+    for (int64_t r = 0; r < rows; ++r) y[t * y_stride + r] += bias[r];
   }
+}
 
-  const QuantisedRows* of(size_t product) const {
-    return of_[product] < 0 ? nullptr : &inputs_[static_cast<size_t>(of_[product])].rows;
-  }
-
- private:
-  struct Input {
-    AlignedBuffer<int8_t> q;
-    std::vector<float> scales;
-    std::vector<int32_t> sums;
-    QuantisedRows rows;
-  };
-
-  void quantise(const Compute& compute, const Product& p) {
-    Input& input = inputs_.emplace_back();
-    const int64_t groups = p.linear->weights.groups();
-    input.q.reset_uninitialised(static_cast<size_t>(p.tokens * groups * kGroup));
-    input.scales.resize(static_cast<size_t>(p.tokens * groups));
-    input.sums.resize(input.scales.size());
-    compute.pool.parallel_for(p.tokens, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        compute.kernels.quantise_row(p.x + t * p.x_stride, p.linear->weights.cols(),
-                                     input.q.data() + t * groups * kGroup, input.scales.data() + t * groups,
-                                     input.sums.data() + t * groups);
-      }
-    });
-    input.rows = {input.q.data(), input.scales.data(), input.sums.data(), groups};
-  }
-
-  std::vector<int> of_;
-  std::deque<Input> inputs_;  // stable addresses
+// What a product's matrices read.
+struct ProductInputs {
+  const Inputs::Form* linear = nullptr;
+  const Inputs::Form* up = nullptr;
 };
+
+void multiply_range(const Compute& compute, const Product& p, const ProductInputs& inputs, int64_t begin, int64_t end) {
+  float* y = p.y + begin * kTileRows;
+  multiply_range(compute, *p.linear, *inputs.linear, begin, end, y, p.y_stride);
+  if (p.up == nullptr) return;
+  const int64_t width = (end - begin) * kTileRows;
+  const int64_t rows = std::min(width, p.up->weights.rows() - begin * kTileRows);
+  thread_local AlignedBuffer<float> up;
+  up.ensure(static_cast<size_t>(p.tokens * width));
+  multiply_range(compute, *p.up, *inputs.up, begin, end, up.data(), width);
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    compute.kernels.silu_multiply(y + t * p.y_stride, up.data() + t * width, rows, y + t * p.y_stride);
+  }
+}
 
 }  // namespace
 
@@ -89,36 +93,31 @@ Result<Linear> Linear::from_floats(ThreadPool& pool, WeightPolicy policy, DType 
 
 void multiply(const Compute& compute, std::span<const Product> products) {
   std::vector<int64_t> first_tile(products.size() + 1, 0);
+  std::vector<ProductInputs> inputs(products.size());
+  Inputs forms(compute.pool, compute.kernels, compute.activations);
   int64_t bytes = 0;
+  int64_t tokens = 0;
   for (size_t i = 0; i < products.size(); ++i) {
-    const bool used = products[i].tokens > 0;
-    first_tile[i + 1] = first_tile[i] + (used ? products[i].linear->weights.tile_rows() : 0);
-    if (used) bytes += products[i].linear->weights.bytes() * std::min<int64_t>(products[i].tokens, 16);
+    const Product& p = products[i];
+    first_tile[i + 1] = first_tile[i];
+    if (p.tokens == 0) continue;
+    first_tile[i + 1] += p.linear->weights.tile_rows();
+    inputs[i].linear = &forms.form(p.linear->weights, p.x, p.x_stride, p.tokens);
+    bytes += p.linear->weights.bytes() * p.tokens;
+    tokens = std::max(tokens, p.tokens);
+    if (p.up == nullptr) continue;
+    inputs[i].up = &forms.form(p.up->weights, p.x, p.x_stride, p.tokens);
+    bytes += p.up->weights.bytes() * p.tokens;
   }
   const int64_t tiles = first_tile.back();
   if (tiles == 0) return;
-  const QuantisedInputs inputs(compute, products);
-  const int64_t range = std::clamp(bytes / (16 * compute.pool.size()), kLeastRangeBytes, kMostRangeBytes);
-  const int64_t grain = std::clamp<int64_t>(tiles * range / std::max<int64_t>(bytes, 1), 1, tiles);
-  compute.pool.parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
+  compute.pool.parallel_for(tiles, range_tiles(compute, tiles, bytes, tokens), [&](int64_t begin, int64_t end) {
     size_t i =
         static_cast<size_t>(std::upper_bound(first_tile.begin(), first_tile.end(), begin) - first_tile.begin()) - 1;
     for (; begin < end; ++i) {
       const int64_t stop = std::min(end, first_tile[i + 1]);
       if (stop <= begin) continue;
-      const Product& p = products[i];
-      const PackedMatrix& weights = p.linear->weights;
-      const int64_t tile = begin - first_tile[i];
-      const int64_t tile_end = stop - first_tile[i];
-      compute.kernels.matmul(weights.format())(
-          {weights, tile, tile_end, p.x, p.x_stride, inputs.of(i), p.tokens, p.y, p.y_stride});
-      if (!p.linear->bias.empty()) {
-        const int64_t row_end = std::min(tile_end * kTileRows, weights.rows());
-        for (int64_t t = 0; t < p.tokens; ++t) {
-          for (int64_t r = tile * kTileRows; r < row_end; ++r)
-            p.y[t * p.y_stride + r] += p.linear->bias[static_cast<size_t>(r)];
-        }
-      }
+      multiply_range(compute, products[i], inputs[i], begin - first_tile[i], stop - first_tile[i]);
       begin = stop;
     }
   });

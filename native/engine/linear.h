@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/thread_pool.h"
+#include "engine/inputs.h"
 #include "engine/weight_policy.h"
 #include "engine/weight_ref.h"
 #include "kernels/cpu/kernels.h"
@@ -16,6 +17,7 @@ namespace espalier {
 struct Compute {
   ThreadPool& pool;
   const CpuKernels& kernels;
+  Activations activations = Activations::kFloat32;
 };
 
 struct Linear {
@@ -29,7 +31,8 @@ struct Linear {
                                     const float* data);
 };
 
-// y = x Wᵀ + bias: x is [tokens][x_stride], y is [tokens][y_stride].
+// y = x Wᵀ + bias: x is [tokens][x_stride], y is [tokens][y_stride]. With `up`, of the same shape,
+// y = silu(x Wᵀ + bias) ⊙ (x upᵀ + its bias): the first half of a gated feed-forward layer.
 struct Product {
   const Linear* linear;
   const float* x;
@@ -37,6 +40,7 @@ struct Product {
   int64_t tokens;
   float* y;
   int64_t y_stride;
+  const Linear* up = nullptr;
 };
 
 // Runs independent products as one loop over all their tile rows, so that there is one barrier for all and the load is

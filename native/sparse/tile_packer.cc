@@ -9,7 +9,7 @@ const TilePacker* avx512_tile_packer();
 const TilePacker* tile_packer(Isa isa) {
   if (isa > cpu_features().best) return nullptr;
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512) return avx512_tile_packer();
+  if (isa >= Isa::kAvx512) return avx512_tile_packer();
   if (isa == Isa::kAvx2) return avx2_tile_packer();
 #endif
   return isa == Isa::kScalar ? scalar_tile_packer() : nullptr;

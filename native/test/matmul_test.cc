@@ -1,6 +1,9 @@
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
+#include "core/dtype.h"
 #include "kernel_sets.h"
 #include "packing.h"
 #include "test_main.h"
@@ -22,8 +25,9 @@ struct Inputs {
   Inputs(std::mt19937& random, const CpuKernels& kernels, int64_t count, int64_t width)
       : tokens(count), cols(width), x(test::normal_floats(random, static_cast<size_t>(count * width))) {
     const int64_t groups = (width + kGroup - 1) / kGroup;
-    q.resize(static_cast<size_t>(count * groups * kGroup));
-    scales.resize(static_cast<size_t>(count * groups));
+    const int64_t readable = (count + kTileTokens - 1) / kTileTokens * kTileTokens;
+    q.resize(static_cast<size_t>(readable * groups * kGroup));
+    scales.resize(static_cast<size_t>(readable * groups));
     sums.resize(scales.size());
     for (int64_t t = 0; t < count; ++t) {
       kernels.quantise_row(x.data() + t * width, width, q.data() + t * groups * kGroup, scales.data() + t * groups,
@@ -41,10 +45,19 @@ struct Inputs {
   }
 };
 
-std::vector<float> multiply(const CpuKernels& kernels, const PackedMatrix& weights, const Inputs& in) {
+std::vector<float> multiply(const CpuKernels& kernels, const PackedMatrix& weights, const Inputs& in,
+                            const uint16_t* tiles = nullptr) {
   std::vector<float> y(static_cast<size_t>(in.tokens * weights.rows()), std::nanf(""));
-  kernels.matmul(weights.format())(
-      {weights, 0, weights.tile_rows(), in.x.data(), in.cols, &in.rows, in.tokens, y.data(), weights.rows()});
+  kernels.matmul(weights.format())({.weights = weights,
+                                    .tile_begin = 0,
+                                    .tile_end = weights.tile_rows(),
+                                    .x = in.x.data(),
+                                    .x_stride = in.cols,
+                                    .tiles = tiles,
+                                    .quantised = &in.rows,
+                                    .tokens = in.tokens,
+                                    .y = y.data(),
+                                    .y_stride = weights.rows()});
   return y;
 }
 
@@ -69,7 +82,7 @@ TEST_CASE(
     for (int s = 0; s < 3; ++s) {
       for (int v = 0; v < 4; ++v) {
         const Format format{static_cast<Storage>(s), static_cast<Values>(v), 2, 4};
-        const bool takes_all = kernels->isa == Isa::kScalar || kernels->isa == Isa::kAvx512;
+        const bool takes_all = kernels->isa == Isa::kScalar || kernels->isa >= Isa::kAvx512;
         if (takes_all) CHECK(kernels->takes(format) == format_exists(format, 64));
       }
     }
@@ -170,8 +183,73 @@ TEST_CASE("a token's product does not depend on the other tokens of the call") {
         std::vector<float> alone(40);
         const QuantisedRows row{in.q.data() + t * in.rows.groups * kGroup, in.scales.data() + t * in.rows.groups,
                                 in.sums.data() + t * in.rows.groups, in.rows.groups};
-        kernels->matmul(format)({packed, 0, packed.tile_rows(), in.x.data() + t * 352, 352, &row, 1, alone.data(), 40});
+        kernels->matmul(format)(
+            {packed, 0, packed.tile_rows(), in.x.data() + t * 352, 352, nullptr, &row, 1, alone.data(), 40});
         CHECK(std::memcmp(alone.data(), together.data() + t * 40, alone.size() * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("tiles of bf16 inputs give the bits of rounded rows, whatever the set, and those of the reference") {
+  std::mt19937 random(test::fresh_seed());
+  const CpuKernels& reference = *cpu_kernels(Isa::kScalar);
+  for (const CpuKernels* kernels : test::kernel_sets()) {
+    for (const auto& shape :
+         {std::pair<int64_t, int64_t>{16, 32}, {33, 288}, {530, 96}, {7, 1024}, {20, 130}, {49, 2500}, {16, 35}}) {
+      const int64_t rows = shape.first;
+      const int64_t cols = shape.second;
+      for (const Format& format : formats_for(*kernels, cols)) {
+        if (format.values != Values::kBf16) continue;
+        for (const int64_t tokens : {1, 15, 16, 17, 33, 70, 530}) {
+          if (tokens * rows * cols > 20'000'000) continue;
+          CAPTURE(isa_name(kernels->isa));
+          CAPTURE(format.name());
+          CAPTURE(rows);
+          CAPTURE(cols);
+          CAPTURE(tokens);
+          const PackedMatrix packed = test::pack(test::sparse_weights(random, rows, cols, format), rows, cols, format);
+          Inputs in(random, *kernels, tokens, cols);
+          const TileLayout layout = TileLayout::of(tokens, cols);
+          std::vector<uint16_t> tiles(static_cast<size_t>(layout.elements()), uint16_t{0x7fc0});
+          for (int64_t pair = 0; pair < layout.pairs; ++pair) {
+            kernels->fill_tiles(in.x.data(), cols, tokens, cols, pair, tiles.data());
+          }
+          for (int64_t t = 0; t < tokens; ++t) {
+            float* row = in.x.data() + t * cols;
+            kernels->round_row(row, cols, row);
+            int64_t equal = 0;
+            for (int64_t k = 0; k < cols; ++k) {
+              const int64_t step = k / 32;
+              const int64_t at = layout.offset(step / 32, t / 32) + (step % 32 * 2 + t % 32 / 16) * 512 + t % 16 * 32;
+              equal += bf16_to_float(tiles[static_cast<size_t>(at + k % 32)]) == row[k];
+            }
+            REQUIRE(equal == cols);
+          }
+          const std::vector<float> expected = multiply(reference, packed, in);
+          CHECK(multiply(*kernels, packed, in) == expected);
+          if (kernels->tiled_tokens > 0) CHECK(multiply(*kernels, packed, in, tiles.data()) == expected);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rounding to bf16 is that of the conversion, for every kind of float") {
+  std::mt19937 random(test::fresh_seed());
+  for (const CpuKernels* kernels : test::kernel_sets()) {
+    std::vector<float> x(4096);
+    for (float& value : x) value = std::bit_cast<float>(static_cast<uint32_t>(random()));
+    x[0] = std::bit_cast<float>(0x7fffffffu);
+    x[1] = std::bit_cast<float>(0xff800001u);
+    x[2] = INFINITY;
+    std::vector<float> rounded(x.size());
+    kernels->round_row(x.data(), static_cast<int64_t>(x.size()), rounded.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (std::isnan(x[i])) {
+        CHECK(std::isnan(rounded[i]));
+      } else {
+        CHECK(rounded[i] == bf16_to_float(float_to_bf16(x[i])));
       }
     }
   }

@@ -53,16 +53,16 @@ void use(ThreadPool& pool, const PackedMatrix& matrix) {
   matrix.unpack(pool, out.data());
   const std::vector<float> x(static_cast<size_t>(matrix.padded_cols() + 64), 1.0f);
   std::vector<float> y(static_cast<size_t>(matrix.rows()));
-  std::vector<int8_t> q(static_cast<size_t>(matrix.padded_cols() + 64));
+  std::vector<int8_t> q(static_cast<size_t>(kTileTokens * (matrix.padded_cols() + 64)));
   const auto groups = static_cast<size_t>((matrix.padded_cols() + kGroup - 1) / kGroup);
-  std::vector<float> scales(groups);
+  std::vector<float> scales(kTileTokens * groups);
   std::vector<int32_t> sums(groups);
   for (const CpuKernels* kernels : test::kernel_sets()) {
     if (!kernels->takes(matrix.format())) continue;
     kernels->quantise_row(x.data(), matrix.cols(), q.data(), scales.data(), sums.data());
     const QuantisedRows rows{q.data(), scales.data(), sums.data(), static_cast<int64_t>(groups)};
     kernels->matmul(matrix.format())(
-        {matrix, 0, matrix.tile_rows(), x.data(), matrix.cols(), &rows, 1, y.data(), matrix.rows()});
+        {matrix, 0, matrix.tile_rows(), x.data(), matrix.cols(), nullptr, &rows, 1, y.data(), matrix.rows()});
   }
 }
 

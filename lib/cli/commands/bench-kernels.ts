@@ -1,8 +1,9 @@
 import { writeFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import { fromSystemError } from '../../errors.ts';
+import type { ActivationType } from '../../runtime/activations.ts';
 import type { Context, Start } from '../context.ts';
-import { addGlobalOptions, decimal } from '../options.ts';
+import { activationsOption, addGlobalOptions, decimal } from '../options.ts';
 
 interface Options {
   sizes?: string;
@@ -10,6 +11,7 @@ interface Options {
   batch: string;
   gigabytes: number;
   sparsity: number;
+  activations: ActivationType;
 }
 
 /** `espalier bench kernels` */
@@ -31,7 +33,8 @@ export function defineBenchKernels(bench: Command, start: Start): void {
       'fraction of zeros in bitmaps',
       decimal('a number above 0 and below 1', (p) => p > 0 && p < 1),
       0.5,
-    );
+    )
+    .addOption(activationsOption());
   start<Options>(addGlobalOptions(command, { json: 'stream or file' }), run);
 }
 
@@ -39,13 +42,14 @@ async function run({ options, terminal, signal }: Context<Options>): Promise<und
   const { parseBatch, parseFormats, parseSizes } = await import('../../bench/lists.ts');
   const { benchKernels } = await import('../../bench/kernels.ts');
   const { describeKernelBench } = await import('../../bench/kernels-text.ts');
-  const { gigabytes, sparsity, threads, seed, json } = options;
+  const { gigabytes, sparsity, activations, threads, seed, json } = options;
   const report = await benchKernels({
     sizes: options.sizes === undefined ? undefined : parseSizes(options.sizes),
     formats: options.formats === undefined ? undefined : parseFormats(options.formats),
     batch: parseBatch(options.batch),
     gigabytes,
     sparsity,
+    activations,
     threads,
     seed,
     signal,

@@ -2,9 +2,9 @@ import type { Command } from 'commander';
 import { isEspalierError } from '../../errors.ts';
 import { parseWeights, type Weights } from '../../runtime/weights.ts';
 import type { Context, Start } from '../context.ts';
-import { addGlobalOptions, integer, type KvCacheOptions, kvCacheOption } from '../options.ts';
+import { type ArithmeticOptions, addArithmeticOptions, addGlobalOptions, integer } from '../options.ts';
 
-interface Options extends KvCacheOptions {
+interface Options extends ArithmeticOptions {
   batch: string;
   prompt: number;
   tokens: number;
@@ -20,22 +20,22 @@ export function defineBenchModel(bench: Command, start: Start): void {
     .argument('<models...>', 'folders of checkpoints; MODEL@WEIGHTS, such as ./mixtral@int4, for its own --weights')
     .option('--batch <list>', 'sequences that decode together, such as 1,4,16', '1')
     .option('--prompt <n>', 'tokens before the first one decoded', integer(1, maxTokens), 512)
-    .option('--tokens <n>', 'decode steps at each batch size', integer(4, maxTokens), 64)
-    .addOption(kvCacheOption());
-  start<Options>(addGlobalOptions(command), run);
+    .option('--tokens <n>', 'decode steps at each batch size', integer(4, maxTokens), 64);
+  start<Options>(addGlobalOptions(addArithmeticOptions(command)), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
   const { parseBatch } = await import('../../bench/lists.ts');
   const { benchModels } = await import('../../bench/model.ts');
   const { describeModelBench } = await import('../../bench/model-text.ts');
-  const { batch, prompt, tokens, threads, seed, weights, kvCache } = options;
+  const { batch, prompt, tokens, threads, seed, weights, kvCache, activations } = options;
   const report = await benchModels({
     models: args.map((arg) => parseModel(arg, weights)),
     batch: parseBatch(batch),
     prompt,
     tokens,
     kvCache,
+    activations,
     threads,
     seed,
     signal,

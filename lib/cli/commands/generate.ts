@@ -5,9 +5,16 @@ import { throwIfAborted } from '../../abort.ts';
 import { EspalierError } from '../../errors.ts';
 import type { Prompt } from '../../runtime/generate.ts';
 import type { Context, Start } from '../context.ts';
-import { addGlobalOptions, decimal, flagOf, integer, type KvCacheOptions, kvCacheOption } from '../options.ts';
+import {
+  type ArithmeticOptions,
+  addArithmeticOptions,
+  addGlobalOptions,
+  decimal,
+  flagOf,
+  integer,
+} from '../options.ts';
 
-interface Options extends KvCacheOptions {
+interface Options extends ArithmeticOptions {
   prompt: string;
   chat?: boolean;
   maxTokens?: number;
@@ -56,13 +63,24 @@ export function defineGenerate(program: Command, start: Start): void {
       ...all,
       text,
     ])
-    .option('--ignore-eos', 'go on past ends of text')
-    .addOption(kvCacheOption());
-  start<Options>(addGlobalOptions(command), run);
+    .option('--ignore-eos', 'go on past ends of text');
+  start<Options>(addGlobalOptions(addArithmeticOptions(command)), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
-  const { prompt: given, chat, ignoreEos, threads, weights, kvCache, seed, maxTokens, temperature, stop } = options;
+  const {
+    prompt: given,
+    chat,
+    ignoreEos,
+    threads,
+    weights,
+    kvCache,
+    activations,
+    seed,
+    maxTokens,
+    temperature,
+    stop,
+  } = options;
   const { topK, topP, minP, repetitionPenalty } = options;
   const sampling = { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop };
   const { resolveSampling } = await import('../../runtime/sampling.ts');
@@ -74,6 +92,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
     threads,
     weights,
     kvCache,
+    activations,
     signal,
     onWarning: (message) => terminal.warn(message),
   });

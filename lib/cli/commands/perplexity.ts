@@ -1,8 +1,8 @@
 import type { Command } from 'commander';
 import type { Context, Start } from '../context.ts';
-import { addGlobalOptions, integer, type KvCacheOptions, kvCacheOption, path } from '../options.ts';
+import { type ArithmeticOptions, addArithmeticOptions, addGlobalOptions, integer, path } from '../options.ts';
 
-interface Options extends KvCacheOptions {
+interface Options extends ArithmeticOptions {
   data: string;
   sequenceLength?: number;
   maxWindows?: number;
@@ -16,14 +16,13 @@ export function definePerplexity(program: Command, start: Start): void {
     .argument('<model>', 'folder of a checkpoint')
     .requiredOption('--data <file>', 'text, .jsonl, .parquet, or token ids as .u16 or .u32', path)
     .option('--sequence-length <n>', 'tokens of a window (default: 2048, at most the context)', integer(2, 1_048_576))
-    .option('--max-windows <n>', 'only the first so many (default: all)', integer(1, Number.MAX_SAFE_INTEGER))
-    .addOption(kvCacheOption());
-  start<Options>(addGlobalOptions(command), run);
+    .option('--max-windows <n>', 'only the first so many (default: all)', integer(1, Number.MAX_SAFE_INTEGER));
+  start<Options>(addGlobalOptions(addArithmeticOptions(command)), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
   const { perplexity } = await import('../../eval/perplexity.ts');
-  const { data, sequenceLength, maxWindows, threads, weights, kvCache } = options;
+  const { data, sequenceLength, maxWindows, threads, weights, kvCache, activations } = options;
   const start = performance.now();
   const result = await perplexity({
     model: args[0]!,
@@ -33,6 +32,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
     threads,
     weights,
     kvCache,
+    activations,
     signal,
     onProgress: ({ done, total, perplexity: soFar }) =>
       terminal.progress(done / total, `window ${done} of ${total}, perplexity ${soFar.toFixed(3)}`),

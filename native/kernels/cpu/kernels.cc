@@ -5,11 +5,13 @@ namespace espalier {
 const CpuKernels* scalar_kernels();
 const CpuKernels* avx2_kernels();
 const CpuKernels* avx512_kernels();
+const CpuKernels* amx_kernels();
 const CpuKernels* neon_kernels();
 
 const CpuKernels* cpu_kernels(Isa isa) {
   if (isa > cpu_features().best) return nullptr;
 #if defined(__x86_64__)
+  if (isa == Isa::kAmx) return amx_kernels();
   if (isa == Isa::kAvx512) return avx512_kernels();
   if (isa == Isa::kAvx2) return avx2_kernels();
 #elif defined(__aarch64__)

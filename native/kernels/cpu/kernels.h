@@ -3,7 +3,8 @@
 //
 // Every function is single-threaded, and what it writes for one row (token) does not depend on the other rows of the
 // call: a sequence gives the same bits alone or in a batch. A sparse product gives the bits of the dense product of the
-// same matrix with its zeros in place.
+// same matrix with its zeros in place. Inputs rounded to bf16 give the same bits with tiles and without (denormals
+// apart, which matrix units take for zeros).
 #pragma once
 
 #include <cstdint>
@@ -13,10 +14,14 @@
 
 namespace espalier {
 
+// Tokens of a tile of activations.
+inline constexpr int kTileTokens = 16;
+
 // Rows of activations as int8 for products with int8 and int4 weights: x ≈ q · scale in each group of kGroup inputs,
 // with scale = max|x| / 127.
 struct QuantisedRows {
-  const int8_t* q;      // [tokens][groups · kGroup], zeros in the padding
+  // [tokens][groups · kGroup], zeros in the padding; it and the scales can be read up to a multiple of kTileTokens.
+  const int8_t* q;
   const float* scales;  // [tokens][groups]
   const int32_t* sums;  // [tokens][groups]: Σ q of the group
   int64_t groups;
@@ -25,7 +30,7 @@ struct QuantisedRows {
 // Inputs of a block: bf16 products sum over one at a time (see matmul_inl.h).
 inline constexpr int kBlockInputs = 32;
 
-// y[t][r] = Σ_k W[r][k] · x[t][k] for the rows of tile rows [tile_begin, tile_end).
+// y[t][r] = Σ_k W[r][k] · x[t][k] for the rows r of tile rows [tile_begin, tile_end).
 struct MatmulTask {
   const PackedMatrix& weights;
   int64_t tile_begin;
@@ -33,10 +38,36 @@ struct MatmulTask {
   // float32 [tokens][x_stride]; for bf16 and f32 weights. Where cols is odd, x[t][cols] must be readable and zero.
   const float* x;
   int64_t x_stride;
+  // The same inputs as bf16 tiles for sets that ask for them (see `tiled_tokens`), or nullptr; x is not read then.
+  const uint16_t* tiles;
   const QuantisedRows* quantised;  // for int8 and int4 weights
   int64_t tokens;
-  float* y;  // [tokens][y_stride]
+  float* y;  // [tokens][y_stride], the first of them of row tile_begin · kTileRows
   int64_t y_stride;
+};
+
+// bf16 tiles of activations, 16 tokens × 32 inputs each, zeros in the padding, in the order that products read them:
+// [block of kTileSteps steps of 32 inputs][pair of tiles of tokens][step][2][16][32], the last block with fewer steps.
+struct TileLayout {
+  static constexpr int64_t kTokens = kTileTokens;
+  static constexpr int64_t kTileSteps = 32;
+  static constexpr int64_t kElements = kTokens * kBlockInputs;
+
+  int64_t pairs;
+  int64_t steps;
+
+  static TileLayout of(int64_t tokens, int64_t cols) {
+    return {(tokens + 2 * kTokens - 1) / (2 * kTokens), (cols + kBlockInputs - 1) / kBlockInputs};
+  }
+  int64_t elements() const { return pairs * steps * 2 * kElements; }
+  int64_t block_steps(int64_t block) const {
+    const int64_t left = steps - block * kTileSteps;
+    return left < kTileSteps ? left : kTileSteps;
+  }
+  // Where a pair's tiles of a block begin.
+  int64_t offset(int64_t block, int64_t pair) const {
+    return (pairs * block * kTileSteps + pair * block_steps(block)) * 2 * kElements;
+  }
 };
 
 // bf16 and f32 weights: float32 products and sums. int8 and int4: exact integer sums within a group, float32 across.
@@ -108,6 +139,12 @@ struct CpuKernels {
   Isa isa;
   // [Storage][Values]; nullptr for a format that this set does not take (see `takes`).
   MatmulFn products[3][4];
+  // Tokens from which products with bf16 weights want tiles; 0 for sets that never do.
+  int64_t tiled_tokens = 0;
+  // x rounded to bf16, to nearest even; out may be x.
+  void (*round_row)(const float* x, int64_t n, float* out);
+  // Likewise the tokens [32 · pair, 32 · pair + 32) of x [tokens][x_stride], into the pair's tiles.
+  void (*fill_tiles)(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, int64_t pair, uint16_t* tiles);
   // One row of `n` floats as QuantisedRows has it; writes ceil(n / kGroup) groups.
   void (*quantise_row)(const float* x, int64_t n, int8_t* q, float* scales, int32_t* sums);
   // out = x / sqrt(mean(x²) + epsilon) · weight

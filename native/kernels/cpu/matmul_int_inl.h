@@ -9,6 +9,8 @@
 // float32 chain. An int4 element runs as the byte 16 q + 128, so its products are 16 times too large until the end.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cpu/matmul_inl.h"
 
 namespace espalier {
@@ -23,11 +25,13 @@ struct DenseInt8 {
   static constexpr int64_t kRunGroups = 1;
   const uint8_t* bytes;
 
-  ESPALIER_INLINE void next(Vu& a, Vu& b, int) {
+  static DenseInt8 of(const PackedMatrix& weights, int64_t tile) { return {weights.elements(tile)}; }
+  ESPALIER_INLINE void next(Vu& a, Vu& b, int pair) {
+    if (pair % 2 == 0) {
+      for (int line = 0; line < 4; ++line) prefetch(bytes + line * 64);
+    }
     a = load_from<Vu>(bytes);
     b = load_from<Vu>(bytes + 64);
-    __builtin_prefetch(bytes + kPrefetch);
-    __builtin_prefetch(bytes + kPrefetch + 64);
     bytes += 128;
   }
 };
@@ -45,9 +49,12 @@ struct DenseInt4 {
   static constexpr int64_t kRunGroups = 1;
   const uint8_t* bytes;
 
-  ESPALIER_INLINE void next(Vu& a, Vu& b, int) {
+  static DenseInt4 of(const PackedMatrix& weights, int64_t tile) { return {weights.elements(tile)}; }
+  ESPALIER_INLINE void next(Vu& a, Vu& b, int pair) {
+    if (pair % 4 == 0) {
+      for (int line = 0; line < 4; ++line) prefetch(bytes + line * 64);
+    }
     const Vu v = load_from<Vu>(bytes);
-    __builtin_prefetch(bytes + kPrefetch);
     bytes += 64;
     a = high_nibbles(v);
     b = low_nibbles(v);
@@ -111,18 +118,17 @@ void multiply_tokens_int(Source source, const uint16_t* scales, int64_t rows, co
   }
 }
 
-// `make` gives the source of a tile row. With many tokens it is run once into a buffer of bytes, which `Expanded`
-// reads.
-template <class Expanded, class Make>
-void multiply_int(const MatmulTask& task, bool expands, Make&& make) {
+// With many tokens the source of a tile row is run once into a buffer of bytes, which `Expanded` reads.
+template <class Source, class Expanded>
+void multiply_int(const MatmulTask& task) {
   const int64_t vectors = task.weights.vectors();
   std::unique_ptr<uint8_t[]> buffer;
-  if (expands && task.tokens > kIntTokenBlock) {
+  if (!std::is_same_v<Source, Expanded> && task.tokens > kIntTokenBlock) {
     buffer = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(vectors * 64 + 2 * kPrefetch));
   }
   for_each_tile(task, kIntTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
     const uint16_t* scales = task.weights.scales(tile);
-    auto source = make(tile);
+    Source source = Source::of(task.weights, tile);
     if (buffer == nullptr) {
       multiply_tokens_int<kIntTokenBlock>(source, scales, rows, *task.quantised, first, count, y, task.y_stride);
       return;
@@ -138,13 +144,9 @@ void multiply_int(const MatmulTask& task, bool expands, Make&& make) {
   });
 }
 
-void dense_int8(const MatmulTask& task) {
-  multiply_int<DenseInt8>(task, false, [&](int64_t tile) { return DenseInt8{task.weights.elements(tile)}; });
-}
+void dense_int8(const MatmulTask& task) { multiply_int<DenseInt8, DenseInt8>(task); }
 
-void dense_int4(const MatmulTask& task) {
-  multiply_int<ExpandedInt4>(task, true, [&](int64_t tile) { return DenseInt4{task.weights.elements(tile)}; });
-}
+void dense_int4(const MatmulTask& task) { multiply_int<DenseInt4, ExpandedInt4>(task); }
 
 void quantise_row(const float* x, int64_t n, int8_t* q, float* scales, int32_t* sums) {
   for (int64_t first = 0, g = 0; first < n; first += kGroup, ++g) {

@@ -14,7 +14,9 @@ namespace {
 // Int4 takes the fewest bytes for the same work, and is prefetched further ahead: the best of 1.5, 2 and 4 KB.
 ESPALIER_INLINE void prefetch_int4(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + 4096); }
 
-ESPALIER_INLINE void prefetch(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + kSparsePrefetch); }
+inline const uint64_t* wide_masks(const PackedMatrix& weights, int64_t tile) {
+  return reinterpret_cast<const uint64_t*>(weights.masks(tile));
+}
 
 struct SparseInt8 {
   static constexpr float kFactor = 1;
@@ -22,6 +24,9 @@ struct SparseInt8 {
   const uint8_t* bytes;
   const uint64_t* masks;
 
+  static SparseInt8 of(const PackedMatrix& weights, int64_t tile) {
+    return {weights.elements(tile), wide_masks(weights, tile)};
+  }
   ESPALIER_INLINE Vu one() {
     const uint64_t mask = *masks++;
     const Vu v = expand8(mask, bytes);
@@ -47,6 +52,9 @@ struct SparseInt4 {
   const uint8_t* first_end = bytes;  // where the elements of its first group end
   int shift = 4;                     // 0 in the first group of a run, 4 in the second
 
+  static SparseInt4 of(const PackedMatrix& weights, int64_t tile) {
+    return {weights.elements(tile), wide_masks(weights, tile)};
+  }
   ESPALIER_INLINE void next_group() {
     shift ^= 4;
     if (shift == 0) {
@@ -71,21 +79,9 @@ struct SparseInt4 {
   }
 };
 
-const uint64_t* wide_masks(const PackedMatrix& weights, int64_t tile) {
-  return reinterpret_cast<const uint64_t*>(weights.masks(tile));
-}
+void sparse_int8(const MatmulTask& task) { multiply_int<SparseInt8, DenseInt8>(task); }
 
-void sparse_int8(const MatmulTask& task) {
-  multiply_int<DenseInt8>(task, true, [&](int64_t tile) {
-    return SparseInt8{task.weights.elements(tile), wide_masks(task.weights, tile)};
-  });
-}
-
-void sparse_int4(const MatmulTask& task) {
-  multiply_int<ExpandedInt4>(task, true, [&](int64_t tile) {
-    return SparseInt4{task.weights.elements(tile), wide_masks(task.weights, tile)};
-  });
-}
+void sparse_int4(const MatmulTask& task) { multiply_int<SparseInt4, ExpandedInt4>(task); }
 
 }  // namespace
 }  // namespace espalier

@@ -23,6 +23,46 @@ void rms_norm(const float* x, const float* weight, int64_t n, float epsilon, flo
   for (int64_t k = 0; k < n; ++k) out[k] = x[k] * scale * weight[k];
 }
 
+// A float's bits rounded to bf16, to nearest even, as the upper half of a float; NaN stays NaN.
+ESPALIER_INLINE uint32_t rounded_bits(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return (is_nan ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+}
+
+void round_row(const float* x, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = rounded_bits(x[i]);
+    __builtin_memcpy(out + i, &bits, sizeof bits);
+  }
+}
+
+// kBlockInputs inputs of one token.
+ESPALIER_INLINE void fill_tile_row(const float* __restrict x, uint16_t* __restrict out) {
+  for (int i = 0; i < kBlockInputs; ++i) out[i] = static_cast<uint16_t>(rounded_bits(x[i]) >> 16);
+}
+
+void fill_tiles(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, int64_t pair, uint16_t* tiles) {
+  const TileLayout layout = TileLayout::of(tokens, cols);
+  const int64_t first = pair * 2 * kTileTokens;
+  for (int64_t s = 0; s < layout.steps; ++s) {
+    const int64_t block = s / TileLayout::kTileSteps;
+    uint16_t* out = tiles + layout.offset(block, pair) + s % TileLayout::kTileSteps * 2 * TileLayout::kElements;
+    const int64_t count = cols - s * kBlockInputs < kBlockInputs ? cols - s * kBlockInputs : kBlockInputs;
+    for (int64_t t = first; t < first + 2 * kTileTokens; ++t, out += kBlockInputs) {
+      const float* row = x + t * x_stride + s * kBlockInputs;
+      if (t < tokens && count == kBlockInputs) {
+        fill_tile_row(row, out);
+        continue;
+      }
+      float padded[kBlockInputs] = {};
+      for (int64_t i = 0; t < tokens && i < count; ++i) padded[i] = row[i];
+      fill_tile_row(padded, out);
+    }
+  }
+}
+
 ESPALIER_INLINE Vf silu(Vf x) { return x / (exp(-x) + 1.0f); }
 
 void silu_multiply(const float* gate, const float* up, int64_t n, float* out) {

@@ -16,6 +16,8 @@ constexpr CpuKernels make_table(Isa isa, MatmulFn int8_sparse, MatmulFn int4_spa
       .products = {{dense_bf16, dense_f32, dense_int8, dense_int4},
                    {sparse_bf16, nullptr, int8_sparse, int4_sparse},
                    {sparse_bf16, nullptr, int8_sparse, int4_sparse}},
+      .round_row = round_row,
+      .fill_tiles = fill_tiles,
       .quantise_row = quantise_row,
       .rms_norm = rms_norm,
       .silu_multiply = silu_multiply,
