@@ -19,15 +19,17 @@ struct Parts {
   std::vector<uint16_t> scales;
 };
 
-// f16 to the nearest of all finite ones, ties to even, by search.
+// f16 to the nearest of all finite ones, ties to even: positive ones are in the order of their bits.
 uint16_t nearest_f16(double value) {
-  uint16_t best = 0;
-  for (uint16_t bits = 0; bits < 0x7c00; ++bits) {
-    const double error = std::abs(static_cast<double>(f16_to_float(bits)) - std::abs(value));
-    const double least = std::abs(static_cast<double>(f16_to_float(best)) - std::abs(value));
-    if (error < least || (error == least && bits % 2 == 0)) best = bits;
+  const auto error = [&](uint16_t bits) { return std::abs(static_cast<double>(f16_to_float(bits)) - std::abs(value)); };
+  uint16_t below = 0;
+  uint16_t above = 0x7bff;
+  while (above - below > 1) {
+    const auto middle = static_cast<uint16_t>((below + above) / 2);
+    (static_cast<double>(f16_to_float(middle)) <= std::abs(value) ? below : above) = middle;
   }
-  return static_cast<uint16_t>(best | (std::signbit(value) ? 0x8000 : 0));
+  const bool take_above = error(above) < error(below) || (error(above) == error(below) && above % 2 == 0);
+  return static_cast<uint16_t>((take_above ? above : below) | (std::signbit(value) ? 0x8000 : 0));
 }
 
 // q for scale, both as the float32 arithmetic of the format's definition has them.
