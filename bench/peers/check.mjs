@@ -26,7 +26,7 @@ export async function checkAgreement({ model, work, threads, prompt }) {
       await contender.stop();
     }
   };
-  const ours = await logitsOf({ engine: 'espalier', path: model, weights: 'source' });
+  const ours = await logitsOf({ engine: 'espalier', path: model, weights: 'source', activations: 'float32' });
   const theirs = {};
   for (const type of ['BF16', 'Q4_0']) {
     const path = join(work, `check-${type.toLowerCase()}.gguf`);

@@ -19,6 +19,7 @@ import { fileURLToPath } from 'node:url';
  * @property {'llama' | 'espalier'} engine
  * @property {string} path GGUF file, or folder of a checkpoint
  * @property {string} [weights] as `--weights` of the command line
+ * @property {'float32' | 'bf16'} [activations] of espalier; bf16 where not given, as llama.cpp's BF16 products have them
  * @property {number} threads
  * @property {number} context tokens that the cache has room for
  *

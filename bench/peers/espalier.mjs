@@ -5,8 +5,8 @@ import { parseWeights } from '../../dist/runtime/weights.js';
 import { timeEach } from './clock.mjs';
 
 /** @type {import('./contender.mjs').Load} */
-export async function load({ path, weights, threads, context }) {
-  const model = await Model.load(path, { activations: 'bf16', threads, weights: parseWeights(weights), kvTokens: context });
+export async function load({ path, weights, activations = 'bf16', threads, context }) {
+  const model = await Model.load(path, { activations, threads, weights: parseWeights(weights), kvTokens: context });
 
   const greedy = { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0n };
   return {

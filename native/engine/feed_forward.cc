@@ -72,7 +72,8 @@ Dispatch FeedForwardPart::route_rows(const Compute& compute, const float* x, int
   const int64_t router_rows = router_.weights.rows();
   logits_.ensure(static_cast<size_t>(rows * router_rows));
   const Product product{&router_, x, hidden, rows, logits_.data(), router_rows};
-  multiply(compute, std::span(&product, 1));
+  // Rounding what the router sees would send some tokens to other experts; the product is small.
+  multiply({compute.pool, compute.kernels, Activations::kFloat32}, std::span(&product, 1));
   std::vector<int32_t> chosen(static_cast<size_t>(rows * routing_.top_k));
   std::vector<float> gates(chosen.size());
   compute.pool.parallel_for(rows, 64, [&](int64_t begin, int64_t end) {

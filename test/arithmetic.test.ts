@@ -1,48 +1,51 @@
-/** Shorter types of the KV cache: how much memory they take, and how little results change. */
+/** Shorter types of activations and of the KV cache: how little results change, and that they keep their bits. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { loadSotuCorpus } from '../lib/calibration/corpus-sotu.ts';
 import { evaluationWindows } from '../lib/calibration/sequences.ts';
 import { loadTokens } from '../lib/calibration/token-source.ts';
-import { type KvCacheType, Model, perplexity } from '../lib/index.ts';
+import { type LoadOptions, Model, perplexity } from '../lib/index.ts';
 import { demoModel } from './support/models.ts';
 import { Feed, freshSeed, logitsOf, randomFrom } from './support/steps.ts';
 
 const context = 2048;
 const shorter = [
-  { kvCache: 'bf16', share: 1 / 2, perplexityLimit: 0.001, differing: 0.005 },
-  { kvCache: 'int8', share: 1 / 4, perplexityLimit: 0.005, differing: 0.01 },
+  { name: 'activations of bf16', options: { activations: 'bf16' }, perplexityLimit: 0.001, differing: 0.005 },
+  { name: 'a cache of bf16', options: { kvCache: 'bf16' }, perplexityLimit: 0.001, differing: 0.005 },
+  { name: 'a cache of int8', options: { kvCache: 'int8' }, perplexityLimit: 0.005, differing: 0.01 },
 ] as const;
 
-let models: Record<KvCacheType, Model>;
+const models = new Map<LoadOptions, Model>();
+let float32: Model;
 let ids: Uint32Array;
 beforeAll(async () => {
-  const load = (kvCache?: KvCacheType) => Model.load(demoModel, { kvCache, kvTokens: 2 * context, threads: 2 });
-  models = { float32: await load(), bf16: await load('bf16'), int8: await load('int8') };
-  const { tokenizer, spec } = models.float32;
+  const load = (options: LoadOptions) => Model.load(demoModel, { ...options, kvTokens: 2 * context, threads: 2 });
+  float32 = await load({});
+  for (const { options } of shorter) models.set(options, await load(options));
+  const { tokenizer, spec } = float32;
   const corpus = await loadSotuCorpus();
   const documents = await loadTokens(corpus!.evaluation, { tokenizer, vocabularySize: spec.vocabularySize });
   ids = evaluationWindows(documents, { sequenceLength: context, maxWindows: 6 }).ids;
 });
 afterAll(() => {
-  for (const model of Object.values(models)) model.dispose();
+  for (const model of [float32, ...models.values()]) model.dispose();
 });
 
-describe.each(shorter)('a cache of $kvCache', ({ kvCache, share, perplexityLimit, differing }) => {
-  test('takes its share of the memory', () => {
-    const { float32, [kvCache]: found } = models;
-    const { kvHeads, headDim } = float32.spec.layers[0]!.attention;
-    const elements = 2 * float32.kv.size * 16 * kvHeads * headDim * float32.spec.layers.length;
-    expect(float32.info.kvBytes).toBe(elements * 4);
-    const scales = kvCache === 'int8' ? (elements / headDim) * 4 : 0;
-    expect(found.info.kvBytes).toBe(elements * 4 * share + scales);
-  });
+test('a shorter cache takes its share of the memory', () => {
+  const { kvHeads, headDim } = float32.spec.layers[0]!.attention;
+  const elements = 2 * float32.kv.size * 16 * kvHeads * headDim * float32.spec.layers.length;
+  expect(float32.info.kvBytes).toBe(elements * 4);
+  const [, bf16, int8] = shorter.map(({ options }) => models.get(options)!.info.kvBytes);
+  expect(bf16).toBe(elements * 2);
+  expect(int8).toBe(elements + (elements / headDim) * 4);
+});
 
+describe.each(shorter)('$name', ({ name, options, perplexityLimit, differing }) => {
   test('changes perplexity over long contexts by little, and by something', async () => {
-    const wanted = await perplexity({ model: models.float32, data: ids, sequenceLength: context });
-    const found = await perplexity({ model: demoModel, kvCache, data: ids, sequenceLength: context });
+    const wanted = await perplexity({ model: float32, data: ids, sequenceLength: context });
+    const found = await perplexity({ model: demoModel, ...options, data: ids, sequenceLength: context });
     const change = found.perplexity / wanted.perplexity - 1;
     console.log(
-      `${kvCache}: perplexity ${found.perplexity}, float32 ${wanted.perplexity}, ${(100 * change).toFixed(4)} %`,
+      `${name}: perplexity ${found.perplexity}, float32 ${wanted.perplexity}, ${(100 * change).toFixed(4)} %`,
     );
     expect(found.tokens).toBe(6 * (context - 1));
     expect(Math.abs(change)).toBeLessThan(perplexityLimit);
@@ -51,8 +54,8 @@ describe.each(shorter)('a cache of $kvCache', ({ kvCache, share, perplexityLimit
 
   test('gives the same next token almost wherever that was clear', async () => {
     const window = [...ids.subarray(0, context)];
-    const wanted = await logitsOf(models.float32, window);
-    const found = await logitsOf(models[kvCache], window);
+    const wanted = await logitsOf(float32, window);
+    const found = await logitsOf(models.get(options)!, window);
     let [clear, other] = [0, 0];
     for (const [i, row] of wanted.entries()) {
       const [best, gap] = topTwo(row);
@@ -60,7 +63,7 @@ describe.each(shorter)('a cache of $kvCache', ({ kvCache, share, perplexityLimit
       clear++;
       if (topTwo(found[i]!)[0] !== best) other++;
     }
-    console.log(`${kvCache}: ${other} of ${clear} clear next tokens differ`);
+    console.log(`${name}: ${other} of ${clear} clear next tokens differ`);
     // A router that is near a tie may take another expert for any small change, and the logits then jump.
     expect(other / clear).toBeLessThan(differing);
     expect(clear).toBeGreaterThan(context / 2);
@@ -69,9 +72,9 @@ describe.each(shorter)('a cache of $kvCache', ({ kvCache, share, perplexityLimit
   test('gives the same bits at once, in pieces and token by token', async () => {
     const random = randomFrom(freshSeed());
     const window = [...ids.subarray(0, 150)];
-    const wanted = await logitsOf(models[kvCache], window);
+    const wanted = await logitsOf(models.get(options)!, window);
     for (const longest of [1, 40]) {
-      const feed = new Feed(models[kvCache]);
+      const feed = new Feed(models.get(options)!);
       const rows: Float32Array[] = [];
       while (rows.length < window.length) {
         const count = 1 + Math.floor(random() * longest);
@@ -83,13 +86,12 @@ describe.each(shorter)('a cache of $kvCache', ({ kvCache, share, perplexityLimit
   });
 });
 
-test('an unknown type is refused by name', async () => {
-  const loading = Model.load(demoModel, { kvCache: 'fp8' as 'int8' });
-  await expect(loading).rejects.toMatchObject({
-    code: 'USAGE',
-    field: 'kvCache',
-    message: expect.stringContaining('float32, bf16, int8'),
-  });
+test.each([
+  ['kvCache', 'float32, bf16, int8'],
+  ['activations', 'float32, bf16'],
+])('an unknown type for %s is refused by name', async (field, allowed) => {
+  const loading = Model.load(demoModel, { [field]: 'fp8' });
+  await expect(loading).rejects.toMatchObject({ code: 'USAGE', field, message: expect.stringContaining(allowed) });
 });
 
 /** Index of the largest logit, and how far it is ahead of the second. */
