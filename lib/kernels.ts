@@ -5,7 +5,7 @@
 import { EspalierError } from './errors.ts';
 import { callNative, type NativeFormat, type NativeMatrix, type NativeMatrixInfo, native } from './native.ts';
 import { checkSparsity, nativeBudget, parsePattern } from './prune/budget.ts';
-import { type ActivationType, checkActivations } from './runtime/activations.ts';
+import { type ActivationType, activationTypes, checkChoice } from './runtime/arithmetic.ts';
 
 /** Which elements are stored: `auto` by the zeros, or by name; `N:M` needs an even M that divides the columns. */
 export type MatrixFormat = 'auto' | 'dense' | 'bitmap' | `${number}:${number}`;
@@ -90,7 +90,7 @@ export class SparseMatrix implements Disposable {
     options: MultiplyOptions = {},
   ): Float32Array {
     const { activations = 'float32' } = options;
-    checkActivations(activations);
+    checkChoice('activations', activations, activationTypes);
     callNative(() => native().matrixMultiply(this.#matrix, x, x.length / this.cols, out, activations));
     return out;
   }

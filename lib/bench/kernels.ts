@@ -5,7 +5,7 @@ import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
 import { formatSupport, matrixUnitPeak, readCeiling, SparseMatrix } from '../kernels.ts';
 import { formatBytes } from '../report/format.ts';
-import type { ActivationType } from '../runtime/activations.ts';
+import type { ActivationType } from '../runtime/arithmetic.ts';
 import { type BenchFormat, defaultFormats, formatName, type MatrixSize } from './lists.ts';
 import { describeMachine, type Machine, measure } from './measure.ts';
 

@@ -2,9 +2,8 @@
 import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
 import { readCeiling } from '../kernels.ts';
-import type { ActivationType } from '../runtime/activations.ts';
+import type { ActivationType, KvCacheType } from '../runtime/arithmetic.ts';
 import { KV_BLOCK, KvSequence } from '../runtime/kv-blocks.ts';
-import type { KvCacheType } from '../runtime/kv-cache.ts';
 import { Model } from '../runtime/model.ts';
 import { resolveWeights, type Weights } from '../runtime/weights.ts';
 import { describeMachine, type Machine, median } from './measure.ts';

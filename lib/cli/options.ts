@@ -1,7 +1,6 @@
 /** Options that several commands share, and the strict reading of their values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { type ActivationType, activationTypes } from '../runtime/activations.ts';
-import { type KvCacheType, kvCacheTypes } from '../runtime/kv-cache.ts';
+import { type ActivationType, activationTypes, type KvCacheType, kvCacheTypes } from '../runtime/arithmetic.ts';
 import { parseWeights, precisions, type Weights } from '../runtime/weights.ts';
 
 export interface GlobalOptions {

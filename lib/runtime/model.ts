@@ -15,10 +15,9 @@ import {
 } from '../native.ts';
 import { type ChatTemplate, loadChatTemplate } from '../tokenizer/chat-template.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
-import { type ActivationType, checkActivations } from './activations.ts';
+import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kvCacheTypes } from './arithmetic.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
-import { checkKvCache, type KvCacheType } from './kv-cache.ts';
 import { nativeModel } from './native-spec.ts';
 import { type ResolvedWeights, resolveWeights, type Weights } from './weights.ts';
 
@@ -182,8 +181,8 @@ function checkLoadOptions(options: LoadOptions): void {
   if (kvTokens !== undefined && !(Number.isSafeInteger(kvTokens) && kvTokens >= 1)) {
     throw new EspalierError('USAGE', `kvTokens must be a positive integer; found ${kvTokens}`, { field: 'kvTokens' });
   }
-  checkKvCache(kvCache);
-  checkActivations(activations);
+  checkChoice('kvCache', kvCache, kvCacheTypes);
+  checkChoice('activations', activations, activationTypes);
 }
 
 /** What the matrices become; a packed checkpoint has decided that. */

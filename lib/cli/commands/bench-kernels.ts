@@ -1,7 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import { fromSystemError } from '../../errors.ts';
-import type { ActivationType } from '../../runtime/activations.ts';
+import type { ActivationType } from '../../runtime/arithmetic.ts';
 import type { Context, Start } from '../context.ts';
 import { activationsOption, addGlobalOptions, decimal } from '../options.ts';
 
