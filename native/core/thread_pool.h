@@ -62,7 +62,7 @@ class ThreadPool {
   Call call_ = nullptr;
   void* data_ = nullptr;
   int64_t grain_ = 1;
-  std::vector<Part> parts_;  // [threads]; the caller's is the first
+  std::vector<Part> parts_;        // [threads]; the caller's is the first
   std::atomic<bool> open_{false};  // workers may join the loop
   std::atomic<int> active_{0};     // workers that look at the loop or are inside it
   std::atomic<uint64_t> generation_{0};
