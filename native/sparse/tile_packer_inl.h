@@ -139,6 +139,7 @@ void encode_group(const Grid& grid, const RowBlock& rows, int64_t col, Vu* codes
     for (int k = 0; k < 4; ++k) {
       const Vf weight = weights[4 * v + k];
       const Vf q = quantise(grid, weight, inverse);
+      // NOLINTNEXTLINE(misc-redundant-expression): NaN is not equal to itself
       const Vi whole = __builtin_convertvector(q == q ? q : Vf{}, Vi) + grid.bias;
       const Vu byte = (reinterpret_cast<Vu>(whole) | static_cast<uint32_t>(grid.kept)) << (8 * k);
       code |= reinterpret_cast<Vu>(weight) == 0 ? Vu{} : byte;
