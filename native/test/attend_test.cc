@@ -196,7 +196,7 @@ TEST_CASE("attention agrees with float64 whatever the shape, the window and the 
       CAPTURE(shape.window);
       const std::vector<float> out = run(scene, 2);
       for (size_t s = 0; s < lengths.size(); ++s) {
-        for (int sample = 0; sample < 12; ++sample) {
+        for (int sample = 0; sample < 6; ++sample) {
           const int64_t token = between(random, 0, static_cast<int>(lengths[s].count) - 1);
           const int head = between(random, 0, shape.heads - 1);
           CAPTURE(lengths[s].position);
@@ -233,7 +233,7 @@ TEST_CASE("attention at the edges of blocks and chunks agrees with float64") {
 TEST_CASE("attention has the same bits for 1, 2 and 5 threads, alone or in a batch, at once or token by token") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
-    for (int round = 0; round < 15; ++round) {
+    for (int round = 0; round < 6; ++round) {
       const AttendShape shape = random_shape(random);
       const KvType type = kTypes[round % 3];
       CAPTURE(name_of(type));
@@ -276,7 +276,7 @@ TEST_CASE("attention has the same bits for 1, 2 and 5 threads, alone or in a bat
 TEST_CASE("a token's attention has the same bits whatever comes after it, NaN and infinities too") {
   std::mt19937 random(test::fresh_seed());
   for (const CpuKernels* kernels : test::kernel_sets()) {
-    for (int round = 0; round < 15; ++round) {
+    for (int round = 0; round < 6; ++round) {
       const AttendShape shape = random_shape(random);
       const KvType type = kTypes[round % 3];
       CAPTURE(name_of(type));
@@ -302,7 +302,7 @@ TEST_CASE("the cache holds elements rounded to its type: bf16 to nearest even, i
   for (const CpuKernels* kernels : test::kernel_sets()) {
     CAPTURE(isa_name(kernels->isa));
     for (const KvType type : kTypes) {
-      for (int round = 0; round < 12; ++round) {
+      for (int round = 0; round < 6; ++round) {
         AttendShape shape = random_shape(random);
         if (round == 0) shape.head_dim = 258;
         Scene scene = make_scene(random, kernels, type, shape, {{between(random, 0, 40), 1}});

@@ -2,7 +2,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstring>
+#include <algorithm>
 
 #include "kernel_sets.h"
 #include "packing.h"
@@ -23,7 +23,7 @@ class GuardedBlock {
     start_ = static_cast<uint8_t*>(made);
     REQUIRE(mprotect(start_ + inside_, page, PROT_NONE) == 0);
     mapped_ = inside_ + page;
-    std::memcpy(data(), bytes.data(), size_);
+    std::copy(bytes.begin(), bytes.end(), data());
   }
   ~GuardedBlock() { munmap(start_, mapped_); }
   GuardedBlock(const GuardedBlock&) = delete;

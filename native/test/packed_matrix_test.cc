@@ -78,13 +78,14 @@ TEST_CASE("int8 and int4 formats give back what is within half a step of the val
             squares += (static_cast<double>(back[at]) - value) * (static_cast<double>(back[at]) - value);
           }
           if (format.values == Values::kInt8) {
-            // Half a step, and the scale's rounding to f16 over 127 steps.
-            CHECK(error <= largest / 127 / 2 + largest * std::pow(2.0, -11) + 1e-7);
+            // Half a step, and the scale's rounding to f16 (below 2⁻¹⁴ one of 2⁻²⁵) over 127 steps.
+            CHECK(error <= largest / 127 / 2 + std::max(largest * std::pow(2.0, -11), 127 * std::pow(2.0, -25)) + 1e-7);
           } else {
             // No worse than the plain rule, scale = largest / 7, for which every error is half a step.
             const double step = largest / 7;
             CHECK(squares <=
-                  static_cast<double>(last - first) * std::pow(step / 2 + largest * std::pow(2.0, -11) + 1e-7, 2));
+                  static_cast<double>(last - first) *
+                      std::pow(step / 2 + std::max(largest * std::pow(2.0, -11), 7 * std::pow(2.0, -25)) + 1e-7, 2));
           }
         }
       }

@@ -284,13 +284,13 @@ class TiledProduct {
 };
 
 void tiled_dense_bf16(const MatmulTask& task) {
-  if (task.tiles == nullptr) return dense_bf16(task);
+  if (task.tiles == nullptr) return multiply_by_vectors(task);
   if (task.weights.vectors() % kStepVectors == 0) return TiledProduct<DenseFeed>(task).run();
   TiledProduct<ExpandingFeed<DenseSource>>(task).run();
 }
 
 void tiled_sparse_bf16(const MatmulTask& task) {
-  if (task.tiles == nullptr) return sparse_bf16(task);
+  if (task.tiles == nullptr) return multiply_by_vectors(task);
   TiledProduct<ExpandingFeed<SparseSource>>(task).run();
 }
 

@@ -73,22 +73,22 @@ void multiply_int_amx(const MatmulTask& task) {
 }
 
 void tiled_dense_int8(const MatmulTask& task) {
-  if (task.tokens < kIntTileTokens) return dense_int8(task);
+  if (task.tokens < kIntTileTokens) return multiply_by_vectors(task);
   multiply_int_amx<DenseInt8>(task);
 }
 
 void tiled_dense_int4(const MatmulTask& task) {
-  if (task.tokens < kIntTileTokens) return dense_int4(task);
+  if (task.tokens < kIntTileTokens) return multiply_by_vectors(task);
   multiply_int_amx<DenseInt4>(task);
 }
 
 void tiled_sparse_int8(const MatmulTask& task) {
-  if (task.tokens < kIntTileTokens) return sparse_int8(task);
+  if (task.tokens < kIntTileTokens) return multiply_by_vectors(task);
   multiply_int_amx<SparseInt8>(task);
 }
 
 void tiled_sparse_int4(const MatmulTask& task) {
-  if (task.tokens < kIntTileTokens) return sparse_int4(task);
+  if (task.tokens < kIntTileTokens) return multiply_by_vectors(task);
   multiply_int_amx<SparseInt4>(task);
 }
 

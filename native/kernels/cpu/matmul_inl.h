@@ -141,14 +141,14 @@ void for_each_tile(const MatmulTask& task, int block, Use&& use) {
   }
 }
 
-void dense_bf16(const MatmulTask& task) {
+inline void dense_bf16(const MatmulTask& task) {
   for_each_tile(task, kTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
     multiply_tokens<kTokenBlock>(DenseSource::of(task.weights, tile), task.weights.vectors(), rows,
                                  task.x + first * task.x_stride, task.x_stride, count, y, task.y_stride);
   });
 }
 
-void sparse_bf16(const MatmulTask& task) {
+inline void sparse_bf16(const MatmulTask& task) {
   const int64_t vectors = task.weights.vectors();
   // With many tokens a tile row is expanded once into a buffer that stays in cache.
   std::unique_ptr<uint16_t[]> buffer;
@@ -184,7 +184,7 @@ ESPALIER_INLINE void multiply_tile_f32(const float* values, int64_t vectors, int
   for (int t = 0; t < T; ++t) store_rows(y + t * y_stride, rows, acc[t]);
 }
 
-void dense_f32(const MatmulTask& task) {
+inline void dense_f32(const MatmulTask& task) {
   for_each_tile(task, kTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
     const auto* values = reinterpret_cast<const float*>(task.weights.elements(tile));
     const float* x = task.x + first * task.x_stride;

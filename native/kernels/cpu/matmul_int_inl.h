@@ -144,11 +144,11 @@ void multiply_int(const MatmulTask& task) {
   });
 }
 
-void dense_int8(const MatmulTask& task) { multiply_int<DenseInt8, DenseInt8>(task); }
+inline void dense_int8(const MatmulTask& task) { multiply_int<DenseInt8, DenseInt8>(task); }
 
-void dense_int4(const MatmulTask& task) { multiply_int<DenseInt4, ExpandedInt4>(task); }
+inline void dense_int4(const MatmulTask& task) { multiply_int<DenseInt4, ExpandedInt4>(task); }
 
-void quantise_row(const float* x, int64_t n, int8_t* q, float* scales, int32_t* sums) {
+inline void quantise_row(const float* x, int64_t n, int8_t* q, float* scales, int32_t* sums) {
   for (int64_t first = 0, g = 0; first < n; first += kGroup, ++g) {
     const int64_t count = n - first < kGroup ? n - first : kGroup;
     float largest = 0;

@@ -79,9 +79,9 @@ struct SparseInt4 {
   }
 };
 
-void sparse_int8(const MatmulTask& task) { multiply_int<SparseInt8, DenseInt8>(task); }
+inline void sparse_int8(const MatmulTask& task) { multiply_int<SparseInt8, DenseInt8>(task); }
 
-void sparse_int4(const MatmulTask& task) { multiply_int<SparseInt4, ExpandedInt4>(task); }
+inline void sparse_int4(const MatmulTask& task) { multiply_int<SparseInt4, ExpandedInt4>(task); }
 
 }  // namespace
 }  // namespace espalier
