@@ -1,11 +1,7 @@
 /** The public API. */
 export type { TokenSource } from './calibration/token-source.ts';
-export {
-  type ConvertOptions,
-  type ConvertProgress,
-  type ConvertResult,
-  convertCheckpoint,
-} from './checkpoint/convert.ts';
+export type { ConvertProgress, ConvertResult } from './checkpoint/checkpoint-copy.ts';
+export { type ConvertOptions, convertCheckpoint } from './checkpoint/convert.ts';
 export { type ErrorCode, EspalierError, errorCodes, isEspalierError } from './errors.ts';
 export { type PerplexityOptions, type PerplexityResult, perplexity } from './eval/perplexity.ts';
 export type { ModelSpec } from './models/spec.ts';

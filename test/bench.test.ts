@@ -12,9 +12,9 @@ import {
   parseFormats,
   parseSizes,
 } from '../lib/bench/lists.ts';
-import { median } from '../lib/bench/measure.ts';
 import type { ModelBenchReport } from '../lib/bench/model.ts';
 import { formatSupport, readCeiling, SparseMatrix } from '../lib/kernels.ts';
+import { median } from '../lib/median.ts';
 import { native } from '../lib/native.ts';
 import type { DoctorReport } from '../lib/report/doctor.ts';
 import { demoModel, espalier } from './support/cli.ts';

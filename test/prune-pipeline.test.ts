@@ -1,42 +1,16 @@
 /** What pruning writes: the right zeros, nothing else touched, and the same bytes for anybody who runs it again. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { convertCheckpoint } from '../lib/checkpoint/index.ts';
 import { OutputFolder } from '../lib/checkpoint/output.ts';
-import { type Manifest, type MethodName, Model, type PruneOptions, type PruneResult, prune } from '../lib/index.ts';
+import { type Manifest, type MethodName, Model, prune } from '../lib/index.ts';
 import { version } from '../lib/version.ts';
 import { bitsOf, contentsOf, editedCheckpoint, hashesOf, tensorsOf } from './support/checkpoints.ts';
-import { demoModel, familyFolder } from './support/models.ts';
+import { demoModel } from './support/models.ts';
+import { isExpert, pruned, randomIds, small, zerosOf } from './support/prune.ts';
 import { temporaryFolder } from './support/raw-safetensors.ts';
-import { freshSeed, logitsOf, randomFrom } from './support/steps.ts';
-
-/** Token ids that look like nothing in particular. */
-function randomIds(seed: number, count: number, vocabulary = 4096): Uint32Array {
-  const random = randomFrom(seed);
-  return Uint32Array.from({ length: count }, () => Math.floor(random() * vocabulary));
-}
-
-const calibration = randomIds(7, 8 * 64);
-const small = { model: demoModel, calibration, samples: 8, sequenceLength: 64 } as const;
-
-/** Prunes into a folder that goes with the test. */
-async function pruned(options: Partial<PruneOptions> = {}): Promise<PruneResult> {
-  return prune({ ...small, output: join(temporaryFolder(), 'pruned'), ...options });
-}
-
-const isExpert = (name: string) => name.includes('.experts.');
-
-/** Zeros of each row, of all columns or of each `group` of them. */
-function zerosOf(bits: Uint16Array | Uint32Array, group: number): number[] {
-  const counts = [];
-  for (let start = 0; start < bits.length; start += group) {
-    let zeros = 0;
-    for (let i = start; i < start + group; i++) if (bits[i] === 0) zeros++;
-    counts.push(zeros);
-  }
-  return counts;
-}
+import { logitsOf } from './support/steps.ts';
 
 describe('the same bytes', () => {
   test.each(['wanda', 'sparsegpt'] as const)('for any number of threads: %s', async (method) => {
@@ -244,168 +218,6 @@ describe('the output folder', () => {
       if (!isExpert(name)) continue;
       expect(Math.min(...zerosOf(bitsOf(tensor), tensor.shape[1]!)), name).toBe(Math.floor(0.6 * tensor.shape[1]!));
       break;
-    }
-  });
-});
-
-describe('what cannot be pruned as asked', () => {
-  /** The demo whose experts 0, 1 and 3 of layer 1 have the same router row: ties go to the lower two. */
-  const starved = (dir: string) =>
-    editedCheckpoint(demoModel, dir, (tensors) => {
-      const router = tensors.get('model.layers.1.block_sparse_moe.gate.weight')!;
-      const row = router.bytes.byteLength / 8;
-      for (const expert of [1, 3]) router.bytes.copyWithin(expert * row, 0, row);
-    });
-
-  test.each(['wanda', 'moe-pruner', 'sparsegpt'] as const)(
-    'an expert that saw no tokens is pruned by magnitude, with a warning: %s',
-    async (method) => {
-      const model = await starved(join(temporaryFolder(), 'starved'));
-      const heard: string[] = [];
-      const result = await pruned({
-        model,
-        method,
-        onProgress: (progress) => progress.type === 'warning' && heard.push(progress.message),
-      });
-      const fallback = result.layers.flatMap(({ layer, experts }) =>
-        experts.filter((expert) => expert.fallback).map(({ expert, tokens }) => ({ layer, expert, tokens })),
-      );
-      expect(fallback).toContainEqual({ layer: 1, expert: 3, tokens: 0 });
-      const said = result.warnings.filter((text) => text.includes('layer 1, expert 3'));
-      expect(said).toEqual([expect.stringMatching(/no calibration tokens.*magnitude/)]);
-      expect(heard).toEqual(result.warnings);
-      for (const name of ['w1', 'w2', 'w3']) {
-        const key = `model.layers.1.block_sparse_moe.experts.3.${name}.weight`;
-        const [old, now] = [tensorsOf(model).get(key)!, tensorsOf(result.output).get(key)!];
-        const [dense, bits] = [bitsOf(old), bitsOf(now)];
-        const columns = now.shape[1]!;
-        const region = method === 'sparsegpt' ? 128 : columns;
-        // Kept weights are the dense ones, and in its row (or block) each is at least as large as any that went.
-        const parts = new Map<string, { gone: number; kept: number; zeros: number }>();
-        for (let i = 0; i < bits.length; i++) {
-          if (bits[i] !== 0 && bits[i] !== dense[i]) throw new Error(`${key}: a kept weight changed`);
-          const where = method === 'sparsegpt' ? `${Math.floor((i % columns) / region)}` : `${Math.floor(i / columns)}`;
-          const part = parts.get(where) ?? { gone: 0, kept: Number.POSITIVE_INFINITY, zeros: 0 };
-          const magnitude = dense[i]! & 0x7fff;
-          if (bits[i] === 0) [part.gone, part.zeros] = [Math.max(part.gone, magnitude), part.zeros + 1];
-          else part.kept = Math.min(part.kept, magnitude);
-          parts.set(where, part);
-        }
-        for (const { gone, kept, zeros } of parts.values()) {
-          expect(gone).toBeLessThanOrEqual(kept);
-          expect(zeros).toBeGreaterThan(0);
-        }
-      }
-    },
-  );
-
-  const poison: [string, string, number][] = [
-    ['an expert', 'model.layers.2.block_sparse_moe.experts.5.w3.weight', 0x7fc0],
-    ['attention', 'model.layers.1.self_attn.q_proj.weight', 0xff80],
-    ['a router', 'model.layers.3.block_sparse_moe.gate.weight', 0x7f80],
-    ['a norm', 'model.layers.0.input_layernorm.weight', 0x7fc1],
-    ['the embedding', 'model.embed_tokens.weight', 0x7fc0],
-    ['the head', 'lm_head.weight', 0x7f80],
-    ['the last norm', 'model.norm.weight', 0xffc0],
-  ];
-  const poisoned = (dir: string, tensor: string, bits: number) =>
-    editedCheckpoint(demoModel, dir, (tensors) => {
-      const { bytes } = tensors.get(tensor)!;
-      new DataView(bytes.buffer, bytes.byteOffset).setUint16(64, bits, true);
-    });
-
-  test.each(poison)('NaN or infinity in %s is refused by name', async (_what, tensor, bits) => {
-    const folder = temporaryFolder();
-    const model = await poisoned(join(folder, 'poisoned'), tensor, bits);
-    for (const method of ['magnitude', 'wanda'] as const) {
-      const run = prune({ ...small, model, method, output: join(folder, 'out') });
-      await expect(run).rejects.toMatchObject({ code: 'NONFINITE', tensor, message: expect.stringContaining(tensor) });
-      expect(existsSync(join(folder, 'out'))).toBe(false);
-      // Layers that were finished before it was found are kept for a run that resumes.
-      rmSync(join(folder, 'out.partial'), { recursive: true, force: true });
-    }
-  });
-
-  test.each(['magnitude', 'wanda', 'sparsegpt'] as const)(
-    '--allow-nonfinite leaves such a matrix as it is: %s',
-    async (method) => {
-      const [, tensor, bits] = poison[0]!;
-      const model = await poisoned(join(temporaryFolder(), 'poisoned'), tensor, bits);
-      const result = await pruned({ model, method, allowNonfinite: true });
-      const [before, after] = [tensorsOf(model), tensorsOf(result.output)];
-      expect(Buffer.compare(after.get(tensor)!.bytes, before.get(tensor)!.bytes)).toBe(0);
-      expect(result.layers[2]!.experts[5]!.skipped).toEqual(['up']);
-      expect(result.warnings.join('\n')).toMatch(/layer 2, expert 5, up holds NaN or infinity/);
-      let finite = true;
-      for (const [name, held] of after) {
-        if (!isExpert(name) || name === tensor) continue;
-        const values = bitsOf(held);
-        finite &&= values.every((value) => (value & 0x7f80) !== 0x7f80);
-        expect(zerosOf(values, values.length)[0]! / values.length, name).toBeGreaterThan(0.49);
-      }
-      expect(finite).toBe(true);
-      expect(result.size).toBe(4 * 8 * 3 * 192 * 384);
-    },
-  );
-});
-
-describe('fused experts', () => {
-  /** The same weights with one tensor for each expert's matrix, as checkpoints of transformers 4 have them. */
-  const separate = (family: string, dir: string) =>
-    editedCheckpoint(join(familyFolder, family), dir, (tensors) => {
-      for (const [name, { dtype, shape, bytes }] of [...tensors]) {
-        const match = /^(.*)\.mlp\.experts\.(gate_up_proj|down_proj)$/.exec(name);
-        if (match === null) continue;
-        tensors.delete(name);
-        const [experts, rows, columns] = shape as [number, number, number];
-        const names = match[2] === 'down_proj' ? ['down_proj'] : ['gate_proj', 'up_proj'];
-        const part = bytes.byteLength / experts / names.length;
-        for (let expert = 0; expert < experts; expert++) {
-          for (const [i, own] of names.entries()) {
-            const begin = (expert * names.length + i) * part;
-            tensors.set(`${match[1]}.mlp.experts.${expert}.${own}.weight`, {
-              dtype,
-              shape: [rows / names.length, columns],
-              bytes: bytes.slice(begin, begin + part),
-            });
-          }
-        }
-      }
-      if (!family.startsWith('mixtral')) return;
-      const old: Record<string, string> = { gate_proj: 'w1', down_proj: 'w2', up_proj: 'w3' };
-      for (const [name, tensor] of [...tensors]) {
-        if (!name.includes('.mlp.')) continue;
-        tensors.delete(name);
-        const renamed = name.replace('.mlp.', '.block_sparse_moe.');
-        tensors.set(
-          renamed.replace(/(gate|up|down)_proj/, (own) => old[own]!),
-          tensor,
-        );
-      }
-    });
-
-  const families = readdirSync(familyFolder).filter((name) => name.endsWith('-fused'));
-  test.each(families)('keep their names and shapes, and are pruned as separate ones are: %s', async (family) => {
-    const fused = join(familyFolder, family);
-    const apart = await separate(family, join(temporaryFolder(), 'separate'));
-    const ids = [...randomIds(freshSeed(), 40, 128)];
-    for (const recipe of [{ method: 'moe-pruner' }, { method: 'sparsegpt', pattern: '2:4', save: 'sparse' }] as const) {
-      const options = { ...recipe, calibration: randomIds(3, 512, 128), samples: 16, sequenceLength: 32 };
-      const a = await pruned({ ...options, model: fused });
-      const b = await pruned({ ...options, model: apart });
-      const [before, after] = [tensorsOf(fused), tensorsOf(a.output)];
-      expect([...after.keys()].sort()).toEqual([...before.keys()].sort());
-      for (const [name, { dtype, shape }] of after) {
-        expect([dtype, shape]).toEqual([before.get(name)!.dtype, before.get(name)!.shape]);
-      }
-      const logits = [];
-      for (const { output } of [a, b]) {
-        await using model = await Model.load(output);
-        logits.push(await logitsOf(model, ids));
-      }
-      expect(logits[1]).toEqual(logits[0]);
-      expect(a.layers).toEqual(b.layers);
-      expect(a.sparsity).toBeGreaterThan(0.49);
     }
   });
 });

@@ -39,10 +39,3 @@ export function describeMachine(threads: number): Machine {
   const { model, isa, threads: cores } = native().features();
   return { processor: model, isa, threads: threads === 0 ? cores : threads };
 }
-
-/** Of an even count the mean of the middle two; NaN of none. */
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const [low, high] = [sorted[(sorted.length - 1) >> 1], sorted[sorted.length >> 1]];
-  return low === undefined || high === undefined ? Number.NaN : (low + high) / 2;
-}

@@ -2,11 +2,12 @@
 import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
 import { readCeiling } from '../kernels.ts';
+import { median } from '../median.ts';
 import type { ActivationType, KvCacheType } from '../runtime/arithmetic.ts';
 import { KV_BLOCK, KvSequence } from '../runtime/kv-blocks.ts';
 import { Model } from '../runtime/model.ts';
 import { resolveWeights, type Weights } from '../runtime/weights.ts';
-import { describeMachine, type Machine, median } from './measure.ts';
+import { describeMachine, type Machine } from './measure.ts';
 
 export interface ModelBenchOptions {
   /** Checkpoints and what their weights are held as. All are in memory together and take turns. */

@@ -1,18 +1,13 @@
 /** `espalier convert`: the same checkpoint stored dense or sparse, without loss in either direction. */
-import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
-import { writeFileAtomic } from './atomic-file.ts';
 import { type Checkpoint, openCheckpoint } from './checkpoint.ts';
+import { type ConvertProgress, type ConvertResult, type Shards, writeCopy } from './checkpoint-copy.ts';
 import { markSparse, unmarkSparse } from './config-text.ts';
-import { copyFiles } from './copy-files.ts';
 import { type Storage, shardName, singleName } from './file-names.ts';
-import { OutputFolder } from './output.ts';
-import { writeShardIndex } from './shard-index.ts';
 import { encodeSparse } from './sparse-encode.ts';
-import type { CheckpointTensor, TensorToWrite } from './tensor.ts';
-import { copyOf, headerBytes, writeSafetensors } from './writer.ts';
+import type { CheckpointTensor } from './tensor.ts';
+import { copyOf } from './writer.ts';
 
 export interface ConvertOptions {
   /** Folder of the checkpoint to read. It is never written to. */
@@ -27,21 +22,6 @@ export interface ConvertOptions {
   onProgress?: ((progress: ConvertProgress) => void) | undefined;
 }
 
-/** `measure` counts bytes read to find what gets smaller (only towards sparse), `write` bytes of tensors written. */
-export interface ConvertProgress {
-  readonly phase: 'measure' | 'write';
-  readonly doneBytes: number;
-  readonly totalBytes: number;
-}
-
-export interface ConvertResult {
-  /** Absolute path of the folder made. */
-  readonly output: string;
-  /** Bytes of all tensors as the source stores them, and as the copy does. */
-  readonly sourceBytes: number;
-  readonly outputBytes: number;
-}
-
 /**
  * Writes a copy of a checkpoint with the same tensors (bit for bit, under the same names, in as many files; of a packed
  * one what its matrices stand for, in the type that they were packed from), the same
@@ -50,34 +30,21 @@ export interface ConvertResult {
  * nothing new is left at the output, and an old checkpoint there is as it was.
  */
 export async function convertCheckpoint(options: ConvertOptions): Promise<ConvertResult> {
-  const { from, to, signal } = options;
-  const checkpoint = openCheckpoint(from);
-  try {
-    checkConvertible(checkpoint, to);
-    const folder = OutputFolder.open({
-      output: options.output,
-      input: from,
-      overwrite: options.overwrite,
-      resumable: false,
-    });
-    try {
-      const shards = await planShards(checkpoint, options);
-      const files = checkpoint.otherFiles();
-      folder.requireSpace(spaceFor(checkpoint, shards, files));
-      await writeShards(checkpoint, shards, folder.partial, options);
-      await copyFiles(checkpoint.dir, folder.partial, files, signal);
-      const config = to === 'sparse' ? markSparse(checkpoint.configText) : unmarkSparse(checkpoint.configText);
-      await writeFileAtomic(join(folder.partial, 'config.json'), config);
-      throwIfAborted(signal);
-      await folder.finish();
-      return { output: folder.output, sourceBytes: checkpoint.storedBytes, outputBytes: bytesOfShards(shards) };
-    } catch (error) {
-      folder.discard();
-      throw error;
-    }
-  } finally {
-    checkpoint.dispose();
-  }
+  const { from, to, output, overwrite, signal, onProgress } = options;
+  using checkpoint = openCheckpoint(from);
+  checkConvertible(checkpoint, to);
+  const config = to === 'sparse' ? markSparse(checkpoint.configText) : unmarkSparse(checkpoint.configText);
+  return await writeCopy(checkpoint, {
+    output,
+    overwrite,
+    storage: to,
+    config,
+    plan: () => planShards(checkpoint, options),
+    metadataOf: (shard) => shard,
+    indexed: checkpoint.indexMetadata !== undefined,
+    signal,
+    onProgress,
+  });
 }
 
 function checkConvertible(checkpoint: Checkpoint, to: Storage): void {
@@ -103,8 +70,6 @@ function checkConvertible(checkpoint: Checkpoint, to: Storage): void {
     );
   }
 }
-
-type Shards = Map<string, TensorToWrite[]>;
 
 /** Names of the copy's files, in the order of the source's. */
 function outputNames({ fileNames, indexMetadata }: Checkpoint, storage: Storage): string[] {
@@ -143,39 +108,4 @@ function fileOf(tensor: CheckpointTensor): number {
     case 'packed':
       return tensor.pieces[0]!.file;
   }
-}
-
-function bytesOfShards(shards: Shards): number {
-  return [...shards.values()].flat().reduce((sum, { byteLength }) => sum + byteLength, 0);
-}
-
-/** Bytes that the copy will take: tensors and headers, the index and config (small, rounded up), and the other files. */
-function spaceFor(checkpoint: Checkpoint, shards: Shards, files: readonly string[]): number {
-  let bytes = bytesOfShards(shards) + checkpoint.configText.length + 4096;
-  for (const [i, [name, tensors]] of [...shards].entries()) {
-    bytes += headerBytes(tensors, checkpoint.files[i]!.metadata);
-    if (checkpoint.indexMetadata === undefined) continue;
-    for (const tensor of tensors) bytes += tensor.name.length + name.length + 12;
-  }
-  for (const file of files) bytes += statSync(join(checkpoint.dir, file)).size;
-  return bytes;
-}
-
-async function writeShards(
-  checkpoint: Checkpoint,
-  shards: Shards,
-  folder: string,
-  { to, signal, onProgress }: ConvertOptions,
-): Promise<void> {
-  const totalBytes = bytesOfShards(shards);
-  let doneBytes = 0;
-  const onBytes = (bytes: number) => {
-    doneBytes += bytes;
-    onProgress?.({ phase: 'write', doneBytes, totalBytes });
-  };
-  for (const [i, [name, tensors]] of [...shards].entries()) {
-    const { metadata } = checkpoint.files[i]!;
-    await writeSafetensors(join(folder, name), tensors, { metadata, signal, onBytes });
-  }
-  if (checkpoint.indexMetadata !== undefined) await writeShardIndex(folder, to, shards, checkpoint.indexMetadata);
 }

@@ -1,4 +1,5 @@
 /** How fast models decode, measured side by side. */
+import { median } from '../median.ts';
 import type { Model } from '../runtime/model.ts';
 
 export interface DecodeSpeedOptions {
@@ -29,10 +30,4 @@ export async function decodeSpeeds(models: readonly Model[], options: DecodeSpee
     }
   }
   return rates.map(median);
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }

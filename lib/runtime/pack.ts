@@ -1,18 +1,12 @@
 /** `espalier convert --to packed`: a checkpoint whose matrices lie in its files as they do in memory. */
-import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { throwIfAborted } from '../abort.ts';
-import { writeFileAtomic } from '../checkpoint/atomic-file.ts';
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
+import { type ConvertProgress, type ConvertResult, type Shards, writeCopy } from '../checkpoint/checkpoint-copy.ts';
 import { addQuantization, unmarkSparse } from '../checkpoint/config-text.ts';
-import type { ConvertProgress, ConvertResult } from '../checkpoint/convert.ts';
-import { copyFiles } from '../checkpoint/copy-files.ts';
 import { shardName } from '../checkpoint/file-names.ts';
-import { OutputFolder } from '../checkpoint/output.ts';
 import { blockName, isBlockName, packedConfig, pageBytes } from '../checkpoint/packed-layout.ts';
-import { writeShardIndex } from '../checkpoint/shard-index.ts';
 import type { TensorToWrite } from '../checkpoint/tensor.ts';
-import { copyOf, headerBytes, writeSafetensors } from '../checkpoint/writer.ts';
+import { copyOf } from '../checkpoint/writer.ts';
 import { EspalierError } from '../errors.ts';
 import { describeModel } from '../models/registry.ts';
 import type { MlpSpec, ModelSpec, WeightSource } from '../models/spec.ts';
@@ -45,35 +39,22 @@ export interface PackOptions {
  * openCheckpoint, describeModel, OutputFolder and writeSafetensors throw; after an error nothing new is left at the output.
  */
 export async function packCheckpoint(options: PackOptions): Promise<ConvertResult> {
-  const { from, signal } = options;
+  const { from, output, overwrite, signal, onProgress } = options;
   using checkpoint = openCheckpoint(from);
   const config = sourceConfig(checkpoint);
   const { spec } = describeModel(checkpoint.config, checkpoint);
-  const weights = resolveWeights(options.weights);
-  const folder = OutputFolder.open({
-    output: options.output,
-    input: from,
-    overwrite: options.overwrite,
-    resumable: false,
+  return await writeCopy(checkpoint, {
+    output,
+    overwrite,
+    storage: 'packed',
+    config: addQuantization(config, packedConfig(resolveWeights(options.weights))),
+    plan: () => planShards(checkpoint, spec, options),
+    metadataOf: () => 0,
+    indexed: true,
+    alignment: pageBytes,
+    signal,
+    onProgress,
   });
-  try {
-    const shards = await planShards(checkpoint, spec, options);
-    const files = checkpoint.otherFiles();
-    folder.requireSpace(spaceFor(checkpoint, shards, files));
-    await writeShards(checkpoint, shards, folder.partial, options);
-    await copyFiles(checkpoint.dir, folder.partial, files, signal);
-    await writeFileAtomic(join(folder.partial, 'config.json'), addQuantization(config, packedConfig(weights)));
-    throwIfAborted(signal);
-    await folder.finish();
-    return {
-      output: folder.output,
-      sourceBytes: checkpoint.storedBytes,
-      outputBytes: bytesOf([...shards.values()].flat()),
-    };
-  } catch (error) {
-    folder.discard();
-    throw error;
-  }
 }
 
 /** config.json without a mark of ours. */
@@ -119,11 +100,7 @@ function* matricesOf(spec: ModelSpec, options: PackOptions): Generator<Matrix> {
 }
 
 /** The files of the copy: first what stays as it is, then blocks. */
-async function planShards(
-  checkpoint: Checkpoint,
-  spec: ModelSpec,
-  options: PackOptions,
-): Promise<Map<string, TensorToWrite[]>> {
+async function planShards(checkpoint: Checkpoint, spec: ModelSpec, options: PackOptions): Promise<Shards> {
   const matrices = [...matricesOf(spec, options)];
   const totalBytes = matrices.reduce((sum, { source }) => sum + elementsOf(source) * 2, 0);
   let doneBytes = 0;
@@ -178,44 +155,6 @@ function cut(blocks: readonly TensorToWrite[]): TensorToWrite[][] {
   return shards;
 }
 
-async function writeShards(
-  checkpoint: Checkpoint,
-  shards: ReadonlyMap<string, readonly TensorToWrite[]>,
-  folder: string,
-  { signal, onProgress }: PackOptions,
-): Promise<void> {
-  const totalBytes = bytesOf([...shards.values()].flat());
-  let doneBytes = 0;
-  const onBytes = (bytes: number) => {
-    doneBytes += bytes;
-    onProgress?.({ phase: 'write', doneBytes, totalBytes });
-  };
-  const { metadata } = checkpoint.files[0]!;
-  for (const [name, tensors] of shards) {
-    await writeSafetensors(join(folder, name), tensors, { metadata, alignment: pageBytes, signal, onBytes });
-  }
-  await writeShardIndex(folder, 'packed', shards, checkpoint.indexMetadata);
-}
-
 function elementsOf({ shape }: WeightSource): number {
   return shape.reduce((product, size) => product * size, 1);
-}
-
-function bytesOf(tensors: readonly TensorToWrite[]): number {
-  return tensors.reduce((sum, { byteLength }) => sum + byteLength, 0);
-}
-
-/** Bytes that the copy will take: tensors and headers, index and config (rounded up), and the other files. */
-function spaceFor(
-  checkpoint: Checkpoint,
-  shards: ReadonlyMap<string, readonly TensorToWrite[]>,
-  files: readonly string[],
-): number {
-  let bytes = checkpoint.configText.length + pageBytes;
-  for (const [name, tensors] of shards) {
-    bytes += bytesOf(tensors) + headerBytes(tensors, checkpoint.files[0]!.metadata) + pageBytes;
-    for (const tensor of tensors) bytes += tensor.name.length + name.length + 12;
-  }
-  for (const file of files) bytes += statSync(join(checkpoint.dir, file)).size;
-  return bytes;
 }

@@ -1,6 +1,8 @@
 // matrixPack, matrixRandom, matrixMultiply, matrixUnpack, matrixInfo, matrixDispose, formatSupport, readCeiling, route,
 // scoreWeights, selectMask: the parts of the engine and the pruner one by one, for measurements and pipelines. They run
 // on the calling thread and the pool.
+#include <optional>
+
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/spec_reader.h"
@@ -85,16 +87,16 @@ Napi::Value pack(const Napi::CallbackInfo& info) {
   check_size(info.Env(), rows, cols);
   const Napi::Float32Array data = floats(info[0], rows * cols, "values");
   std::shared_ptr<ThreadPool> pool = read_pool(info[4]);
-  const PackedMatrix::RowReader read = [&](int64_t row, float* out) {
-    std::copy_n(data.Data() + row * cols, cols, out);
-  };
+  const MatrixSource source(DType::kF32, rows, cols, data.Data());
+  std::optional<ZeroSurvey> survey;
   Format format = read_format(info[3]);
   if (info[3].As<Napi::Object>().Get("storage").As<Napi::String>().Utf8Value() == "auto") {
-    const Format chosen = choose_format(*pool, format.values, rows, cols, read);
+    survey.emplace(*pool, format.values, source);
+    const Format chosen = survey->choose();
     if (cpu_kernels().takes(chosen)) format = chosen;
   }
   check_taken(info.Env(), format);
-  Result<PackedMatrix> packed = PackedMatrix::pack(*pool, format, rows, cols, read);
+  Result<PackedMatrix> packed = PackedMatrix::pack(*pool, format, source, survey ? &*survey : nullptr);
   return wrap(info.Env(), std::move(packed), std::move(pool));
 }
 

@@ -91,17 +91,15 @@ void AttendLoop::run(const Compute& compute, const AttendShape& shape, const Bat
   const int64_t partial = attend_partial_floats(shape.head_dim);
   const int64_t own = attend_scratch_floats(shape.head_dim) + work.own_floats;
   const auto count = static_cast<int64_t>(work.items.size());
-  const int64_t workers = std::min<int64_t>(compute.pool.size(), count);
-  scratch_.ensure(static_cast<size_t>(workers * own));
   partials_.ensure(static_cast<size_t>(work.shared_floats));
 
   const auto kernel = compute.kernels.attend[static_cast<size_t>(cache.type())];
-  // One body for each thread, which takes items until there are none: each has its own scratch memory.
-  std::atomic<int64_t> next{0};
-  compute.pool.parallel_for(workers, 1, [&](int64_t worker, int64_t) {
-    float* scratch = scratch_.data() + worker * own;
+  compute.pool.parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    thread_local AlignedBuffer<float> memory;
+    memory.ensure(static_cast<size_t>(own));
+    float* scratch = memory.data();
     std::array<AttendRow, kAttendRows> rows;
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
+    for (int64_t i = begin; i < end; ++i) {
       const Item& item = work.items[static_cast<size_t>(i)];
       Tile& tile = work.tiles[static_cast<size_t>(item.tile)];
       for (int64_t r = 0; r < tile.count; ++r) rows[static_cast<size_t>(r)] = work.row(tile, r, queries);
@@ -131,8 +129,8 @@ void AttendLoop::run(const Compute& compute, const AttendShape& shape, const Bat
       }
       for (int64_t r = 0; r < tile.count; ++r) {
         const int64_t first = rows[static_cast<size_t>(r)].first / kKvChunk - tile.first_chunk;
-        const int64_t end = (rows[static_cast<size_t>(r)].last - 1) / kKvChunk + 1 - tile.first_chunk;
-        compute.kernels.attend_combine(partials + r * row_stride + first * partial, partial, end - first,
+        const int64_t past = (rows[static_cast<size_t>(r)].last - 1) / kKvChunk + 1 - tile.first_chunk;
+        compute.kernels.attend_combine(partials + r * row_stride + first * partial, partial, past - first,
                                        shape.head_dim, out + work.offset(tile, r));
       }
     }

@@ -14,7 +14,7 @@ struct AttendShape {
   int64_t window = 0;  // a query sees keys at distances 0 … window − 1; 0: all
 };
 
-// Keeps its scratch memory from call to call.
+// Keeps its partial results' memory from call to call.
 class AttendLoop {
  public:
   // out = causal attention of `queries`, both [batch.rows][heads · head_dim], over `cache`, which holds the keys and
@@ -24,7 +24,7 @@ class AttendLoop {
            float* out);
 
  private:
-  AlignedBuffer<float> scratch_, partials_;
+  AlignedBuffer<float> partials_;
 };
 
 }  // namespace espalier

@@ -40,9 +40,11 @@ void Inputs::round(Memory& memory, int64_t cols) {
   const int64_t stride = (cols + 1) / 2 * 2;
   memory.bytes.reset(static_cast<size_t>(form.tokens * stride) * sizeof(float));
   auto* rounded = reinterpret_cast<float*>(memory.bytes.data());
-  for (int64_t t = 0; t < form.tokens; ++t) {
-    kernels_.round_row(form.source + t * form.x_stride, cols, rounded + t * stride);
-  }
+  pool_.parallel_for(form.tokens, kRows, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      kernels_.round_row(form.source + t * form.x_stride, cols, rounded + t * stride);
+    }
+  });
   form.x = rounded;
   form.x_stride = stride;
 }

@@ -118,10 +118,4 @@ class PackedMatrix {
   const int64_t* offsets_ = nullptr;  // bitmap only
 };
 
-// The format that suits the zeros of a matrix, see ZeroSurvey::choose.
-inline Format choose_format(ThreadPool& pool, Values values, int64_t rows, int64_t cols,
-                            const PackedMatrix::RowReader& read) {
-  return ZeroSurvey(pool, values, MatrixSource(rows, cols, read)).choose();
-}
-
 }  // namespace espalier

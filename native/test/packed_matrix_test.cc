@@ -157,14 +157,15 @@ TEST_CASE("negative zero is a value: it is kept, and it does not count towards s
   const PackedMatrix packed = test::pack(values, 16, 64, {Storage::kBitmap, Values::kBf16});
   CHECK(std::signbit(round_trip(packed)[0]));
   ThreadPool pool(1);
-  CHECK(choose_format(pool, Values::kBf16, 16, 64, test::reader(values, 64)) == Format{Storage::kDense, Values::kBf16});
+  const ZeroSurvey survey(pool, Values::kBf16, MatrixSource(DType::kF32, 16, 64, values.data()));
+  CHECK(survey.choose() == Format{Storage::kDense, Values::kBf16});
 }
 
 TEST_CASE("the chosen format follows the zeros") {
   std::mt19937 random(test::fresh_seed());
   ThreadPool pool(2);
   const auto choose = [&](const std::vector<float>& values, Values kind) {
-    return choose_format(pool, kind, 64, 128, test::reader(values, 128));
+    return ZeroSurvey(pool, kind, MatrixSource(DType::kF32, 64, 128, values.data())).choose();
   };
   const Format none{Storage::kDense, Values::kBf16};
   CHECK(choose(test::sparse_weights(random, 64, 128, none, 1.0), Values::kBf16) == none);

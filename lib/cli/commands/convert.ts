@@ -1,5 +1,5 @@
 import { type Command, Option } from 'commander';
-import type { ConvertProgress } from '../../checkpoint/convert.ts';
+import type { ConvertProgress } from '../../checkpoint/checkpoint-copy.ts';
 import { EspalierError } from '../../errors.ts';
 import type { Context, Start } from '../context.ts';
 import { addGlobalOptions, path } from '../options.ts';

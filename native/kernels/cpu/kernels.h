@@ -49,15 +49,14 @@ struct MatmulTask {
 // bf16 tiles of activations, 16 tokens × 32 inputs each, zeros in the padding, in the order that products read them:
 // [block of kTileSteps steps of 32 inputs][pair of tiles of tokens][step][2][16][32], the last block with fewer steps.
 struct TileLayout {
-  static constexpr int64_t kTokens = kTileTokens;
   static constexpr int64_t kTileSteps = 32;
-  static constexpr int64_t kElements = kTokens * kBlockInputs;
+  static constexpr int64_t kElements = kTileTokens * kBlockInputs;
 
   int64_t pairs;
   int64_t steps;
 
   static TileLayout of(int64_t tokens, int64_t cols) {
-    return {(tokens + 2 * kTokens - 1) / (2 * kTokens), (cols + kBlockInputs - 1) / kBlockInputs};
+    return {(tokens + 2 * kTileTokens - 1) / (2 * kTileTokens), (cols + kBlockInputs - 1) / kBlockInputs};
   }
   int64_t elements() const { return pairs * steps * 2 * kElements; }
   int64_t block_steps(int64_t block) const {
