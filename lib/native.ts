@@ -167,13 +167,16 @@ export interface NativeMatrixReport extends NativeMatrixId {
   readonly damping: number;
 }
 
-export interface NativeMatrixMoments extends NativeMatrixId {
+/** What the distribution of weights looks like; see native/prune/moments.h. */
+export interface NativeMoments {
   readonly zeros: number;
   readonly size: number;
   readonly kurtosis: number;
   /** Of the weights that are not zero. */
   readonly kurtosisKept: number;
 }
+
+export interface NativeMatrixMoments extends NativeMatrixId, NativeMoments {}
 
 /** What the header of a packed matrix says. */
 export interface NativePackedHeader {
@@ -257,6 +260,7 @@ export interface NativeAddon {
     precision: NativePrecision,
     threads: number,
   ): NativeJob<Uint8Array>;
+  weightMoments(weight: NativeWeight, files: NativeSafetensorsFile[], threads: number): NativeJob<NativeMoments>;
   packedHeader(file: NativeSafetensorsFile, begin: number, end: number): NativePackedHeader;
   /** A packed matrix as dense elements of the type that it was packed from. */
   packedRead(file: NativeSafetensorsFile, begin: number, end: number): Uint8Array;

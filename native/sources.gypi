@@ -70,6 +70,7 @@
       "native/binding/engine.cc",
       "native/binding/features.cc",
       "native/binding/pruner.cc",
+      "native/binding/moments.cc",
       "native/binding/packing.cc",
       "native/binding/matrix.cc"
     ],

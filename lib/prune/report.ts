@@ -1,5 +1,5 @@
 /** What a pruning run says about what it did. */
-import type { NativeMatrixMoments } from '../native.ts';
+import type { NativeMatrixMoments, NativeMoments } from '../native.ts';
 import type { StageOutcome } from './stages/stage.ts';
 
 export interface SparsityCount {
@@ -42,7 +42,7 @@ export function countSparsity(parts: readonly { readonly zeros: number; readonly
   return { zeros, size, sparsity: size === 0 ? 0 : zeros / size };
 }
 
-export function kurtosisOf(matrices: readonly NativeMatrixMoments[]): Kurtosis {
+export function kurtosisOf(matrices: readonly NativeMoments[]): Kurtosis {
   const size = matrices.reduce((sum, matrix) => sum + matrix.size, 0);
   const mean = (field: 'kurtosis' | 'kurtosisKept') =>
     size === 0 ? 0 : matrices.reduce((sum, matrix) => sum + matrix[field] * matrix.size, 0) / size;

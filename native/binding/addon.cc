@@ -14,6 +14,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   espalier::binding::export_engine(env, exports);
   espalier::binding::export_pruner(env, exports);
   espalier::binding::export_matrix(env, exports);
+  espalier::binding::export_moments(env, exports);
   espalier::binding::export_packing(env, exports);
   return exports;
 }
