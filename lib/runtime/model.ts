@@ -13,7 +13,7 @@ import {
   native,
   runJob,
 } from '../native.ts';
-import { type ChatTemplate, loadChatTemplate } from '../tokenizer/chat-template.ts';
+import { type ChatTemplate, loadChatTemplate, readChatTemplate } from '../tokenizer/chat-template.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kvCacheTypes } from './arithmetic.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
@@ -55,6 +55,8 @@ export interface LoadOptions {
    * units, and results differ a little from float32's. @default 'float32'
    */
   activations?: ActivationType | undefined;
+  /** File of a Jinja chat template, in place of the checkpoint's. @default the checkpoint's, if it has one */
+  chatTemplate?: string | undefined;
   /** Layers loaded, of how many. */
   onProgress?: ((done: number, total: number) => void) | undefined;
   onWarning?: ((message: string) => void) | undefined;
@@ -79,6 +81,8 @@ export class Model {
   /** @internal */
   readonly scheduler: Scheduler;
   readonly #engine: NativeEngine;
+  /** In place of the checkpoint's. */
+  readonly #template: ChatTemplate | undefined;
   #disposed = false;
 
   private constructor(
@@ -87,6 +91,7 @@ export class Model {
     tokenizer: Tokenizer | undefined,
     engine: NativeEngine,
     kv: KvBlockPool,
+    template: ChatTemplate | undefined,
   ) {
     this.path = path;
     this.spec = spec;
@@ -94,6 +99,7 @@ export class Model {
     this.kv = kv;
     this.info = native().engineInfo(engine);
     this.#engine = engine;
+    this.#template = template;
     this.scheduler = new Scheduler((step, signal) => this.step(step, signal), kv, batchLimits);
   }
 
@@ -108,6 +114,8 @@ export class Model {
     const { spec, warnings } = describeModel(checkpoint.config, checkpoint, { generationConfig });
     for (const warning of warnings) options.onWarning?.(warning);
     const tokenizer = await Tokenizer.find(checkpoint.dir);
+    const { chatTemplate } = options;
+    const template = chatTemplate === undefined ? undefined : await readChatTemplate(chatTemplate);
     const context = Math.min(spec.maxPositions, defaultContextLimit);
     const kv = new KvBlockPool(Math.ceil((options.kvTokens ?? defaultContexts * context) / KV_BLOCK));
     const engine = await runJob(
@@ -129,7 +137,7 @@ export class Model {
       options.signal,
       { file: checkpoint.dir },
     );
-    return new Model(checkpoint.dir, spec, tokenizer, engine, kv);
+    return new Model(checkpoint.dir, spec, tokenizer, engine, kv, template);
   }
 
   /**
@@ -145,8 +153,8 @@ export class Model {
   }
 
   /** The template of `generate` for chat messages. @throws TOKENIZER if the checkpoint has none */
-  chatTemplate(): Promise<ChatTemplate> {
-    return loadChatTemplate(this.path);
+  async chatTemplate(): Promise<ChatTemplate> {
+    return this.#template ?? (await loadChatTemplate(this.path));
   }
 
   /** One batch step of the engine; `signal` stops it between two layers. @internal */
