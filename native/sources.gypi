@@ -43,6 +43,9 @@
       "native/prune/sparsegpt.cc",
       "native/prune/prune_matrix.cc",
       "native/prune/hidden_file.cc",
+      "native/prune/naee.cc",
+      "native/prune/expert_survey.cc",
+      "native/prune/expert_distances.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
@@ -68,6 +71,7 @@
       "native/binding/engine.cc",
       "native/binding/features.cc",
       "native/binding/pruner.cc",
+      "native/binding/experts.cc",
       "native/binding/packing.cc",
       "native/binding/matrix.cc"
     ],
@@ -88,7 +92,8 @@
       "native/test/prune_statistics_test.cc",
       "native/test/prune_mask_test.cc",
       "native/test/prune_sparsegpt_test.cc",
-      "native/test/prune_matrix_test.cc"
+      "native/test/prune_matrix_test.cc",
+      "native/test/naee_test.cc"
     ]
   }
 }

@@ -1,4 +1,5 @@
-// prunerLoad, prunerForward, prunerPrune, prunerTensor, prunerDispose, writeEmbeddings: pruning one decoder layer.
+// prunerLoad, prunerForward, prunerSurvey, prunerPrune, prunerTensor, prunerDispose, writeEmbeddings: pruning one
+// decoder layer.
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
@@ -101,6 +102,56 @@ Napi::Value to_report(Napi::Env env, const ExpertMatrixReport& report) {
   return object;
 }
 
+Napi::Float64Array to_array(Napi::Env env, const std::vector<double>& values) {
+  Napi::Float64Array array = Napi::Float64Array::New(env, values.size());
+  std::copy(values.begin(), values.end(), array.Data());
+  return array;
+}
+
+Napi::Object to_survey(Napi::Env env, const PartSurvey& survey) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("tokens", static_cast<double>(survey.tokens));
+  object.Set("topK", survey.top_k);
+  object.Set("experts", static_cast<double>(survey.experts));
+  object.Set("family", to_array(env, survey.family));
+  object.Set("coactivation", to_array(env, survey.coactivation));
+  object.Set("probabilities", to_array(env, survey.probabilities));
+  object.Set("logitProducts", to_array(env, survey.logit_products));
+  object.Set("meanOutputs", to_array(env, survey.mean_outputs));
+  object.Set("losses", to_array(env, survey.losses));
+  object.Set("gateRatios", to_array(env, survey.gate_ratios));
+  return object;
+}
+
+// prunerSurvey(handle, { input, output?, lengths, logitProducts, meanOutputs, keep }, onProgress?) → job of surveys
+Napi::Value survey(const Napi::CallbackInfo& info) {
+  const auto object = info[1].As<Napi::Object>();
+  ForwardRequest request;
+  request.input = text(object, "input");
+  if (!object.Get("output").IsUndefined()) request.output = text(object, "output");
+  const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
+  request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
+  const SurveyOptions options{.logit_products = flag(object, "logitProducts"),
+                              .mean_outputs = flag(object, "meanOutputs"),
+                              .keep = static_cast<int>(number(object, "keep"))};
+  auto surveys = std::make_shared<std::vector<PartSurvey>>();
+  JobRequest job;
+  if (info[2].IsFunction()) job.on_progress = info[2].As<Napi::Function>();
+  job.work = [pruner = PrunerHandle::get(info[0]), request, options, surveys](JobContext& context) -> Status {
+    auto found = pruner->survey(
+        request, options, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+    if (!found.is_ok()) return found.status();
+    *surveys = std::move(found.value());
+    return Status::ok();
+  };
+  job.finish = [surveys](Napi::Env env) -> Napi::Value {
+    Napi::Array array = Napi::Array::New(env, surveys->size());
+    for (size_t i = 0; i < surveys->size(); ++i) array.Set(static_cast<uint32_t>(i), to_survey(env, (*surveys)[i]));
+    return array;
+  };
+  return start_job(info.Env(), std::move(job));
+}
+
 // prunerPrune(handle, plan, onProgress?) → job of reports
 Napi::Value prune(const Napi::CallbackInfo& info) {
   auto reports = std::make_shared<std::vector<ExpertMatrixReport>>();
@@ -157,6 +208,7 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
 void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerLoad", Napi::Function::New(env, load));
   exports.Set("prunerForward", Napi::Function::New(env, forward));
+  exports.Set("prunerSurvey", Napi::Function::New(env, survey));
   exports.Set("prunerPrune", Napi::Function::New(env, prune));
   exports.Set("prunerTensor", Napi::Function::New(env, tensor));
   exports.Set("prunerDispose",

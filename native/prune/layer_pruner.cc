@@ -107,7 +107,16 @@ Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerS
   return pruner;
 }
 
-Status LayerPruner::forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel) {
+Result<std::vector<PartSurvey>> LayerPruner::survey(const ForwardRequest& request, const SurveyOptions& options,
+                                                    const Progress& progress, const std::atomic<bool>* cancel) {
+  Result<ExpertSurvey> survey = ExpertSurvey::create({*pool_, cpu_kernels()}, layer_.feed_forward(), options);
+  if (!survey.is_ok()) return survey.status();
+  ESPALIER_TRY(forward(request, &survey.value(), progress, cancel));
+  return survey.value().finish();
+}
+
+Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
+                            const std::atomic<bool>* cancel) {
   Result<HiddenFile> input = HiddenFile::open_for_reading(request.input, hidden_);
   if (!input.is_ok()) return input.status();
   std::optional<HiddenFile> output;
@@ -155,7 +164,7 @@ Status LayerPruner::forward(const ForwardRequest& request, const Progress& progr
     states.ensure(static_cast<size_t>(batch.rows * hidden_));
     ESPALIER_TRY(input.value().read(done, batch.rows, states.data()));
     layer_.forward(compute, batch, RopeRows::compute(rope_, batch), norm_epsilon_, cache, hidden_, states.data(),
-                   request.collect ? &observer : nullptr);
+                   request.collect ? &observer : watcher);
     if (output) ESPALIER_TRY(output->write(done, batch.rows, states.data()));
     done += batch.rows;
     begin = end;

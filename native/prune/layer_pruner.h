@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/decoder_layer.h"
+#include "prune/expert_survey.h"
 #include "prune/prune_matrix.h"
 #include "prune/statistics.h"
 
@@ -44,7 +45,13 @@ class LayerPruner {
                                                    int64_t hidden, float norm_epsilon, bool allow_nonfinite);
 
   // Runs the layer over every sequence. `progress` counts tokens.
-  Status forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel);
+  Status forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel) {
+    return forward(request, nullptr, progress, cancel);
+  }
+
+  // The same, surveying the routed experts; one survey for each part. `request.collect` must be false.
+  Result<std::vector<PartSurvey>> survey(const ForwardRequest& request, const SurveyOptions& options,
+                                         const Progress& progress, const std::atomic<bool>* cancel);
 
   // Prunes every expert matrix by the statistics of the last collecting forward; the layer then runs with the pruned
   // weights, rounded as they will be stored. `progress` counts matrices.
@@ -56,6 +63,9 @@ class LayerPruner {
 
  private:
   LayerPruner() = default;
+  // Where the request collects nothing, `watcher` (may be null) watches.
+  Status forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
+                 const std::atomic<bool>* cancel);
   Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
 
   std::shared_ptr<ThreadPool> pool_;

@@ -1,0 +1,61 @@
+// expertDistances: what choosing among experts needs of their weights.
+#include "binding/errors.h"
+#include "binding/exports.h"
+#include "binding/job.h"
+#include "binding/spec_reader.h"
+#include "prune/expert_distances.h"
+
+namespace espalier::binding {
+namespace {
+
+// expertDistances([{ gate, up, down }], files, clusters: number[][], threads) → job of number[][]
+Napi::Value distances(const Napi::CallbackInfo& info) {
+  const Files files = read_files(info[1].As<Napi::Array>());
+  std::vector<MlpSpec> experts;
+  const auto mlps = info[0].As<Napi::Array>();
+  for (uint32_t i = 0; i < mlps.Length(); ++i) {
+    const auto mlp = mlps.Get(i).As<Napi::Object>();
+    experts.push_back(
+        {read_weight(mlp.Get("gate"), files), read_weight(mlp.Get("up"), files), read_weight(mlp.Get("down"), files)});
+  }
+  std::vector<std::vector<int32_t>> clusters;
+  const auto lists = info[2].As<Napi::Array>();
+  for (uint32_t i = 0; i < lists.Length(); ++i) {
+    std::vector<int32_t>& cluster = clusters.emplace_back();
+    const auto list = lists.Get(i).As<Napi::Array>();
+    for (uint32_t j = 0; j < list.Length(); ++j) {
+      const int32_t expert = list.Get(j).As<Napi::Number>().Int32Value();
+      if (expert < 0 || expert >= static_cast<int32_t>(experts.size())) {
+        throw to_error(info.Env(), Status(Code::kUsage, "a cluster names no expert"));
+      }
+      cluster.push_back(expert);
+    }
+  }
+  auto found = std::make_shared<std::vector<std::vector<double>>>();
+  JobRequest job;
+  job.work = [experts = std::move(experts), clusters = std::move(clusters), found,
+              threads = info[3].As<Napi::Number>().Int32Value()](JobContext& context) -> Status {
+    auto result = distances_to_means(*ThreadPool::shared(threads), experts, clusters, context.cancel());
+    if (!result.is_ok()) return result.status();
+    *found = std::move(result.value());
+    return Status::ok();
+  };
+  job.finish = [found](Napi::Env env) -> Napi::Value {
+    Napi::Array all = Napi::Array::New(env, found->size());
+    for (size_t c = 0; c < found->size(); ++c) {
+      Napi::Array own = Napi::Array::New(env, (*found)[c].size());
+      for (size_t m = 0; m < (*found)[c].size(); ++m) own.Set(static_cast<uint32_t>(m), (*found)[c][m]);
+      all.Set(static_cast<uint32_t>(c), own);
+    }
+    return all;
+  };
+  return start_job(info.Env(), std::move(job));
+}
+
+}  // namespace
+
+void export_experts(Napi::Env env, Napi::Object exports) {
+  exports.Set("expertDistances", Napi::Function::New(env, distances));
+}
+
+}  // namespace espalier::binding
