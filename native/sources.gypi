@@ -42,6 +42,8 @@
       "native/prune/inverse_factor.cc",
       "native/prune/sparsegpt.cc",
       "native/prune/prune_matrix.cc",
+      "native/prune/expert_weights.cc",
+      "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
       "native/prune/naee.cc",
       "native/prune/expert_survey.cc",
@@ -91,6 +93,7 @@
       "native/test/prune_linalg_test.cc",
       "native/test/prune_statistics_test.cc",
       "native/test/prune_mask_test.cc",
+      "native/test/prune_moments_test.cc",
       "native/test/prune_sparsegpt_test.cc",
       "native/test/prune_matrix_test.cc",
       "native/test/naee_test.cc"

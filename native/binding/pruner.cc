@@ -1,5 +1,5 @@
-// prunerLoad, prunerForward, prunerSurvey, prunerPrune, prunerTensor, prunerDispose, writeEmbeddings: pruning one
-// decoder layer.
+// prunerLoad, prunerForward, prunerSurvey, prunerPrune, prunerMeasure, prunerTensor, prunerDispose, writeEmbeddings:
+// pruning one decoder layer.
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
@@ -19,11 +19,11 @@ std::string text(const Napi::Object& object, const char* key) { return object.Ge
 double number(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::Number>().DoubleValue(); }
 bool flag(const Napi::Object& object, const char* key) { return object.Get(key).ToBoolean().Value(); }
 
-constexpr const char* kRoles[] = {"gate", "up", "down"};
+constexpr const char* kRoleNames[] = {"gate", "up", "down"};
 
 Role read_role(const Napi::Value& value) {
   const std::string name = value.As<Napi::String>().Utf8Value();
-  return name == kRoles[0] ? Role::kGate : name == kRoles[1] ? Role::kUp : Role::kDown;
+  return name == kRoleNames[0] ? Role::kGate : name == kRoleNames[1] ? Role::kUp : Role::kDown;
 }
 
 // { score, comparison, update, sparsity, keep, group, damping, block }
@@ -67,14 +67,20 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-// prunerForward(handle, { input, output?, lengths, collect, gram, routerWeighted }, onProgress?) → job
-Napi::Value forward(const Napi::CallbackInfo& info) {
-  const auto object = info[1].As<Napi::Object>();
+// { input, output?, lengths }
+ForwardRequest read_forward(const Napi::Object& object) {
   ForwardRequest request;
   request.input = text(object, "input");
   if (!object.Get("output").IsUndefined()) request.output = text(object, "output");
   const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
   request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
+  return request;
+}
+
+// prunerForward(handle, { input, output?, lengths, collect, gram, routerWeighted }, onProgress?) → job
+Napi::Value forward(const Napi::CallbackInfo& info) {
+  const auto object = info[1].As<Napi::Object>();
+  ForwardRequest request = read_forward(object);
   request.collect = flag(object, "collect");
   request.gram = flag(object, "gram");
   request.router_weighted = flag(object, "routerWeighted");
@@ -88,14 +94,17 @@ Napi::Value forward(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-Napi::Value to_report(Napi::Env env, const ExpertMatrixReport& report) {
+Napi::Object to_object(Napi::Env env, const MatrixId& id) {
   Napi::Object object = Napi::Object::New(env);
-  object.Set("part", report.part);
-  object.Set("expert", report.expert);
-  object.Set("role", kRoles[static_cast<size_t>(report.role)]);
+  object.Set("part", id.part);
+  object.Set("expert", id.expert);
+  object.Set("role", kRoleNames[static_cast<size_t>(id.role)]);
+  return object;
+}
+
+Napi::Value to_object(Napi::Env env, const ExpertMatrixReport& report) {
+  Napi::Object object = to_object(env, report.id);
   object.Set("tokens", static_cast<double>(report.tokens));
-  object.Set("zeros", static_cast<double>(report.matrix.zeros));
-  object.Set("size", static_cast<double>(report.matrix.zeros + report.matrix.kept));
   object.Set("fallback", report.matrix.fallback);
   object.Set("skipped", report.skipped);
   object.Set("damping", report.matrix.damping);
@@ -108,7 +117,7 @@ Napi::Float64Array to_array(Napi::Env env, const std::vector<double>& values) {
   return array;
 }
 
-Napi::Object to_survey(Napi::Env env, const PartSurvey& survey) {
+Napi::Object to_object(Napi::Env env, const PartSurvey& survey) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("tokens", static_cast<double>(survey.tokens));
   object.Set("topK", survey.top_k);
@@ -123,61 +132,72 @@ Napi::Object to_survey(Napi::Env env, const PartSurvey& survey) {
   return object;
 }
 
-// prunerSurvey(handle, { input, output?, lengths, logitProducts, meanOutputs, keep }, onProgress?) → job of surveys
-Napi::Value survey(const Napi::CallbackInfo& info) {
-  const auto object = info[1].As<Napi::Object>();
-  ForwardRequest request;
-  request.input = text(object, "input");
-  if (!object.Get("output").IsUndefined()) request.output = text(object, "output");
-  const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
-  request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
-  const SurveyOptions options{.logit_products = flag(object, "logitProducts"),
-                              .mean_outputs = flag(object, "meanOutputs"),
-                              .keep = static_cast<int>(number(object, "keep"))};
-  auto surveys = std::make_shared<std::vector<PartSurvey>>();
+Napi::Value to_object(Napi::Env env, const ExpertMatrixMoments& found) {
+  Napi::Object object = to_object(env, found.id);
+  object.Set("zeros", static_cast<double>(found.moments.zeros));
+  object.Set("size", static_cast<double>(found.moments.size));
+  object.Set("kurtosis", found.moments.kurtosis);
+  object.Set("kurtosisKept", found.moments.kurtosis_kept);
+  return object;
+}
+
+// Makes `work` a job whose result is an array with an object for each thing that it found.
+template <class T>
+Napi::Value job_of_all(const Napi::CallbackInfo& info, const Napi::Value& on_progress,
+                       std::function<Result<std::vector<T>>(JobContext&)> work) {
+  auto found = std::make_shared<std::vector<T>>();
   JobRequest job;
-  if (info[2].IsFunction()) job.on_progress = info[2].As<Napi::Function>();
-  job.work = [pruner = PrunerHandle::get(info[0]), request, options, surveys](JobContext& context) -> Status {
-    auto found = pruner->survey(
-        request, options, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
-    if (!found.is_ok()) return found.status();
-    *surveys = std::move(found.value());
+  if (on_progress.IsFunction()) job.on_progress = on_progress.As<Napi::Function>();
+  job.work = [work = std::move(work), found](JobContext& context) -> Status {
+    Result<std::vector<T>> result = work(context);
+    if (!result.is_ok()) return result.status();
+    *found = std::move(result.value());
     return Status::ok();
   };
-  job.finish = [surveys](Napi::Env env) -> Napi::Value {
-    Napi::Array array = Napi::Array::New(env, surveys->size());
-    for (size_t i = 0; i < surveys->size(); ++i) array.Set(static_cast<uint32_t>(i), to_survey(env, (*surveys)[i]));
+  job.finish = [found](Napi::Env env) -> Napi::Value {
+    Napi::Array array = Napi::Array::New(env, found->size());
+    for (size_t i = 0; i < found->size(); ++i) array.Set(static_cast<uint32_t>(i), to_object(env, (*found)[i]));
     return array;
   };
   return start_job(info.Env(), std::move(job));
 }
 
+// prunerSurvey(handle, { input, output?, lengths, logitProducts, meanOutputs, keep }, onProgress?) → job of surveys
+Napi::Value survey(const Napi::CallbackInfo& info) {
+  const auto object = info[1].As<Napi::Object>();
+  const SurveyOptions options{.logit_products = flag(object, "logitProducts"),
+                              .mean_outputs = flag(object, "meanOutputs"),
+                              .keep = static_cast<int>(number(object, "keep"))};
+  return job_of_all<PartSurvey>(
+      info, info[2],
+      [pruner = PrunerHandle::get(info[0]), request = read_forward(object), options](JobContext& context) {
+        return pruner->survey(
+            request, options, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+      });
+}
+
 // prunerPrune(handle, plan, onProgress?) → job of reports
 Napi::Value prune(const Napi::CallbackInfo& info) {
-  auto reports = std::make_shared<std::vector<ExpertMatrixReport>>();
-  JobRequest job;
-  if (info[2].IsFunction()) job.on_progress = info[2].As<Napi::Function>();
-  job.work = [pruner = PrunerHandle::get(info[0]), plan = read_plan(info[1].As<Napi::Object>()),
-              reports](JobContext& context) -> Status {
-    auto pruned = pruner->prune(
-        plan, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
-    if (!pruned.is_ok()) return pruned.status();
-    *reports = std::move(pruned.value());
-    return Status::ok();
-  };
-  job.finish = [reports](Napi::Env env) -> Napi::Value {
-    Napi::Array array = Napi::Array::New(env, reports->size());
-    for (size_t i = 0; i < reports->size(); ++i) array.Set(static_cast<uint32_t>(i), to_report(env, (*reports)[i]));
-    return array;
-  };
-  return start_job(info.Env(), std::move(job));
+  return job_of_all<ExpertMatrixReport>(
+      info, info[2],
+      [pruner = PrunerHandle::get(info[0]), plan = read_plan(info[1].As<Napi::Object>())](JobContext& context) {
+        return pruner->prune(
+            plan, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+      });
+}
+
+// prunerMeasure(handle) → job of moments
+Napi::Value measure(const Napi::CallbackInfo& info) {
+  return job_of_all<ExpertMatrixMoments>(
+      info, info.Env().Undefined(),
+      [pruner = PrunerHandle::get(info[0])](JobContext& context) { return pruner->measure(context.cancel()); });
 }
 
 // prunerTensor(handle, part, expert, role, begin, end) → Uint8Array
 Napi::Value tensor(const Napi::CallbackInfo& info) {
   const auto pruner = PrunerHandle::get(info[0]);
-  const auto found = pruner->tensor(info[1].As<Napi::Number>().Int32Value(), info[2].As<Napi::Number>().Int32Value(),
-                                    read_role(info[3]));
+  const auto found = pruner->tensor(
+      {info[1].As<Napi::Number>().Int32Value(), info[2].As<Napi::Number>().Int32Value(), read_role(info[3])});
   if (!found.is_ok()) throw to_error(info.Env(), found.status());
   const std::span<const uint8_t> bytes = found.value();
   const int64_t begin = info[4].As<Napi::Number>().Int64Value();
@@ -210,6 +230,7 @@ void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerForward", Napi::Function::New(env, forward));
   exports.Set("prunerSurvey", Napi::Function::New(env, survey));
   exports.Set("prunerPrune", Napi::Function::New(env, prune));
+  exports.Set("prunerMeasure", Napi::Function::New(env, measure));
   exports.Set("prunerTensor", Napi::Function::New(env, tensor));
   exports.Set("prunerDispose",
               Napi::Function::New(env, [](const Napi::CallbackInfo& info) { PrunerHandle::dispose(info[0]); }));
