@@ -174,6 +174,17 @@ export interface NativeSurvey {
   readonly gateRatios: Float64Array;
 }
 
+/** What becomes of the experts and the router of a part; see lib/prune/experts/plan.ts. */
+export interface NativeRestructure {
+  readonly experts: readonly (readonly { readonly expert: number; readonly weight: number }[])[];
+  readonly expertOfRow: readonly number[];
+  readonly align: boolean;
+  readonly topK: number;
+  /** `[rows, hidden]` in the element type of the router. */
+  readonly router: Uint8Array;
+  readonly correctionBias?: Float32Array;
+}
+
 export interface NativePlan {
   readonly score: 'magnitude' | 'activation' | 'second-order';
   readonly comparison: 'matrix' | 'row' | 'block';
@@ -263,6 +274,7 @@ export interface NativeAddon {
   /** `layer` as lib/runtime/native-spec.ts makes it. */
   prunerLoad(layer: object, files: NativeSafetensorsFile[], options: NativePrunerOptions): NativeJob<NativePruner>;
   prunerForward(pruner: NativePruner, request: NativeForward, onProgress?: NativeProgress): NativeJob<void>;
+  prunerRestructure(pruner: NativePruner, part: number, plan: NativeRestructure): NativeJob<void>;
   prunerSurvey(
     pruner: NativePruner,
     request: NativeSurveyRequest,
@@ -288,6 +300,12 @@ export interface NativeAddon {
     clusters: readonly (readonly number[])[],
     threads: number,
   ): NativeJob<number[][]>;
+  /** Rows of a dense weight, or the mean of several: as they will be stored, and as numbers. */
+  averageRows(
+    weight: NativeWeight,
+    files: NativeSafetensorsFile[],
+    rows: readonly (readonly number[])[],
+  ): { readonly bytes: Uint8Array; readonly values: Float32Array };
   /** Bytes that packWeight will give. */
   packMeasure(
     weight: NativeWeight,

@@ -48,6 +48,9 @@
       "native/prune/naee.cc",
       "native/prune/expert_survey.cc",
       "native/prune/expert_distances.cc",
+      "native/prune/assignment.cc",
+      "native/prune/merge_experts.cc",
+      "native/prune/router_rows.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
@@ -96,7 +99,8 @@
       "native/test/prune_moments_test.cc",
       "native/test/prune_sparsegpt_test.cc",
       "native/test/prune_matrix_test.cc",
-      "native/test/naee_test.cc"
+      "native/test/naee_test.cc",
+      "native/test/merge_experts_test.cc"
     ]
   }
 }

@@ -1,9 +1,10 @@
-// expertDistances: what choosing among experts needs of their weights.
+// expertDistances, averageRows: what choosing among experts needs of their weights, and their router without some.
 #include "binding/errors.h"
 #include "binding/exports.h"
 #include "binding/job.h"
 #include "binding/spec_reader.h"
 #include "prune/expert_distances.h"
+#include "prune/router_rows.h"
 
 namespace espalier::binding {
 namespace {
@@ -52,10 +53,41 @@ Napi::Value distances(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
+// averageRows(weight, files, rows: number[][]) → { bytes, values }: rows of a dense weight, or their means
+Napi::Value average(const Napi::CallbackInfo& info) {
+  const WeightRef ref = read_weight(info[0], read_files(info[1].As<Napi::Array>()));
+  const auto lists = info[2].As<Napi::Array>();
+  std::vector<std::vector<int32_t>> rows;
+  for (uint32_t i = 0; i < lists.Length(); ++i) {
+    std::vector<int32_t>& own = rows.emplace_back();
+    const auto list = lists.Get(i).As<Napi::Array>();
+    for (uint32_t j = 0; j < list.Length(); ++j) {
+      own.push_back(list.Get(j).As<Napi::Number>().Int32Value());
+      if (own.back() < 0 || own.back() >= ref.rows) {
+        throw to_error(info.Env(), Status(Code::kUsage, "the weight has no such row").with_tensor(ref.name));
+      }
+    }
+  }
+  AlignedBuffer<uint8_t> matrix;
+  if (Status status = read_range(ref.values, nullptr, matrix); !status.is_ok()) {
+    throw to_error(info.Env(), std::move(status).with_tensor(ref.name));
+  }
+  const std::vector<uint8_t> averaged = average_rows(ref.dtype, matrix.data(), ref.cols, rows);
+  auto bytes = Napi::Uint8Array::New(info.Env(), averaged.size());
+  std::copy(averaged.begin(), averaged.end(), bytes.Data());
+  auto values = Napi::Float32Array::New(info.Env(), rows.size() * static_cast<size_t>(ref.cols));
+  load_floats(ref.dtype, averaged.data(), 0, static_cast<int64_t>(values.ElementLength()), values.Data());
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("bytes", bytes);
+  result.Set("values", values);
+  return result;
+}
+
 }  // namespace
 
 void export_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("expertDistances", Napi::Function::New(env, distances));
+  exports.Set("averageRows", Napi::Function::New(env, average));
 }
 
 }  // namespace espalier::binding

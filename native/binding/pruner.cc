@@ -1,5 +1,5 @@
-// prunerLoad, prunerForward, prunerSurvey, prunerPrune, prunerMeasure, prunerTensor, prunerDispose, writeEmbeddings:
-// pruning one decoder layer.
+// prunerLoad, prunerForward, prunerSurvey, prunerRestructure, prunerPrune, prunerMeasure, prunerTensor, prunerDispose,
+// writeEmbeddings: pruning one decoder layer.
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
@@ -176,6 +176,39 @@ Napi::Value survey(const Napi::CallbackInfo& info) {
       });
 }
 
+// prunerRestructure(handle, part, { experts: [[{ expert, weight }]], expertOfRow, align, topK, router, correctionBias?
+// }) → job
+Napi::Value restructure(const Napi::CallbackInfo& info) {
+  const auto object = info[2].As<Napi::Object>();
+  RestructurePlan plan;
+  const auto experts = object.Get("experts").As<Napi::Array>();
+  for (uint32_t i = 0; i < experts.Length(); ++i) {
+    std::vector<ExpertMember>& members = plan.experts.emplace_back();
+    const auto list = experts.Get(i).As<Napi::Array>();
+    for (uint32_t j = 0; j < list.Length(); ++j) {
+      const auto member = list.Get(j).As<Napi::Object>();
+      members.push_back({static_cast<int32_t>(number(member, "expert")), static_cast<float>(number(member, "weight"))});
+    }
+  }
+  const auto map = object.Get("expertOfRow").As<Napi::Array>();
+  for (uint32_t i = 0; i < map.Length(); ++i) plan.expert_of_row.push_back(map.Get(i).As<Napi::Number>().Int32Value());
+  plan.align = flag(object, "align");
+  plan.top_k = static_cast<int>(number(object, "topK"));
+  const auto router = object.Get("router").As<Napi::Uint8Array>();
+  plan.router.assign(router.Data(), router.Data() + router.ElementLength());
+  if (!object.Get("correctionBias").IsUndefined()) {
+    const auto bias = object.Get("correctionBias").As<Napi::Float32Array>();
+    plan.correction_bias.assign(bias.Data(), bias.Data() + bias.ElementLength());
+  }
+  JobRequest job;
+  job.work = [pruner = PrunerHandle::get(info[0]), part = info[1].As<Napi::Number>().Int32Value(),
+              plan = std::move(plan)](JobContext& context) {
+    return pruner->restructure(part, plan, context.cancel());
+  };
+  job.finish = [](Napi::Env env) { return env.Undefined(); };
+  return start_job(info.Env(), std::move(job));
+}
+
 // prunerPrune(handle, plan, onProgress?) → job of reports
 Napi::Value prune(const Napi::CallbackInfo& info) {
   return job_of_all<ExpertMatrixReport>(
@@ -229,6 +262,7 @@ void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerLoad", Napi::Function::New(env, load));
   exports.Set("prunerForward", Napi::Function::New(env, forward));
   exports.Set("prunerSurvey", Napi::Function::New(env, survey));
+  exports.Set("prunerRestructure", Napi::Function::New(env, restructure));
   exports.Set("prunerPrune", Napi::Function::New(env, prune));
   exports.Set("prunerMeasure", Napi::Function::New(env, measure));
   exports.Set("prunerTensor", Napi::Function::New(env, tensor));

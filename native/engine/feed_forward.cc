@@ -44,6 +44,14 @@ Result<FeedForwardPart> FeedForwardPart::load(ThreadPool& pool, WeightPolicy exp
   return part;
 }
 
+void FeedForwardPart::restructure(Linear router, RouterOptions routing, std::vector<int32_t> expert_of_row,
+                                  std::vector<Mlp> experts) {
+  router_ = std::move(router);
+  routing_ = std::move(routing);
+  expert_of_row_ = std::move(expert_of_row);
+  experts_ = std::move(experts);
+}
+
 int64_t FeedForwardPart::bytes() const {
   int64_t total = routed_ ? router_.weights.bytes() : 0;
   for (const Mlp& mlp : experts_) total += mlp.bytes();

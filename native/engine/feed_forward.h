@@ -62,6 +62,8 @@ class FeedForwardPart {
   std::vector<Mlp>& experts() { return experts_; }
   const RouterOptions& routing() const { return routing_; }
   bool is_routed() const { return routed_; }
+  // Puts other experts and another router in the place of a routed part's.
+  void restructure(Linear router, RouterOptions routing, std::vector<int32_t> expert_of_row, std::vector<Mlp> experts);
   int64_t bytes() const;
   // What one token reads of it: the router and top_k experts of mean size.
   int64_t active_bytes() const;
