@@ -211,13 +211,16 @@ export interface NativeMatrixReport extends NativeMatrixId {
   readonly damping: number;
 }
 
-export interface NativeMatrixMoments extends NativeMatrixId {
+/** What the distribution of weights looks like; see native/prune/moments.h. */
+export interface NativeMoments {
   readonly zeros: number;
   readonly size: number;
   readonly kurtosis: number;
   /** Of the weights that are not zero. */
   readonly kurtosisKept: number;
 }
+
+export interface NativeMatrixMoments extends NativeMatrixId, NativeMoments {}
 
 /** What the header of a packed matrix says. */
 export interface NativePackedHeader {
@@ -300,10 +303,11 @@ export interface NativeAddon {
     clusters: readonly (readonly number[])[],
     threads: number,
   ): NativeJob<number[][]>;
-  /** Rows of a dense weight, or the mean of several: as they will be stored, and as numbers. */
+  /** Rows of a dense matrix, or the mean of several: as they will be stored, and as numbers. */
   averageRows(
-    weight: NativeWeight,
-    files: NativeSafetensorsFile[],
+    matrix: Uint8Array,
+    dtype: string,
+    cols: number,
     rows: readonly (readonly number[])[],
   ): { readonly bytes: Uint8Array; readonly values: Float32Array };
   /** Bytes that packWeight will give. */
@@ -320,6 +324,7 @@ export interface NativeAddon {
     precision: NativePrecision,
     threads: number,
   ): NativeJob<Uint8Array>;
+  weightMoments(weight: NativeWeight, files: NativeSafetensorsFile[], threads: number): NativeJob<NativeMoments>;
   packedHeader(file: NativeSafetensorsFile, begin: number, end: number): NativePackedHeader;
   /** A packed matrix as dense elements of the type that it was packed from. */
   packedRead(file: NativeSafetensorsFile, begin: number, end: number): Uint8Array;

@@ -77,6 +77,7 @@
       "native/binding/features.cc",
       "native/binding/pruner.cc",
       "native/binding/experts.cc",
+      "native/binding/moments.cc",
       "native/binding/packing.cc",
       "native/binding/matrix.cc"
     ],

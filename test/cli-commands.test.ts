@@ -28,7 +28,7 @@ describe('inspect', () => {
     expect(found.layers[0]).toMatchObject({ layer: 0, experts: 8, topK: 2, size: 8 * 3 * 192 * 384, zeros: 0 });
     const { stdout } = await espalier(['inspect', demoModel]);
     expect(stdout).toMatch(/^family +mixtral$/m);
-    expect(stdout).toMatch(/^ +3 +8 +2 +1\.77 M +0 +0\.00 %$/m);
+    expect(stdout).toMatch(/^ +3 +8 +2 +1\.77 M +0 +0\.00 % +3\.20 +3\.20$/m);
   });
 
   test('--quiet leaves stderr empty, and pipes get no colours', async () => {

@@ -34,14 +34,18 @@ export function describeInspection(inspection: Inspection): string {
       { title: 'expert weights', align: 'right' },
       { title: 'zeros', align: 'right' },
       { title: 'sparsity', align: 'right' },
+      { title: 'kurtosis', align: 'right' },
+      { title: 'without zeros', align: 'right' },
     ],
-    layers.map(({ layer, experts, topK, size, zeros, sparsity }) => [
+    layers.map(({ layer, experts, topK, size, zeros, sparsity, kurtosis }) => [
       String(layer),
       String(experts),
       String(topK),
       formatCount(size),
       formatCount(zeros),
       formatPercent(sparsity),
+      kurtosis.all.toFixed(2),
+      kurtosis.kept.toFixed(2),
     ]),
   );
   return `${facts.map(([name, value]) => name.padEnd(width) + value).join('\n')}\n\n${table}`;

@@ -7,10 +7,14 @@ import { bitmaskBytes } from '../checkpoint/sparse-layout.ts';
 import { describeModel } from '../models/registry.ts';
 import type { LayerSpec, ModelSpec, WeightSource } from '../models/spec.ts';
 import { countParameters, expertMatrices, type ParameterCounts } from '../models/targets.ts';
+import { type NativeMoments, native, runJob } from '../native.ts';
 import { type Manifest, readManifest } from '../prune/manifest.ts';
-import { countSparsity, type SparsityCount } from '../prune/report.ts';
+import { countSparsity, type Kurtosis, kurtosisOf, type SparsityCount } from '../prune/report.ts';
+import { nativeMatrix } from '../runtime/native-spec.ts';
 
 export interface InspectOptions {
+  /** Threads of the native code; 0: one for each core. @default 0 */
+  threads?: number | undefined;
   signal?: AbortSignal | undefined;
   /** Layers counted, of how many. */
   onProgress?: ((done: number, total: number) => void) | undefined;
@@ -22,6 +26,8 @@ export interface LayerInspection extends SparsityCount {
   /** Routed experts and how many of them a token goes to; 0 in a layer without a router. */
   readonly experts: number;
   readonly topK: number;
+  /** Of the routed experts' weights. */
+  readonly kurtosis: Kurtosis;
 }
 
 /** Zeros and sparsity count the routed experts' matrices. */
@@ -47,7 +53,7 @@ export interface Inspection extends SparsityCount {
   readonly pruned: Manifest | undefined;
 }
 
-/** Reads every expert matrix once to count its zeros. Throws what openCheckpoint and describeModel say, `ABORTED`. */
+/** Reads every expert matrix to count its zeros and measure its kurtosis. Throws what openCheckpoint and describeModel say, `ABORTED`. */
 export async function inspect(path: string, options: InspectOptions = {}): Promise<Inspection> {
   using checkpoint = openCheckpoint(path);
   checkpoint.validate();
@@ -59,7 +65,8 @@ export async function inspect(path: string, options: InspectOptions = {}): Promi
     throwIfAborted(options.signal);
     const counted = await countLayer(checkpoint, spec, index);
     saved += counted.saved;
-    layers.push({ layer: index, ...routing(layer), ...countSparsity([counted]) });
+    const kurtosis = kurtosisOf(await momentsOf(checkpoint, spec, index, options));
+    layers.push({ layer: index, ...routing(layer), ...countSparsity([counted]), kurtosis });
     options.onProgress?.(index + 1, spec.layers.length);
   }
   return {
@@ -95,6 +102,20 @@ async function countLayer(checkpoint: Checkpoint, spec: ModelSpec, layer: number
     saved += Math.max(0, tensorBytes(dtype, [rows, cols]) - bitmaskBytes(dtype, rows, cols, kept));
   }
   return { zeros, size, saved };
+}
+
+async function momentsOf(
+  checkpoint: Checkpoint,
+  spec: ModelSpec,
+  layer: number,
+  { threads = 0, signal }: InspectOptions,
+): Promise<NativeMoments[]> {
+  const found: NativeMoments[] = [];
+  for (const { source } of expertMatrices({ ...spec, layers: [spec.layers[layer]!] })) {
+    const weight = nativeMatrix(checkpoint, source);
+    found.push(await runJob(() => native().weightMoments(weight, [...checkpoint.files], threads), signal));
+  }
+  return found;
 }
 
 async function countMatrix(checkpoint: Checkpoint, { tensor, shape, slice }: WeightSource) {

@@ -15,6 +15,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   espalier::binding::export_pruner(env, exports);
   espalier::binding::export_experts(env, exports);
   espalier::binding::export_matrix(env, exports);
+  espalier::binding::export_moments(env, exports);
   espalier::binding::export_packing(env, exports);
   return exports;
 }

@@ -53,30 +53,33 @@ Napi::Value distances(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-// averageRows(weight, files, rows: number[][]) → { bytes, values }: rows of a dense weight, or their means
+// averageRows(matrix: Uint8Array, dtype, cols, rows: number[][]) → { bytes, values }: rows of a matrix, or their means
 Napi::Value average(const Napi::CallbackInfo& info) {
-  const WeightRef ref = read_weight(info[0], read_files(info[1].As<Napi::Array>()));
-  const auto lists = info[2].As<Napi::Array>();
+  const auto matrix = info[0].As<Napi::Uint8Array>();
+  const std::optional<DType> dtype = dtype_from_name(info[1].As<Napi::String>().Utf8Value());
+  if (!dtype || !is_compute_dtype(*dtype)) {
+    throw to_error(info.Env(), Status(Code::kMismatch, "a weight must be BF16, F16 or F32"));
+  }
+  const int64_t cols = info[2].As<Napi::Number>().Int64Value();
+  const int64_t row_bytes = cols * (dtype_bits(*dtype) / 8);
+  const int64_t height = row_bytes > 0 ? static_cast<int64_t>(matrix.ElementLength()) / row_bytes : 0;
+  const auto lists = info[3].As<Napi::Array>();
   std::vector<std::vector<int32_t>> rows;
   for (uint32_t i = 0; i < lists.Length(); ++i) {
     std::vector<int32_t>& own = rows.emplace_back();
     const auto list = lists.Get(i).As<Napi::Array>();
     for (uint32_t j = 0; j < list.Length(); ++j) {
       own.push_back(list.Get(j).As<Napi::Number>().Int32Value());
-      if (own.back() < 0 || own.back() >= ref.rows) {
-        throw to_error(info.Env(), Status(Code::kUsage, "the weight has no such row").with_tensor(ref.name));
+      if (own.back() < 0 || own.back() >= height) {
+        throw to_error(info.Env(), Status(Code::kUsage, "the matrix has no such row"));
       }
     }
   }
-  AlignedBuffer<uint8_t> matrix;
-  if (Status status = read_range(ref.values, nullptr, matrix); !status.is_ok()) {
-    throw to_error(info.Env(), std::move(status).with_tensor(ref.name));
-  }
-  const std::vector<uint8_t> averaged = average_rows(ref.dtype, matrix.data(), ref.cols, rows);
+  const std::vector<uint8_t> averaged = average_rows(*dtype, matrix.Data(), cols, rows);
   auto bytes = Napi::Uint8Array::New(info.Env(), averaged.size());
   std::copy(averaged.begin(), averaged.end(), bytes.Data());
-  auto values = Napi::Float32Array::New(info.Env(), rows.size() * static_cast<size_t>(ref.cols));
-  load_floats(ref.dtype, averaged.data(), 0, static_cast<int64_t>(values.ElementLength()), values.Data());
+  auto values = Napi::Float32Array::New(info.Env(), rows.size() * static_cast<size_t>(cols));
+  load_floats(*dtype, averaged.data(), 0, static_cast<int64_t>(values.ElementLength()), values.Data());
   Napi::Object result = Napi::Object::New(info.Env());
   result.Set("bytes", bytes);
   result.Set("values", values);

@@ -11,6 +11,7 @@ void export_engine(Napi::Env env, Napi::Object exports);
 void export_pruner(Napi::Env env, Napi::Object exports);
 void export_experts(Napi::Env env, Napi::Object exports);
 void export_matrix(Napi::Env env, Napi::Object exports);
+void export_moments(Napi::Env env, Napi::Object exports);
 void export_packing(Napi::Env env, Napi::Object exports);
 void export_safetensors_file(Napi::Env env, Napi::Object exports);
 

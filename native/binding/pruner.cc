@@ -3,6 +3,7 @@
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
+#include "binding/moments.h"
 #include "binding/spec_reader.h"
 #include "prune/layer_pruner.h"
 
@@ -134,10 +135,7 @@ Napi::Object to_object(Napi::Env env, const PartSurvey& survey) {
 
 Napi::Value to_object(Napi::Env env, const ExpertMatrixMoments& found) {
   Napi::Object object = to_object(env, found.id);
-  object.Set("zeros", static_cast<double>(found.moments.zeros));
-  object.Set("size", static_cast<double>(found.moments.size));
-  object.Set("kurtosis", found.moments.kurtosis);
-  object.Set("kurtosisKept", found.moments.kurtosis_kept);
+  set_moments(object, found.moments);
   return object;
 }
 
