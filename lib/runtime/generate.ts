@@ -1,9 +1,7 @@
-/** Generation: prefill in chunks, then a token a step. */
+/** Generation: a prompt to tokens, tokens to pieces of text; the steps between are the scheduler's. */
 import { EspalierError } from '../errors.ts';
-import type { NativeSample } from '../native.ts';
 import { type ChatMessage, renderChat } from '../tokenizer/chat-template.ts';
 import { TextStream } from '../tokenizer/text-stream.ts';
-import { KvSequence } from './kv-blocks.ts';
 import type { Model } from './model.ts';
 import { type ResolvedSampling, resolveSampling, type SamplingOptions } from './sampling.ts';
 
@@ -27,8 +25,8 @@ export interface GeneratedPiece {
   readonly finishReason?: 'stop' | 'length';
 }
 
-/** Tokens of a prompt that run in one step; an abort is noticed between two. */
-const PREFILL_CHUNK = 512;
+/** Pieces that may lie unread before the generation waits for its reader. */
+const PIECES_AHEAD = 4;
 
 export async function* generate(
   model: Model,
@@ -46,57 +44,55 @@ export async function* generate(
     );
   }
   const stream = textStream(model, sampling);
-  const sequence = new KvSequence(model.kv);
-  const all = [...ids];
+  const endTokens = ignoreEos ? [] : model.spec.eosTokenIds;
+  const pieces: GeneratedPiece[] = [];
+  let produced = 0;
+  let notify = () => {};
+  const ticket = model.scheduler.start({
+    ids,
+    sampling,
+    signal,
+    accept(id) {
+      const piece = pieceOf(id);
+      pieces.push(piece);
+      notify();
+      return piece.finishReason === undefined;
+    },
+    ready: () => pieces.length < PIECES_AHEAD,
+  });
+  let failure: { readonly error: unknown } | undefined;
+  ticket.done.catch((error: unknown) => {
+    failure = { error };
+    notify();
+  });
   try {
-    for (let produced = 1; ; produced++) {
-      const cached = produced === 1 ? 0 : all.length - 1;
-      const id = await nextToken(model, sequence, all, cached, sampling, signal);
-      all.push(id);
-      if (!ignoreEos && model.spec.eosTokenIds.includes(id)) {
-        yield { text: stream?.end() ?? '', ids: [id], finishReason: 'stop' };
-        return;
+    for (;;) {
+      model.requireLive();
+      if (failure !== undefined) throw failure.error;
+      const piece = pieces.shift();
+      if (piece === undefined) {
+        await new Promise<void>((resolve) => {
+          notify = resolve;
+        });
+        continue;
       }
-      const text = stream?.push(id) ?? '';
-      if (stream?.stopped !== undefined) {
-        yield { text, ids: [id], finishReason: 'stop' };
-        return;
-      }
-      if (produced === limit) {
-        yield { text: text + (stream?.end() ?? ''), ids: [id], finishReason: 'length' };
-        return;
-      }
-      yield { text, ids: [id] };
+      ticket.wake();
+      yield piece;
+      if (piece.finishReason !== undefined) return;
     }
   } finally {
-    sequence.release();
+    ticket.cancel();
+    await ticket.done.catch(() => {});
   }
-}
 
-/** Runs what is not cached yet and draws the token after it. */
-async function nextToken(
-  model: Model,
-  sequence: KvSequence,
-  ids: readonly number[],
-  cached: number,
-  sampling: ResolvedSampling,
-  signal: AbortSignal | undefined,
-): Promise<number> {
-  for (let position = cached; ; position += PREFILL_CHUNK) {
-    const tokens = Int32Array.from(ids.slice(position, position + PREFILL_CHUNK));
-    const end = position + tokens.length;
-    const slices = [{ count: tokens.length, position, blocks: sequence.table(end) }];
-    const samples = end === ids.length ? [sampleRequest(tokens.length - 1, ids, sampling)] : [];
-    const result = await model.step({ tokens, slices, samples }, signal);
-    if (end === ids.length) return result.samples[0]!;
+  function pieceOf(id: number): GeneratedPiece {
+    produced++;
+    if (endTokens.includes(id)) return { text: stream?.end() ?? '', ids: [id], finishReason: 'stop' };
+    const text = stream?.push(id) ?? '';
+    if (stream?.stopped !== undefined) return { text, ids: [id], finishReason: 'stop' };
+    if (produced === limit) return { text: text + (stream?.end() ?? ''), ids: [id], finishReason: 'length' };
+    return { text, ids: [id] };
   }
-}
-
-function sampleRequest(row: number, ids: readonly number[], sampling: ResolvedSampling): NativeSample {
-  const { temperature, topK, topP, minP, repetitionPenalty, seed } = sampling;
-  const history = repetitionPenalty === 1 ? {} : { history: Int32Array.from(ids) };
-  // The draw is numbered by its position, so that the same context and seed give the same token.
-  return { row, temperature, topK, topP, minP, repetitionPenalty, seed, step: ids.length, ...history };
 }
 
 function textStream(model: Model, { stop }: ResolvedSampling): TextStream | undefined {

@@ -19,6 +19,7 @@ import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kv
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
 import { nativeModel } from './native-spec.ts';
+import { Scheduler } from './scheduler.ts';
 import { type ResolvedWeights, resolveWeights, type Weights } from './weights.ts';
 
 export interface LoadOptions {
@@ -60,6 +61,8 @@ export interface LoadOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** Few enough tokens that sequences which decode beside a long prompt are not held up for long. */
+const batchLimits = { stepTokens: 512, maxSequences: 256 };
 const defaultContexts = 4;
 const defaultContextLimit = 8192;
 
@@ -73,6 +76,8 @@ export class Model {
   readonly info: NativeEngineInfo;
   /** @internal */
   readonly kv: KvBlockPool;
+  /** @internal */
+  readonly scheduler: Scheduler;
   readonly #engine: NativeEngine;
   #disposed = false;
 
@@ -89,6 +94,7 @@ export class Model {
     this.kv = kv;
     this.info = native().engineInfo(engine);
     this.#engine = engine;
+    this.scheduler = new Scheduler((step, signal) => this.step(step, signal), kv, batchLimits);
   }
 
   /**
@@ -128,7 +134,8 @@ export class Model {
 
   /**
    * Generates from a text, token ids or chat messages, a piece a step. Breaking out of the loop or aborting `signal` stops
-   * within one step. Several may run at the same time. Throws `USAGE` naming an option, `CONTEXT_FULL`, `ABORTED`,
+   * within one step. Several at the same time share their steps, and prompts that begin alike what was computed of them;
+   * what each gets does not depend on the others. Throws `USAGE` naming an option, `CONTEXT_FULL`, `ABORTED`,
    * `DISPOSED`.
    *
    * @example for await (const { text } of model.generate('Once', { maxTokens: 32 })) process.stdout.write(text)
@@ -143,9 +150,14 @@ export class Model {
   }
 
   /** One batch step of the engine; `signal` stops it between two layers. @internal */
-  step(step: NativeStep, signal?: AbortSignal): Promise<NativeStepResult> {
-    if (this.#disposed) return Promise.reject(new EspalierError('DISPOSED', `the model ${this.path} was disposed`));
+  async step(step: NativeStep, signal?: AbortSignal): Promise<NativeStepResult> {
+    this.requireLive();
     return runJob(() => native().engineStep(this.#engine, step), signal);
+  }
+
+  /** @throws DISPOSED @internal */
+  requireLive(): void {
+    if (this.#disposed) throw new EspalierError('DISPOSED', `the model ${this.path} was disposed`);
   }
 
   get disposed(): boolean {
