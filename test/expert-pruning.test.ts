@@ -1,5 +1,5 @@
 /** Checkpoints after their experts were pruned or merged: what is in them, and that they compute what they should. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { Model, type PruneOptions, type PruneResult, prune } from '../lib/index.ts';
@@ -216,6 +216,39 @@ describe('weights after experts', () => {
       const dense = await pruneExperts(family, {}, { stages });
       const sparse = await pruneExperts(family, {}, { stages, save: 'sparse' });
       expect(await logits(sparse.output)).toEqual(await logits(dense.output));
+    }
+  });
+});
+
+describe('skipping experts while running', () => {
+  test('what pruning measured is stored, and a model may run by it', async () => {
+    const { output } = await pruneExperts('olmoe-clip', { method: 'reap', keep: 4, skipExperts: true });
+    const { layers } = JSON.parse(readFileSync(join(output, 'espalier.json'), 'utf8'));
+    for (const { gateRatios } of layers) {
+      expect(gateRatios).toHaveLength(1);
+      const [second, third] = gateRatios[0] as number[];
+      expect(second).toBeLessThanOrEqual(1);
+      expect(third).toBeLessThan(second!);
+      expect(third).toBeGreaterThan(0);
+    }
+    const whole = await logits(output);
+    await using model = await Model.load(output, { skipExperts: true });
+    const skipped = await logitsOf(model, ids);
+    expect(Math.max(...skipped.map((row, i) => difference(row, whole[i]!)))).toBeGreaterThan(1e-4);
+    // With ratios that no gate is below, nothing is skipped.
+    const none = JSON.stringify({ layers: layers.map(() => ({ gateRatios: [[0, 0]] })) });
+    writeFileSync(join(output, 'espalier.json'), none);
+    await using unchanged = await Model.load(output, { skipExperts: true });
+    expect(await logitsOf(unchanged, ids)).toEqual(whole);
+  });
+
+  test('without ratios, or with those of another model, it is a USAGE error', async () => {
+    const { output } = await pruneExperts('olmoe-clip', { method: 'reap', keep: 4 });
+    for (const folder of [output, modelOf('olmoe-clip')]) {
+      await expect(Model.load(folder, { skipExperts: true })).rejects.toMatchObject({
+        code: 'USAGE',
+        field: 'skipExperts',
+      });
     }
   });
 });

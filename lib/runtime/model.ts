@@ -16,6 +16,7 @@ import {
 import { type ChatTemplate, loadChatTemplate } from '../tokenizer/chat-template.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kvCacheTypes } from './arithmetic.ts';
+import { skippingExperts } from './gate-ratios.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
 import { nativeModel } from './native-spec.ts';
@@ -55,6 +56,11 @@ export interface LoadOptions {
    * units, and results differ a little from float32's. @default 'float32'
    */
   activations?: ActivationType | undefined;
+  /**
+   * Leave out a token's experts whose gates are small against its first one's, by what pruning measured and stored in
+   * espalier.json: fewer weights are read for a token, and results differ. @default false
+   */
+  skipExperts?: boolean | undefined;
   /** Layers loaded, of how many. */
   onProgress?: ((done: number, total: number) => void) | undefined;
   onWarning?: ((message: string) => void) | undefined;
@@ -105,7 +111,8 @@ export class Model {
     checkLoadOptions(options);
     using checkpoint = openCheckpoint(path);
     const generationConfig = readGenerationConfig(checkpoint);
-    const { spec, warnings } = describeModel(checkpoint.config, checkpoint, { generationConfig });
+    const { spec: described, warnings } = describeModel(checkpoint.config, checkpoint, { generationConfig });
+    const spec = options.skipExperts ? skippingExperts(checkpoint.dir, described) : described;
     for (const warning of warnings) options.onWarning?.(warning);
     const tokenizer = await Tokenizer.find(checkpoint.dir);
     const context = Math.min(spec.maxPositions, defaultContextLimit);

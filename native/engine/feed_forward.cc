@@ -161,6 +161,7 @@ void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t ro
     for (int64_t t = begin; t < end; ++t) {
       for (int k = 0; k < top_k; ++k) {
         const int64_t slot = slots.slots_of[static_cast<size_t>(t * top_k + k)];
+        if (slot < 0) break;
         compute.kernels.axpy(slots.gate[static_cast<size_t>(slot)], outputs_.data() + slot * hidden, hidden,
                              out + t * hidden);
       }
