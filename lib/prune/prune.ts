@@ -207,7 +207,11 @@ async function pruneLayers({
 }: LayersRun): Promise<void> {
   const { signal, threads = 0 } = options;
   const prepared = await prepareStages({ options, recipe, checkpoint, spec, sequences, state, progress });
-  const needsHidden = sequences !== undefined;
+  const readsLayers = recipe.stages.some((stage) => {
+    const kind = kindOf(stage);
+    return kind.readsLayers?.(stage) ?? kind.needsCalibration(stage);
+  });
+  const needsHidden = sequences !== undefined && readsLayers;
   if (needsHidden && state.layers.length === 0) {
     await writeHidden(checkpoint, spec, sequences, state.hiddenPath(0), signal);
   }
@@ -315,7 +319,8 @@ function samplePoints(begin: number, end: number): number[] {
 /** Everything that decides the bytes of the result, hashed. */
 function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibration | undefined): string {
   const hash = createHash('sha256');
-  const { samples: _samples, sequenceLength: _length, seed: _seed, ...decisive } = recipe;
+  const { samples: _samples, sequenceLength: _length, seed, ...decisive } = recipe;
+  if (recipe.stages.some((stage) => kindOf(stage).dependsOnSeed?.(stage))) hash.update(String(seed));
   hash.update(
     JSON.stringify({ version, recipe: decisive, calibration: sequences?.hash ?? null, config: checkpoint.config }),
   );

@@ -129,6 +129,8 @@ export const expertsStage: StageKind<ExpertsOptions, ExpertsStage> = {
     };
   },
   needsCalibration: (stage) => methodOf(stage).needs(stage) !== undefined || stage.skipExperts,
+  readsLayers: ({ skipExperts }) => skipExperts,
+  dependsOnSeed: ({ method }) => method === 'random',
   dependsOnIsa: (stage) => methodOf(stage).needs(stage) !== undefined || stage.skipExperts,
   check(stage, spec) {
     const parts = routedParts(spec);
@@ -226,13 +228,20 @@ async function surveyed(stage: ExpertsStage, context: PrepareContext): Promise<R
   const needs = method.needs(stage);
   const surveys: NativeSurvey[][] = [];
   if (needs !== undefined) {
-    await context.walk(async ({ layer, pruner, input, lengths }) => {
+    await context.walk(async ({ layer, pruner, input, output, lengths }) => {
       const routed = spec.layers[layer]!.feedForward.find((part) => part.kind === 'routed');
       const experts = routed?.experts.length ?? 0;
       const keep = needs.losses && experts > 0 ? keptOf(stage.amount, experts) : 0;
       const { logitProducts = false, meanOutputs = false } = needs;
       // With all of them kept there is nothing to try.
-      const request = { input, lengths, logitProducts, meanOutputs, keep: keep === experts ? 0 : keep };
+      const request = {
+        input,
+        lengths,
+        ...(output && { output }),
+        logitProducts,
+        meanOutputs,
+        keep: keep === experts ? 0 : keep,
+      };
       surveys[layer] = await runJob(() => native().prunerSurvey(pruner, request), signal);
     });
   }

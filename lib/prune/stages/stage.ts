@@ -93,6 +93,10 @@ export interface StageKind<Given, Stage extends StageBase> {
   resolve(given: Given): Stage;
   /** Whether it looks at calibration data. */
   needsCalibration(stage: Stage): boolean;
+  /** Whether `run` looks at calibration data, and not `prepare` alone. @default as needsCalibration says */
+  readsLayers?(stage: Stage): boolean;
+  /** Whether its result depends on the recipe's seed other than through the calibration set. @default false */
+  dependsOnSeed?(stage: Stage): boolean;
   /** Whether its result depends on the instruction set (by the last bits of sums). */
   dependsOnIsa(stage: Stage): boolean;
   /** @throws USAGE where it does not fit the model */
