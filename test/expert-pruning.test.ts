@@ -2,7 +2,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { Model, type PruneOptions, type PruneResult, prune } from '../lib/index.ts';
+import { dryRun, Model, type PruneOptions, type PruneResult, prune } from '../lib/index.ts';
 import { contentsOf, editedCheckpoint, type HeldTensor, tensorsOf } from './support/checkpoints.ts';
 import { rowsOf } from './support/floats.ts';
 import { familyFolder } from './support/models.ts';
@@ -251,6 +251,19 @@ describe('skipping experts while running', () => {
       });
     }
   });
+});
+
+test('a dry run foresees the experts that are left', async () => {
+  const output = join(temporaryFolder(), 'pruned');
+  const model = modelOf('olmoe-clip');
+  const stages = [{ experts: { method: 'reap', keep: 4 } }, { weights: { sparsity: 0.5 } }] as const;
+  const options = { model, output, calibration, samples: 16, sequenceLength: 32, stages };
+  const foreseen = await dryRun(options);
+  expect(existsSync(output)).toBe(false);
+  const found = await prune(options);
+  expect(foreseen.matrices).toBe(2 * 4 * 3);
+  expect(foreseen.weights).toBe(found.size);
+  expect(foreseen.zeros).toBe(found.zeros);
 });
 
 describe('what is refused', () => {

@@ -78,9 +78,20 @@ function shortStages(given: Record<string, unknown>): Stage[] {
   for (const [name, names] of Object.entries(shorthand)) {
     const options = Object.entries(names).filter(([short]) => given[short] !== undefined);
     if (options.length === 0) continue;
-    stages.push(resolveStage(name, Object.fromEntries(options.map(([short, long]) => [long, given[short]])), []));
+    const own = Object.fromEntries(options.map(([short, long]) => [long, given[short]]));
+    try {
+      stages.push(resolveStage(name, own, []));
+    } catch (error) {
+      if (!(error instanceof EspalierError) || error.field === undefined) throw error;
+      throw fail([shortOf(names, error.field)], error.message);
+    }
   }
   return stages.length > 0 ? stages : [resolveStage('weights', {}, [])];
+}
+
+/** What an option of a stage is called at the top. */
+function shortOf(names: Record<string, string>, field: string): string {
+  return Object.keys(names).find((short) => names[short] === field) ?? field;
 }
 
 function longStages(given: Record<string, unknown> & { stages: object[] }): Stage[] {

@@ -153,6 +153,7 @@ export const expertsStage: StageKind<ExpertsOptions, ExpertsStage> = {
     }
   },
   zeros: () => 0,
+  keeps: ({ amount, saveMerges }, experts) => (saveMerges === 'repeat' ? experts : keptOf(amount, experts)),
   steps: ({ skipExperts }) => [
     { name: 'experts', weight: 10 },
     ...(skipExperts ? [{ name: 'gate ratios', weight: 25 }] : []),

@@ -103,6 +103,8 @@ export interface StageKind<Given, Stage extends StageBase> {
   check(stage: Stage, spec: ModelSpec): void;
   /** Zeros that it leaves in a matrix, for the forecast of a dry run. */
   zeros(stage: Stage, rows: number, cols: number): number;
+  /** Experts that it leaves of so many in a layer, for the same forecast; on average, where layers may differ. @default all */
+  keeps?(stage: Stage, experts: number): number;
   steps(stage: Stage): readonly Step[];
   /** Runs once before the first layer; the result is kept with the unfinished run, as JSON. */
   prepare?(stage: Stage, context: PrepareContext): Promise<unknown>;
