@@ -45,6 +45,12 @@
       "native/prune/expert_weights.cc",
       "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
+      "native/prune/naee.cc",
+      "native/prune/expert_survey.cc",
+      "native/prune/expert_distances.cc",
+      "native/prune/assignment.cc",
+      "native/prune/merge_experts.cc",
+      "native/prune/router_rows.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
@@ -70,6 +76,7 @@
       "native/binding/engine.cc",
       "native/binding/features.cc",
       "native/binding/pruner.cc",
+      "native/binding/experts.cc",
       "native/binding/moments.cc",
       "native/binding/packing.cc",
       "native/binding/matrix.cc"
@@ -92,7 +99,9 @@
       "native/test/prune_mask_test.cc",
       "native/test/prune_moments_test.cc",
       "native/test/prune_sparsegpt_test.cc",
-      "native/test/prune_matrix_test.cc"
+      "native/test/prune_matrix_test.cc",
+      "native/test/naee_test.cc",
+      "native/test/merge_experts_test.cc"
     ]
   }
 }

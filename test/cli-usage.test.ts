@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { expertMethodNames } from '../lib/prune/experts/methods.ts';
 import { methodNames } from '../lib/prune/methods.ts';
 import { version } from '../lib/version.ts';
 import { demoModel, espalier } from './support/cli.ts';
@@ -91,7 +92,12 @@ const refused: [args: string, ...says: string[]][] = [
   ['prune MODEL --output', '--output'],
   ['prune MODEL --output --json', '--output', './--json'],
   ['prune MODEL --output OUT --method ria', '--method', 'ria', ...methodNames],
-  ['prune MODEL --output OUT --experts-method ean', '--experts-method'],
+  ['prune MODEL --output OUT --experts-method best', '--experts-method', 'best', ...expertMethodNames],
+  ['prune MODEL --output OUT --experts-method reap', '--calibration', 'self'],
+  ['prune MODEL --output OUT --experts-ratio 1', '--experts-ratio', '0 to below 1'],
+  ['prune MODEL --output OUT --experts-keep 0', '--experts-keep', '1 to 65536'],
+  ['prune MODEL --output OUT --experts-ratio 0.5 --experts-keep 2', '--experts-ratio', '--experts-keep'],
+  ['prune MODEL --output OUT --experts-method naee --experts-scope global', '--experts-scope', 'uniform'],
   ['prune MODEL --output OUT --sparsitty 0.5', '--sparsitty', '(Did you mean --sparsity?)'],
   ['prune MODEL --output OUT --sparsity half', '--sparsity', 'half', 'above 0 and below 1'],
   ['prune MODEL --output OUT --sparsity 0', '--sparsity', 'above 0 and below 1'],

@@ -16,6 +16,7 @@ import {
 import { type ChatTemplate, loadChatTemplate, readChatTemplate } from '../tokenizer/chat-template.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kvCacheTypes } from './arithmetic.ts';
+import { skippingExperts } from './gate-ratios.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
 import { nativeModel } from './native-spec.ts';
@@ -57,6 +58,11 @@ export interface LoadOptions {
   activations?: ActivationType | undefined;
   /** File of a Jinja chat template, in place of the checkpoint's. @default the checkpoint's, if it has one */
   chatTemplate?: string | undefined;
+  /**
+   * Leave out a token's experts whose gates are small against its first one's, by what pruning measured and stored in
+   * espalier.json: fewer weights are read for a token, and results differ. @default false
+   */
+  skipExperts?: boolean | undefined;
   /** Layers loaded, of how many. */
   onProgress?: ((done: number, total: number) => void) | undefined;
   onWarning?: ((message: string) => void) | undefined;
@@ -111,7 +117,8 @@ export class Model {
     checkLoadOptions(options);
     using checkpoint = openCheckpoint(path);
     const generationConfig = readGenerationConfig(checkpoint);
-    const { spec, warnings } = describeModel(checkpoint.config, checkpoint, { generationConfig });
+    const { spec: described, warnings } = describeModel(checkpoint.config, checkpoint, { generationConfig });
+    const spec = options.skipExperts ? skippingExperts(checkpoint.dir, described) : described;
     for (const warning of warnings) options.onWarning?.(warning);
     const tokenizer = await Tokenizer.find(checkpoint.dir);
     const { chatTemplate } = options;
