@@ -45,6 +45,11 @@
       "native/prune/expert_weights.cc",
       "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
+      "native/prune/expert_trainer.cc",
+      "native/prune/routed_batch.cc",
+      "native/prune/recovery_loss.cc",
+      "native/prune/gradual_mask.cc",
+      "native/prune/recover.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
@@ -92,7 +97,8 @@
       "native/test/prune_mask_test.cc",
       "native/test/prune_moments_test.cc",
       "native/test/prune_sparsegpt_test.cc",
-      "native/test/prune_matrix_test.cc"
+      "native/test/prune_matrix_test.cc",
+      "native/test/recover_test.cc"
     ]
   }
 }
