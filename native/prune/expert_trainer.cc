@@ -37,10 +37,14 @@ void transpose_block(const float* source, int64_t features, float* out) {
 
 TrainedMatrix::TrainedMatrix(int64_t row_count, int64_t col_count, float own_rate, std::vector<float> values)
     : rows(row_count), cols(col_count), rate(own_rate), weight(std::move(values)) {
-  mean.assign(weight.size(), 0.0f);
-  square.assign(weight.size(), 0.0f);
   kept.resize(weight.size());
   std::transform(weight.begin(), weight.end(), kept.begin(), [](float w) { return w != 0.0f ? 1 : 0; });
+}
+
+void TrainedMatrix::drop(size_t i) {
+  weight[i] = 0;
+  kept[i] = 0;
+  if (!mean.empty()) mean[i] = square[i] = 0;
 }
 
 ExpertTrainer::ExpertTrainer(Matrices matrices) : matrices_(std::move(matrices)) {}
@@ -163,6 +167,13 @@ void ExpertTrainer::measure(int64_t block, const float* gates, double* sums) con
       out[width() + i] += static_cast<double>(up[at]) * up[at];
       out[2 * width() + i] += activation * activation;
     }
+  }
+}
+
+void ExpertTrainer::make_moments() {
+  for (TrainedMatrix& matrix : matrices_) {
+    matrix.mean.resize(matrix.weight.size());
+    matrix.square.resize(matrix.weight.size());
   }
 }
 

@@ -18,14 +18,14 @@ namespace espalier {
 struct TrainedMatrix {
   int64_t rows = 0;
   int64_t cols = 0;
-  float rate = 0;  // what this matrix multiplies the learning rate with
-  std::vector<float> weight, mean, square;
+  float rate = 0;                           // what this matrix multiplies the learning rate with
+  std::vector<float> weight, mean, square;  // the latter two, Adam's, once it is stepped
   std::vector<uint8_t> kept;
 
   // Weights that are zero are not kept.
   TrainedMatrix(int64_t rows, int64_t cols, float rate, std::vector<float> weight);
   // Fixes it at zero.
-  void drop(size_t i) { weight[i] = mean[i] = square[i] = 0, kept[i] = 0; }
+  void drop(size_t i);
 };
 
 // How much a change of a weight changes the output, factored: √(input · output) of its column and row, where both are
@@ -68,6 +68,8 @@ class ExpertTrainer {
   // For a block that went forward: adds to `sums`, [hidden + 3·width] in the order of Sensitivity.
   void measure(int64_t block, const float* gates, double* sums) const;
 
+  // Before the first step.
+  void make_moments();
   // Steps the weights by the gradients of all blocks that went backward, task by task.
   int64_t step_tasks() const { return 3 * panel_count_of(width()) * panel_count_of(hidden()); }
   void step(int64_t task, const AdamStep& adam);

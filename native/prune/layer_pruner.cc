@@ -102,8 +102,6 @@ Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerS
 }
 
 Status LayerPruner::forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel) {
-  Result<HiddenFile> input = HiddenFile::open_for_reading(request.input, hidden_);
-  if (!input.is_ok()) return input.status();
   std::optional<HiddenFile> output;
   if (!request.output.empty()) {
     Result<HiddenFile> created = HiddenFile::create(request.output, hidden_);
@@ -123,23 +121,34 @@ Status LayerPruner::forward(const ForwardRequest& request, const Progress& progr
     }
   }
   StatisticsObserver observer(*pool_, request.router_weighted, statistics_);
+  ESPALIER_TRY(run(
+      request.input, request.lengths, request.collect ? &observer : nullptr,
+      [&](int64_t first, int64_t rows, const float* states) {
+        return output ? output->write(first, rows, states) : Status::ok();
+      },
+      progress, cancel));
+  return output ? output->sync() : Status::ok();
+}
+
+Status LayerPruner::run(const std::string& input, const std::vector<int64_t>& lengths, Observer* observer,
+                        const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel) {
+  Result<HiddenFile> states_file = HiddenFile::open_for_reading(input, hidden_);
+  if (!states_file.is_ok()) return states_file.status();
   const Compute compute{*pool_, cpu_kernels()};
   int64_t total = 0;
-  for (const int64_t length : request.lengths) total += length;
+  for (const int64_t length : lengths) total += length;
 
   KvLayer cache;
   int64_t cache_blocks = 0;
   AlignedBuffer<float> states;
   int64_t done = 0;
-  for (size_t begin = 0; begin < request.lengths.size();) {
+  for (size_t begin = 0; begin < lengths.size();) {
     if (cancelled(cancel)) return {Code::kAborted, "stopped"};
     size_t end = begin;
     int64_t tokens = 0;
-    while (end < request.lengths.size() && (end == begin || tokens + request.lengths[end] <= kBatchTokens)) {
-      tokens += request.lengths[end++];
-    }
+    while (end < lengths.size() && (end == begin || tokens + lengths[end] <= kBatchTokens)) tokens += lengths[end++];
     int64_t blocks = 0;
-    const Batch batch = batch_of(request.lengths, begin, end, blocks);
+    const Batch batch = batch_of(lengths, begin, end, blocks);
     if (blocks > cache_blocks) {
       if (!cache.allocate(blocks, layer_.attention().kv_heads(), layer_.attention().head_dim())) {
         return {Code::kOutOfMemory, "not enough memory for the keys and values of a sequence"};
@@ -147,15 +156,15 @@ Status LayerPruner::forward(const ForwardRequest& request, const Progress& progr
       cache_blocks = blocks;
     }
     states.ensure(static_cast<size_t>(batch.rows * hidden_));
-    ESPALIER_TRY(input.value().read(done, batch.rows, states.data()));
+    ESPALIER_TRY(states_file.value().read(done, batch.rows, states.data()));
     layer_.forward(compute, batch, RopeRows::compute(rope_, batch), norm_epsilon_, cache, hidden_, states.data(),
-                   request.collect ? &observer : nullptr);
-    if (output) ESPALIER_TRY(output->write(done, batch.rows, states.data()));
+                   observer);
+    ESPALIER_TRY(visit(done, batch.rows, states.data()));
     done += batch.rows;
     begin = end;
     if (progress) progress(done, total);
   }
-  return output ? output->sync() : Status::ok();
+  return Status::ok();
 }
 
 Status LayerPruner::replace(const MatrixId& id, std::vector<float>& values) {
@@ -185,6 +194,7 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
 
 Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& plan, const Progress& progress,
                                                            const std::atomic<bool>* cancel) {
+  grouped_zeros_ = plan.budget.is_grouped();
   std::vector<ExpertMatrixReport> reports;
   const auto total = static_cast<int64_t>(weights_.ids().size());
   for (int part = 0; part < weights_.parts(); ++part) {

