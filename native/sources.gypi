@@ -50,6 +50,7 @@
       "native/prune/recovery_loss.cc",
       "native/prune/gradual_mask.cc",
       "native/prune/recover.cc",
+      "native/prune/captured_layer.cc",
       "native/prune/layer_recovery.cc",
       "native/prune/layer_pruner.cc"
     ],

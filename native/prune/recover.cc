@@ -18,19 +18,6 @@ constexpr double kRamp = 0.6;     // of all steps: then all zeros are chosen
 constexpr int64_t kChoices = 50;  // times in a run that zeros are added
 constexpr int64_t kLeastStepsToChoose = 2 * kChoices;
 
-ExpertTrainer trainer_of(const ExpertFloats& weights, const ExpertFloats& dense, int64_t hidden) {
-  const auto make = [&](Role role) {
-    const auto r = static_cast<size_t>(role);
-    double squares = 0;
-    for (const float w : dense[r]) squares += static_cast<double>(w) * w;
-    const auto size = static_cast<int64_t>(dense[r].size());
-    const int64_t rows = role == Role::kDown ? hidden : size / hidden;
-    const auto rate = static_cast<float>(std::sqrt(squares / static_cast<double>(size)));
-    return TrainedMatrix(rows, size / rows, rate, weights[r]);
-  };
-  return ExpertTrainer({make(Role::kGate), make(Role::kUp), make(Role::kDown)});
-}
-
 // Fisher and Yates with numbers that every standard library draws alike.
 void shuffle(std::vector<int64_t>& values, std::mt19937_64& random) {
   for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[random() % i]);
@@ -168,6 +155,19 @@ class Recovery {
 };
 
 }  // namespace
+
+ExpertTrainer trainer_of(const ExpertFloats& weights, const ExpertFloats& dense, int64_t hidden) {
+  const auto make = [&](Role role) {
+    const auto r = static_cast<size_t>(role);
+    double squares = 0;
+    for (const float w : dense[r]) squares += static_cast<double>(w) * w;
+    const auto size = static_cast<int64_t>(dense[r].size());
+    const int64_t rows = role == Role::kDown ? hidden : size / hidden;
+    const auto rate = static_cast<float>(std::sqrt(squares / static_cast<double>(size)));
+    return TrainedMatrix(rows, size / rows, rate, weights[r]);
+  };
+  return ExpertTrainer({make(Role::kGate), make(Role::kUp), make(Role::kDown)});
+}
 
 Result<RecoverReport> recover_experts(ThreadPool& pool, const RecoverRequest& request,
                                       const std::vector<ExpertFloats>& dense, std::vector<ExpertFloats>& pruned,

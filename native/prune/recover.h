@@ -29,6 +29,9 @@ struct RecoverReport {
 // An expert's matrices, row-major: gate and up [width, hidden], down [hidden, width].
 using ExpertFloats = std::array<std::vector<float>, kRoles.size()>;
 
+// Ready to be trained; `dense` gives the size of a step in each matrix.
+ExpertTrainer trainer_of(const ExpertFloats& weights, const ExpertFloats& dense, int64_t hidden);
+
 struct RecoverRequest {
   const RoutedTokens* routed = nullptr;
   int32_t first_expert = 0;           // of those in `routed` that are trained
