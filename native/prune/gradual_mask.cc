@@ -1,7 +1,8 @@
 #include "prune/gradual_mask.h"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
+#include <vector>
 
 namespace espalier {
 
@@ -42,7 +43,9 @@ void drop_least(ExpertTrainer& expert, const Sensitivity& sensitivity, int64_t z
       const size_t c = i % static_cast<size_t>(matrix.cols);
       const double curvature =
           is_down ? sensitivity.activation[c] : rows[r] * reach[r] * (sensitivity.input[c] / tokens);
-      candidates.push_back({static_cast<float>(curvature * matrix.weight[i] * matrix.weight[i]), m, i});
+      const auto cost = static_cast<float>(curvature * matrix.weight[i] * matrix.weight[i]);
+      // Training that goes wrong makes NaN, which has no place in an order.
+      candidates.push_back({cost >= 0 ? cost : std::numeric_limits<float>::infinity(), m, i});
     }
   }
   const auto end = candidates.begin() + std::min(drop, static_cast<int64_t>(candidates.size()));

@@ -59,7 +59,7 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
   dependsOnIsa: () => true,
   check() {},
   zeros: () => 0,
-  steps: () => [{ name: 'recover', weight: 800 }],
+  steps: ({ epochs }) => [{ name: 'recover', weight: 65 * epochs }],
   hiddenFiles: 3,
   async run({ epochs, batch, learningRate, zeros, logits, seed }, context) {
     const { checkpoint, spec, layer, pruner, signal, source, calibrated } = context;
