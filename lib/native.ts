@@ -142,9 +142,12 @@ export interface NativeForward {
 }
 
 export interface NativePlan {
-  readonly score: 'magnitude' | 'activation' | 'second-order';
-  readonly comparison: 'matrix' | 'row' | 'block';
+  readonly score: 'magnitude' | 'activation' | 'relative' | 'second-order';
+  /** given: the zeros that are there stay, and no others go. */
+  readonly comparison: 'matrix' | 'row' | 'block' | 'given';
   readonly update: 'none' | 'sparsegpt';
+  /** What is kept is rounded to the grids of native/prune/value_grid.h; float: not rounded. */
+  readonly values: 'float' | 'int8' | 'int4';
   /** Unstructured: the fraction zeroed; n:m where `group` is not 0. */
   readonly sparsity: number;
   readonly keep: number;

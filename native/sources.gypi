@@ -40,6 +40,7 @@
       "native/prune/score.cc",
       "native/prune/mask.cc",
       "native/prune/inverse_factor.cc",
+      "native/prune/value_grid.cc",
       "native/prune/sparsegpt.cc",
       "native/prune/prune_matrix.cc",
       "native/prune/hidden_file.cc",
@@ -88,6 +89,7 @@
       "native/test/prune_statistics_test.cc",
       "native/test/prune_mask_test.cc",
       "native/test/prune_sparsegpt_test.cc",
+      "native/test/prune_values_test.cc",
       "native/test/prune_matrix_test.cc"
     ]
   }

@@ -25,18 +25,22 @@ Role read_role(const Napi::Value& value) {
   return name == kRoles[0] ? Role::kGate : name == kRoles[1] ? Role::kUp : Role::kDown;
 }
 
-// { score, comparison, update, sparsity, keep, group, damping, block }
+// { score, comparison, update, values, sparsity, keep, group, damping, block }
 MethodPlan read_plan(const Napi::Object& object) {
   MethodPlan plan;
   const std::string score = text(object, "score");
   plan.score = score == "magnitude"    ? Score::kMagnitude
                : score == "activation" ? Score::kActivation
+               : score == "relative"   ? Score::kRelative
                                        : Score::kSecondOrder;
   const std::string comparison = text(object, "comparison");
-  plan.comparison = comparison == "matrix" ? Comparison::kMatrix
-                    : comparison == "row"  ? Comparison::kRow
-                                           : Comparison::kBlock;
+  plan.comparison = comparison == "matrix"  ? Comparison::kMatrix
+                    : comparison == "row"   ? Comparison::kRow
+                    : comparison == "given" ? Comparison::kGiven
+                                            : Comparison::kBlock;
   plan.update = text(object, "update") == "sparsegpt" ? Update::kSparseGpt : Update::kNone;
+  const std::string values = text(object, "values");
+  plan.values = values == "int8" ? Values::kInt8 : values == "int4" ? Values::kInt4 : Values::kF32;
   const auto group = static_cast<int64_t>(number(object, "group"));
   plan.budget = group > 0 ? Budget::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
                           : Budget::unstructured(number(object, "sparsity"));

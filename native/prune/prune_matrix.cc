@@ -7,6 +7,7 @@
 
 #include "prune/score.h"
 #include "prune/sparsegpt.h"
+#include "prune/value_grid.h"
 
 namespace espalier {
 namespace {
@@ -36,6 +37,7 @@ Status check_finite(ThreadPool& pool, const float* weights, int64_t rows, int64_
 // Score, choice, and zeros where the mask says so.
 Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights, int64_t rows,
                   int64_t cols) {
+  if (plan.comparison == Comparison::kGiven) return Status::ok();
   const auto size = static_cast<size_t>(rows * cols);
   AlignedBuffer<float> scores(size);
   AlignedBuffer<uint8_t> mask(size);
@@ -45,6 +47,8 @@ Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& 
   }
   if (plan.score == Score::kActivation && !site.fallback) {
     score_activation(pool, weights, rows, cols, site.norms.data(), scores.data());
+  } else if (plan.score == Score::kRelative && !site.fallback) {
+    score_relative(pool, weights, rows, cols, site.norms.data(), plan.power, scores.data());
   } else {
     score_magnitude(pool, weights, rows, cols, scores.data());
   }
@@ -86,18 +90,35 @@ MethodPlan MethodPlan::activation(Budget budget) {
   return {.score = Score::kActivation, .comparison = Comparison::kRow, .update = Update::kNone, .budget = budget};
 }
 
+MethodPlan MethodPlan::relative(Budget budget) {
+  return {.score = Score::kRelative, .comparison = Comparison::kRow, .update = Update::kNone, .budget = budget};
+}
+
 MethodPlan MethodPlan::sparsegpt(Budget budget) {
   return {
       .score = Score::kSecondOrder, .comparison = Comparison::kBlock, .update = Update::kSparseGpt, .budget = budget};
 }
 
+MethodPlan MethodPlan::quantize(Values values) {
+  MethodPlan plan = sparsegpt(Budget::unstructured(0));
+  plan.comparison = Comparison::kGiven;
+  plan.values = values;
+  return plan;
+}
+
 Status check_plan(const MethodPlan& plan) {
   const bool updates = plan.update == Update::kSparseGpt;
-  if (updates != (plan.score == Score::kSecondOrder) || (updates && plan.comparison != Comparison::kBlock)) {
-    return Status(Code::kUsage,
-                  "the second-order score, the SparseGPT update and comparison by block go together: "
-                  "use all of them, or another score without update");
+  const bool walks = plan.comparison == Comparison::kBlock || plan.comparison == Comparison::kGiven;
+  if (updates != (plan.score == Score::kSecondOrder) || (updates && !walks)) {
+    return Status(
+        Code::kUsage,
+        "the second-order score, the SparseGPT update and comparison by block (or of nothing, where the zeros "
+        "are given) go together: use all of them, or another score without update");
   }
+  if (plan.values != Values::kF32 && !is_quantised(plan.values)) {
+    return Status(Code::kUsage, "weights are rounded to int8 or int4, or not at all");
+  }
+  if (!std::isfinite(plan.power)) return Status(Code::kUsage, "the power of the input's length is not finite");
   if (plan.block < 1) {
     return Status(Code::kUsage, "block of " + std::to_string(plan.block) + " columns is out of range: at least 1");
   }
@@ -152,10 +173,15 @@ Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, cons
   MatrixReport report;
   report.fallback = site.fallback;
   if (plan.update == Update::kSparseGpt && !site.fallback) {
-    ESPALIER_TRY(prune_sparsegpt(pool, site.factor, plan.budget, plan.block, weights, rows));
+    const SparseGptPlan walk{.budget = plan.budget,
+                             .keep_zeros = plan.comparison == Comparison::kGiven,
+                             .values = plan.values,
+                             .block = plan.block};
+    ESPALIER_TRY(prune_sparsegpt(pool, site.factor, walk, weights, rows));
     report.damping = site.factor.damping;
   } else {
     ESPALIER_TRY(apply_mask(pool, plan, site, weights, rows, cols));
+    if (is_quantised(plan.values)) round_to_nearest(pool, plan.values, weights, rows, cols);
   }
   for (int64_t i = 0; i < rows * cols; ++i) report.zeros += weights[i] == 0.0f ? 1 : 0;
   report.kept = rows * cols - report.zeros;

@@ -11,25 +11,28 @@
 #include "prune/inverse_factor.h"
 #include "prune/mask.h"
 #include "prune/statistics.h"
+#include "sparse/format.h"
 
 namespace espalier {
 
 enum class Score {
   kMagnitude,    // |W|; needs no statistics
   kActivation,   // |W| · ‖X_j‖
+  kRelative,     // (|W| / Σ|its column| + |W| / Σ|its row|) · ‖X_j‖^power
   kSecondOrder,  // w² / U_jj², taken within the update
 };
 
-// Which weights an unstructured choice compares. N:M always compares within its groups.
+// Which weights an unstructured choice compares. N:M compares within its groups, unless the choice is given.
 enum class Comparison {
   kMatrix,  // one threshold
   kRow,     // an equal share of every row
   kBlock,   // one threshold for each block of columns
+  kGiven,   // none: the weights that are zero stay so, and no others go
 };
 
 enum class Update {
   kNone,
-  kSparseGpt,  // makes the choice too: goes with Score::kSecondOrder and Comparison::kBlock, and only with them
+  kSparseGpt,  // makes the choice too: goes with Score::kSecondOrder and Comparison::kBlock or kGiven, only with them
 };
 
 struct MethodPlan {
@@ -39,11 +42,18 @@ struct MethodPlan {
   Budget budget;
   double damping = 0.01;  // added to the Gram matrix, as a fraction of its mean diagonal
   int64_t block = 128;    // columns of a block
+  double power = 0.5;     // of the input's length in Score::kRelative
+  // What is kept is rounded to (prune/value_grid.h): kInt8 or kInt4, within the update where there is one; kF32: not
+  // rounded.
+  Values values = Values::kF32;
 
   static MethodPlan magnitude(Budget budget);
   // Wanda; MoE-Pruner with router-weighted statistics.
   static MethodPlan activation(Budget budget);
+  static MethodPlan relative(Budget budget);  // RIA
   static MethodPlan sparsegpt(Budget budget);
+  // Rounds with error compensation (GPTQ) and prunes nothing: zeros stay, and nothing but rounding adds to them.
+  static MethodPlan quantize(Values values);
 };
 
 // kUsage where the parts do not go together or are out of range.
@@ -52,7 +62,7 @@ Status check_plan(const MethodPlan& plan);
 // What a plan uses of one input site.
 struct PreparedSite {
   bool fallback = false;     // the method needs statistics and no token reached the expert
-  std::vector<float> norms;  // for Score::kActivation
+  std::vector<float> norms;  // ‖X_j‖, for Score::kActivation and kRelative
   InverseFactor factor;      // for Update::kSparseGpt
 };
 
@@ -69,8 +79,9 @@ struct MatrixReport {
 };
 
 // Prunes `weights` [rows, cols], one row for each output, in place: pruned weights become +0, and what is kept changes
-// only through the update. kNonFinite where a weight is not finite (nothing is changed then), kUsage where plan, site
-// and matrix do not fit, kOutOfMemory. The result is the same bytes for any number of threads.
+// only through the update and rounding (a site to fall back on rounds without compensation). kNonFinite where a weight
+// is not finite (nothing is changed then), kUsage where plan, site and matrix do not fit, kOutOfMemory. The result is
+// the same bytes for any number of threads.
 Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights,
                                   int64_t rows, int64_t cols);
 
