@@ -156,16 +156,26 @@ export interface NativePlan {
   readonly block: number;
 }
 
-export interface NativeMatrixReport {
+/** An expert matrix of a layer. */
+export interface NativeMatrixId {
   readonly part: number;
   readonly expert: number;
   readonly role: 'gate' | 'up' | 'down';
+}
+
+export interface NativeMatrixReport extends NativeMatrixId {
   readonly tokens: number;
-  readonly zeros: number;
-  readonly size: number;
   readonly fallback: boolean;
   readonly skipped: boolean;
   readonly damping: number;
+}
+
+export interface NativeMatrixMoments extends NativeMatrixId {
+  readonly zeros: number;
+  readonly size: number;
+  readonly kurtosis: number;
+  /** Of the weights that are not zero. */
+  readonly kurtosisKept: number;
 }
 
 /** What the header of a packed matrix says. */
@@ -224,7 +234,9 @@ export interface NativeAddon {
   prunerLoad(layer: object, files: NativeSafetensorsFile[], options: NativePrunerOptions): NativeJob<NativePruner>;
   prunerForward(pruner: NativePruner, request: NativeForward, onProgress?: NativeProgress): NativeJob<void>;
   prunerPrune(pruner: NativePruner, plan: NativePlan, onProgress?: NativeProgress): NativeJob<NativeMatrixReport[]>;
-  /** Bytes [begin, end) of a pruned matrix. */
+  /** Every expert matrix as it is now. */
+  prunerMeasure(pruner: NativePruner): NativeJob<NativeMatrixMoments[]>;
+  /** Bytes [begin, end) of an expert matrix as it is now. */
   prunerTensor(
     pruner: NativePruner,
     part: number,

@@ -43,6 +43,8 @@
       "native/prune/value_grid.cc",
       "native/prune/sparsegpt.cc",
       "native/prune/prune_matrix.cc",
+      "native/prune/expert_weights.cc",
+      "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
       "native/prune/layer_pruner.cc"
     ],
@@ -88,6 +90,7 @@
       "native/test/prune_linalg_test.cc",
       "native/test/prune_statistics_test.cc",
       "native/test/prune_mask_test.cc",
+      "native/test/prune_moments_test.cc",
       "native/test/prune_sparsegpt_test.cc",
       "native/test/prune_values_test.cc",
       "native/test/prune_matrix_test.cc"

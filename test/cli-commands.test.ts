@@ -46,7 +46,8 @@ describe('prune', () => {
     line.push('--sequence-length', '64', '--calibration', idFile(folder, 256));
     const result = await json(line);
     expect(result).toMatchObject({ output, alreadyFinished: false, sparsity: 0.5, warnings: [], resumedLayers: 0 });
-    expect(result.recipe).toMatchObject({ method: 'moe-pruner', routerWeighting: true, budget: { keep: 2, group: 4 } });
+    const weights = { stage: 'weights', method: 'moe-pruner', routerWeighting: true, budget: { keep: 2, group: 4 } };
+    expect(result.recipe.stages).toEqual([weights]);
     expect(result.layers.map((layer: { sparsity: number }) => layer.sparsity)).toEqual([0.5, 0.5, 0.5, 0.5]);
     expect((await json(['inspect', output])).sparsity).toBe(0.5);
     const again = await json([...line, '--resume']);
@@ -59,10 +60,15 @@ describe('prune', () => {
     const recipe = join(folder, 'recipe.json');
     writeFileSync(recipe, JSON.stringify({ method: 'magnitude', pattern: '1:4', save: 'sparse', seed: 7 }));
     const line = ['prune', demoModel, '--output', join(folder, 'out'), '--recipe', recipe, '--dry-run'];
-    expect((await json(line)).recipe).toMatchObject({ budget: { keep: 1, group: 4 }, save: 'sparse', seed: 7 });
+    expect((await json(line)).recipe).toMatchObject({
+      stages: [{ budget: { keep: 1, group: 4 } }],
+      save: 'sparse',
+      seed: 7,
+    });
     const flags = ['--sparsity', '0.25', '--save', 'dense', '--seed', '0'];
     const { recipe: used } = await json([...line, ...flags]);
-    expect(used).toMatchObject({ method: 'magnitude', budget: { sparsity: 0.25 }, save: 'dense', seed: 0 });
+    const stages = [{ method: 'magnitude', budget: { sparsity: 0.25 } }];
+    expect(used).toMatchObject({ stages, save: 'dense', seed: 0 });
   });
 
   test('a dry run foresees the run and writes nothing', async () => {

@@ -135,12 +135,10 @@ describe('the output folder', () => {
       expect(after[name], name).toBe(before[name]);
     const manifest = JSON.parse(readFileSync(join(result.output, 'espalier.json'), 'utf8')) as Manifest;
     expect(manifest).toMatchObject({
-      format: 1,
+      format: 2,
       version,
       recipe: {
-        method: 'sparsegpt',
-        budget: { sparsity: 0.6 },
-        routerWeighting: true,
+        stages: [{ stage: 'weights', method: 'sparsegpt', budget: { sparsity: 0.6 }, routerWeighting: true }],
         seed: 5,
         samples: 8,
         sequenceLength: 64,

@@ -6,28 +6,34 @@ export interface JsonFile {
   value: Record<string, unknown>;
 }
 
-/**
- * Reads a file that must hold one JSON object. Everything wrong with it is reported under `code`, except that the system
- * refuses to read it (`IO`). A key such as `__proto__` becomes an ordinary own property of `value`.
- */
-export function readJsonFile(path: string, code: ErrorCode, maxBytes: number): JsonFile {
+/** Reads a small file. Everything wrong with it is reported under `code`, except that the system refuses (`IO`). */
+export function readSmallFile(path: string, code: ErrorCode, maxBytes: number): Buffer {
   const fail = (problem: string, cause?: unknown) =>
     new EspalierError(code, `${path} ${problem}`, { file: path, cause });
   let descriptor: number | undefined;
-  let bytes: Buffer;
   try {
     // Opening a FIFO would wait for its writer without O_NONBLOCK.
     descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     const found = fstatSync(descriptor);
     if (!found.isFile()) throw fail('is not a regular file');
     if (found.size > maxBytes) throw fail(`has ${found.size} bytes; at most ${maxBytes} are read`);
-    bytes = readFileSync(descriptor);
+    return readFileSync(descriptor);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') throw fail('does not exist', error);
     throw fromSystemError(error, 'read', path);
   } finally {
     if (descriptor !== undefined) closeSync(descriptor);
   }
+}
+
+/**
+ * Reads a file that must hold one JSON object, with the errors of readSmallFile. A key such as `__proto__` becomes an
+ * ordinary own property of `value`.
+ */
+export function readJsonFile(path: string, code: ErrorCode, maxBytes: number): JsonFile {
+  const fail = (problem: string, cause?: unknown) =>
+    new EspalierError(code, `${path} ${problem}`, { file: path, cause });
+  const bytes = readSmallFile(path, code, maxBytes);
   let text: string;
   let value: unknown;
   try {

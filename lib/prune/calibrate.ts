@@ -8,10 +8,10 @@ import type { ModelSpec } from '../models/spec.ts';
 import { KV_BLOCK } from '../runtime/kv-blocks.ts';
 import { Model } from '../runtime/model.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
-import { methods } from './methods.ts';
 import type { ProgressReporter } from './progress.ts';
 import type { PruneOptions } from './prune.ts';
 import type { Recipe } from './recipe.ts';
+import { kindOf } from './stages/index.ts';
 
 /** Where calibration tokens come from; `self`: the model writes them. */
 export type CalibrationSource = TokenSource | 'self';
@@ -23,14 +23,18 @@ export interface Calibration extends TokenSequences {
 
 const CHOICE = 16;
 
-/** Undefined for a method that looks at no data. @throws USAGE if there is no source, DATA if it is no good */
+export function needsCalibration({ stages }: Recipe): boolean {
+  return stages.some((stage) => kindOf(stage).needsCalibration(stage));
+}
+
+/** Undefined for a recipe that looks at no data. @throws USAGE if there is no source, DATA if it is no good */
 export async function calibrate(
   options: PruneOptions,
   recipe: Recipe,
   spec: ModelSpec,
   progress: ProgressReporter,
 ): Promise<Calibration | undefined> {
-  if (methods[recipe.method].statistics === 'none') {
+  if (!needsCalibration(recipe)) {
     progress.calibrated(0, 0, 'none');
     return undefined;
   }
@@ -38,7 +42,7 @@ export async function calibrate(
   if (calibration === undefined) {
     throw new EspalierError(
       'USAGE',
-      `${recipe.method} needs calibration text: give a file (text, .jsonl, .parquet, .u16, .u32), or "self" to let the model write its own`,
+      `${needing(recipe)} needs calibration text: give a file (text, .jsonl, .parquet, .u16, .u32), or "self" to let the model write its own`,
       { field: 'calibration' },
     );
   }
@@ -60,4 +64,10 @@ export async function calibrate(
   const name = isSelf ? 'written by the model itself' : documents.name;
   progress.calibrated(sequences.count, sequences.ids.length, name);
   return { ...sequences, source: name };
+}
+
+/** The first stage that looks at data, for a message. */
+function needing({ stages }: Recipe): string {
+  const stage = stages.find((each) => kindOf(each).needsCalibration(each))!;
+  return kindOf(stage).describe(stage);
 }

@@ -4,12 +4,12 @@ import { OutputFolder } from '../checkpoint/output.ts';
 import { refusePacked } from '../checkpoint/packed-layout.ts';
 import { describeModel } from '../models/registry.ts';
 import { expertMatrices } from '../models/targets.ts';
-import { checkFits } from './budget.ts';
-import { calibrate } from './calibrate.ts';
-import { methods, nativePlan } from './methods.ts';
+import { calibrate, needsCalibration } from './calibrate.ts';
+import { stepsOf } from './layer.ts';
 import { progressReporter } from './progress.ts';
 import { bytesNeeded, type PruneOptions, recipeOptions } from './prune.ts';
 import { type Recipe, resolveRecipe } from './recipe.ts';
+import { kindOf } from './stages/index.ts';
 
 export interface DryRunLayer {
   readonly layer: number;
@@ -44,9 +44,9 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   refusePacked(checkpoint);
   checkpoint.validate();
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
-  const progress = progressReporter(options.onProgress, spec.layers.length);
+  const progress = progressReporter(options.onProgress, spec.layers.length, stepsOf(recipe));
   for (const message of warnings) progress.warn(message);
-  checkFits(recipe.budget, spec);
+  for (const stage of recipe.stages) kindOf(stage).check(stage, spec);
   const layers = spec.layers.map((_, layer): DryRunLayer => ({ layer, matrices: 0, weights: 0, zeros: 0 }));
   for (const { layer, source } of expertMatrices(spec)) {
     const [rows, cols] = source.shape as [number, number];
@@ -75,7 +75,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   };
 
   async function foreseeCalibration(): Promise<DryRunResult['calibration']> {
-    if (options.calibration === 'self' && methods[recipe.method].statistics !== 'none') {
+    if (options.calibration === 'self' && needsCalibration(recipe)) {
       const tokens = recipe.samples * Math.min(recipe.sequenceLength, spec.maxPositions);
       return { sequences: recipe.samples, tokens, source: 'written by the model itself' };
     }
@@ -84,15 +84,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   }
 }
 
-function zerosOf({ method, budget }: Recipe, rows: number, cols: number): number {
-  if ('group' in budget) return rows * (cols / budget.group) * (budget.group - budget.keep);
-  const { sparsity } = budget;
-  const { comparison, block } = nativePlan(method, budget);
-  if (comparison === 'row') return rows * Math.floor(sparsity * cols);
-  const width = comparison === 'matrix' ? cols : block;
-  let zeros = 0;
-  for (let first = 0; first < cols; first += width) {
-    zeros += Math.floor(sparsity * rows * Math.min(width, cols - first));
-  }
-  return zeros;
+/** Of the stage that leaves the most. */
+function zerosOf({ stages }: Recipe, rows: number, cols: number): number {
+  return Math.max(0, ...stages.map((stage) => kindOf(stage).zeros(stage, rows, cols)));
 }

@@ -1,30 +1,31 @@
-/** One decoder layer: statistics, pruning, its outputs for the next layer, its tensors. */
+/** One decoder layer: the stages of the recipe, its outputs for the next layer, its tensors. */
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { type DType, tensorBytes } from '../checkpoint/dtype.ts';
 import type { TensorSource } from '../checkpoint/tensor.ts';
 import type { LayerSpec, ModelSpec, WeightSource } from '../models/spec.ts';
-import { type NativePruner, native, runJob } from '../native.ts';
-import { nativeLayer } from '../runtime/native-spec.ts';
-import { methods, nativePlan } from './methods.ts';
+import { type NativeForward, type NativeMatrixMoments, type NativePruner, native, runJob } from '../native.ts';
 import type { Recipe } from './recipe.ts';
-import { type LayerReport, layerReport } from './report.ts';
-
-export type LayerStage = 'statistics' | 'prune' | 'forward';
+import { kurtosisOf, type LayerReport, layerReport } from './report.ts';
+import { kindOf } from './stages/index.ts';
+import type { StageOutcome, Step } from './stages/stage.ts';
+import { loadLayer } from './walk.ts';
 
 export interface LayerRun {
   readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly layer: number;
   readonly recipe: Recipe;
+  /** What each stage of the recipe prepared for the whole run. */
+  readonly prepared: readonly unknown[];
   readonly threads: number;
   /** Tokens of each calibration sequence. */
   readonly lengths: Int32Array;
-  /** Hidden states to read, and to write for the next layer; undefined where the method needs none. */
+  /** Hidden states to read, and to write for the next layer; undefined where the recipe needs none. */
   readonly input: string | undefined;
   readonly output: string | undefined;
   readonly signal: AbortSignal | undefined;
-  /** `done` of `total` tokens or matrices of a stage. */
-  readonly onStage: (stage: LayerStage, done: number, total: number) => void;
+  /** `done` of `total` of one of the steps of stepsOf. */
+  readonly onStep: (step: number, done: number, total: number) => void;
 }
 
 export interface PrunedLayer {
@@ -34,37 +35,60 @@ export interface PrunedLayer {
   dispose(): void;
 }
 
+/** What is done to each layer: the steps of its stages, then its forward for the next layer, then writing it. */
+export function stepsOf({ stages }: Recipe): Step[] {
+  return [
+    ...stages.flatMap((stage) => kindOf(stage).steps(stage)),
+    { name: 'forward', weight: 23 },
+    { name: 'write', weight: 2 },
+  ];
+}
+
 /**
- * Collects the layer's statistics from its dense forward, prunes it, and runs it again, so that the next layer is
- * calibrated on what it will get (Wanda and SparseGPT do so; see MoE-Pruner, section 3.3, "layer-wise").
+ * Runs the stages on the layer, and runs the result on the calibration set, so that the next layer is calibrated on what it
+ * will get (Wanda and SparseGPT do so; see MoE-Pruner, section 3.3, "layer-wise").
  */
 export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
-  const { checkpoint, spec, recipe, signal } = run;
+  const { checkpoint, spec, recipe, signal, onStep } = run;
   const layer = spec.layers[run.layer]!;
-  const { rope, hiddenSize, normEpsilon } = spec;
-  const options = { threads: run.threads, rope, hiddenSize, normEpsilon, allowNonfinite: recipe.allowNonfinite };
-  const pruner = await runJob(
-    () => native().prunerLoad(nativeLayer(checkpoint, layer), [...checkpoint.files], options),
-    signal,
-    { file: checkpoint.dir },
-  );
+  const pruner = await loadLayer({ ...run, allowNonfinite: recipe.allowNonfinite });
   try {
     const isRouted = layer.feedForward.some(({ kind }) => kind === 'routed');
-    if (isRouted && run.input !== undefined) await forward(run, pruner, 'statistics', run.input, undefined);
-    const matrices = isRouted
-      ? await runJob(
-          () =>
-            native().prunerPrune(pruner, nativePlan(recipe.method, recipe.budget), (done, total) =>
-              run.onStage('prune', done, total),
-            ),
-          signal,
-          { file: checkpoint.dir },
-        )
-      : [];
-    if (run.input !== undefined && run.output !== undefined)
-      await forward(run, pruner, 'forward', run.input, run.output);
+    const outcomes: StageOutcome[] = [];
+    let matrices = isRouted ? await measure(run, pruner) : [];
+    const kurtosis: LayerReport['kurtosis'][number][] = [{ after: null, ...kurtosisOf(matrices) }];
+    let firstStep = 0;
+    for (const [i, stage] of recipe.stages.entries()) {
+      const kind = kindOf(stage);
+      const step = firstStep;
+      firstStep += kind.steps(stage).length;
+      if (!isRouted) continue;
+      const outcome = await kind.run(stage, {
+        spec,
+        layer: run.layer,
+        pruner,
+        source: checkpoint.dir,
+        signal,
+        prepared: run.prepared[i],
+        collect: async (request, own) => {
+          if (run.input !== undefined) await forward(run, pruner, step + own, { ...request, collect: true });
+        },
+        progress: (own, done, total) => onStep(step + own, done, total),
+      });
+      outcomes.push(outcome);
+      matrices = await measure(run, pruner);
+      kurtosis.push({ after: stage.stage, ...kurtosisOf(matrices) });
+    }
+    if (run.output !== undefined) {
+      await forward(run, pruner, firstStep, {
+        output: run.output,
+        collect: false,
+        gram: false,
+        routerWeighted: false,
+      });
+    }
     return {
-      report: layerReport(run.layer, matrices),
+      report: layerReport(run.layer, matrices, outcomes, kurtosis),
       tensors: layerTensors(checkpoint, layer, pruner),
       dispose: () => native().prunerDispose(pruner),
     };
@@ -74,23 +98,23 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
   }
 }
 
+async function measure({ signal }: LayerRun, pruner: NativePruner): Promise<NativeMatrixMoments[]> {
+  return await runJob(() => native().prunerMeasure(pruner), signal);
+}
+
 async function forward(
-  { recipe, lengths, signal, onStage }: LayerRun,
+  { input, lengths, signal, onStep }: LayerRun,
   pruner: NativePruner,
-  stage: 'statistics' | 'forward',
-  input: string,
-  output: string | undefined,
+  step: number,
+  request: Omit<NativeForward, 'input' | 'lengths'>,
 ): Promise<void> {
-  const collect = stage === 'statistics';
-  const request = {
-    input,
-    lengths,
-    collect,
-    gram: collect && methods[recipe.method].statistics === 'gram',
-    routerWeighted: recipe.routerWeighting,
-    ...(output === undefined ? {} : { output }),
-  };
-  await runJob(() => native().prunerForward(pruner, request, (done, total) => onStage(stage, done, total)), signal);
+  await runJob(
+    () =>
+      native().prunerForward(pruner, { ...request, input: input!, lengths }, (done, total) =>
+        onStep(step, done, total),
+      ),
+    signal,
+  );
 }
 
 /** Names of the tensors a layer uses. */

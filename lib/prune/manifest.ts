@@ -9,7 +9,7 @@ export const manifestName = 'espalier.json';
 
 export interface Manifest extends SparsityCount {
   /** Of this file. */
-  readonly format: 1;
+  readonly format: 2;
   /** Of Espalier. */
   readonly version: string;
   /** Identifies model, recipe, calibration tokens and version. */
@@ -25,5 +25,5 @@ export function readManifest(dir: string): Manifest | undefined {
   const path = join(dir, manifestName);
   if (!existsSync(path)) return undefined;
   const { value } = readJsonFile(path, 'RESUME', 2 ** 28);
-  return value.format === 1 ? (value as unknown as Manifest) : undefined;
+  return value.format === 2 ? (value as unknown as Manifest) : undefined;
 }

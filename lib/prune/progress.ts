@@ -1,8 +1,6 @@
 /** What a pruning run tells while it works. */
-import type { LayerStage } from './layer.ts';
 import type { LayerReport } from './report.ts';
-
-export type PruneStage = LayerStage | 'write';
+import type { Step } from './stages/stage.ts';
 
 export type PruneProgress =
   /** `tokens` calibration tokens in `sequences` sequences are ready; both 0 where the method needs none. */
@@ -12,7 +10,8 @@ export type PruneProgress =
       readonly type: 'stage';
       readonly layer: number;
       readonly layers: number;
-      readonly stage: PruneStage;
+      /** What is being done: a step of one of the recipe's stages, `forward` or `write`. */
+      readonly stage: string;
       /** Of this stage, 0 to 1. */
       readonly fraction: number;
       /** Of the whole run, 0 to 1. */
@@ -28,22 +27,19 @@ export interface ProgressReporter {
   warn(message: string): void;
   calibrated(sequences: number, tokens: number, source: string): void;
   resumed(layers: number): void;
-  stage(layer: number, stage: PruneStage, done: number, total: number): void;
+  /** `done` of `total` of the layer's step `step`. */
+  step(layer: number, step: number, done: number, total: number): void;
   layerDone(report: LayerReport): void;
 }
 
-/** Where each stage ends within a layer, from typical shares of its time; good enough for a bar. */
-const stageSpan: Record<PruneStage, readonly [number, number]> = {
-  statistics: [0, 0.5],
-  prune: [0.5, 0.75],
-  forward: [0.75, 0.98],
-  write: [0.98, 1],
-};
-
+/** `steps`: what is done to each layer, with typical shares of its time; good enough for a bar. */
 export function progressReporter(
   report: ((progress: PruneProgress) => void) | undefined,
   layers: number,
+  steps: readonly Step[],
 ): ProgressReporter {
+  const weight = steps.reduce((sum, step) => sum + step.weight, 0);
+  const startOf = (step: number) => steps.slice(0, step).reduce((sum, before) => sum + before.weight, 0) / weight;
   const warnings: string[] = [];
   const start = performance.now();
   let skipped = 0;
@@ -60,10 +56,10 @@ export function progressReporter(
       skipped = count;
       report?.({ type: 'resumed', layers: count });
     },
-    stage(layer, stage, done, total) {
+    step(layer, step, done, total) {
       const fraction = total === 0 ? 1 : done / total;
-      const [from, to] = stageSpan[stage];
-      const finished = layer + from + (to - from) * fraction;
+      const { name: stage, weight: share } = steps[step]!;
+      const finished = layer + startOf(step) + (share / weight) * fraction;
       const seconds = (performance.now() - start) / 1000;
       const worked = finished - skipped;
       const secondsLeft = worked < 0.1 ? undefined : (seconds / worked) * (layers - finished);

@@ -16,19 +16,18 @@ import type { TensorSource, TensorToWrite } from '../checkpoint/tensor.ts';
 import { copyOf, writeSafetensors } from '../checkpoint/writer.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ModelSpec } from '../models/spec.ts';
-import { native, runJob } from '../native.ts';
-import { nativeWeight } from '../runtime/native-spec.ts';
+import { native } from '../native.ts';
 import { version } from '../version.ts';
-import { checkFits } from './budget.ts';
 import { type Calibration, type CalibrationSource, calibrate } from './calibrate.ts';
 import { checkFiniteOutsideLayers } from './finite.ts';
-import { layerTensorNames, pruneLayer } from './layer.ts';
+import { layerTensorNames, pruneLayer, stepsOf } from './layer.ts';
 import { type Manifest, manifestName, readManifest } from './manifest.ts';
-import { methods } from './methods.ts';
 import { type ProgressReporter, type PruneProgress, progressReporter } from './progress.ts';
 import { type Recipe, type RecipeOptions, resolveRecipe } from './recipe.ts';
 import { countSparsity, type LayerReport, layerWarnings, type SparsityCount } from './report.ts';
 import { RunState, recordOf, type ShardRecord } from './run-state.ts';
+import { kindOf } from './stages/index.ts';
+import { denseWalk, writeHidden } from './walk.ts';
 
 export interface PruneOptions extends RecipeOptions {
   /** Folder of the checkpoint to prune. It is never written to. */
@@ -74,12 +73,12 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
   using checkpoint = openCheckpoint(options.model);
   refusePacked(checkpoint);
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
-  const progress = progressReporter(options.onProgress, spec.layers.length);
+  const progress = progressReporter(options.onProgress, spec.layers.length, stepsOf(recipe));
   for (const message of warnings) progress.warn(message);
 
   const done = options.resume ? readManifest(resolve(options.output)) : undefined;
   // Calibration can take minutes; what will be refused is refused before.
-  checkFits(recipe.budget, spec);
+  for (const stage of recipe.stages) kindOf(stage).check(stage, spec);
   if (done === undefined) OutputFolder.check({ ...options, input: options.model }, 0);
   const sequences = await calibrate(options, recipe, spec, progress);
   const run = runIdentity(checkpoint, recipe, sequences);
@@ -114,7 +113,7 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
       options.signal,
     );
     const manifest: Manifest = {
-      format: 1,
+      format: 2,
       version,
       run,
       recipe,
@@ -193,11 +192,10 @@ async function pruneLayers({
   progress,
 }: LayersRun): Promise<void> {
   const { signal, threads = 0 } = options;
+  const prepared = await prepareStages({ options, recipe, checkpoint, spec, sequences, state, progress });
   const needsHidden = sequences !== undefined;
   if (needsHidden && state.layers.length === 0) {
-    const embedding = nativeWeight(checkpoint, spec.embedding);
-    const ids = Int32Array.from(sequences.ids);
-    await runJob(() => native().writeEmbeddings(embedding, [...checkpoint.files], ids, state.hiddenPath(0)), signal);
+    await writeHidden(checkpoint, spec, sequences, state.hiddenPath(0), signal);
   }
   const lengths = Int32Array.from(sequences?.sequences ?? [], ({ length }) => length);
   for (let layer = state.layers.length; layer < spec.layers.length; layer++) {
@@ -208,15 +206,16 @@ async function pruneLayers({
       spec,
       layer,
       recipe,
+      prepared,
       threads,
       lengths,
       input: needsHidden ? state.hiddenPath(layer) : undefined,
       output: needsHidden && !isLast ? state.hiddenPath(layer + 1) : undefined,
       signal,
-      onStage: (stage, done, total) => progress.stage(layer, stage, done, total),
+      onStep: (step, done, total) => progress.step(layer, step, done, total),
     });
     try {
-      progress.stage(layer, 'write', 0, 1);
+      progress.step(layer, stepsOf(recipe).length - 1, 0, 1);
       const shard = await writeShard(folder.partial, shardOf(layer, spec, recipe.save), pruned.tensors, recipe, signal);
       await state.add({ shard, report: pruned.report }, needsHidden && !isLast);
     } finally {
@@ -224,6 +223,30 @@ async function pruneLayers({
     }
     progress.layerDone(pruned.report);
   }
+}
+
+/** What each stage decides for the whole model; of a resumed run, what it had decided. */
+async function prepareStages({
+  options,
+  recipe,
+  checkpoint,
+  spec,
+  sequences,
+  state,
+  progress,
+}: Omit<LayersRun, 'folder'>): Promise<readonly unknown[]> {
+  if (state.prepared !== undefined) return state.prepared;
+  const { signal, threads = 0 } = options;
+  const { allowNonfinite, seed } = recipe;
+  const hiddenPath = (layer: number) => state.hiddenPath(layer);
+  const walk = denseWalk({ checkpoint, spec, calibration: sequences, threads, allowNonfinite, hiddenPath, signal });
+  const warn = (message: string) => progress.warn(message);
+  const prepared: unknown[] = [];
+  for (const stage of recipe.stages) {
+    prepared.push((await kindOf(stage).prepare?.(stage, { checkpoint, spec, seed, signal, warn, walk })) ?? null);
+  }
+  state.prepared = prepared;
+  return prepared;
 }
 
 /** A shard for each layer, and one for everything else. */
@@ -280,8 +303,8 @@ function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibrat
   hash.update(
     JSON.stringify({ version, recipe: decisive, calibration: sequences?.hash ?? null, config: checkpoint.config }),
   );
-  const isa = methods[recipe.method].statistics === 'none' ? '' : native().features().isa;
-  hash.update(isa);
+  const dependsOnIsa = recipe.stages.some((stage) => kindOf(stage).dependsOnIsa(stage));
+  hash.update(dependsOnIsa ? native().features().isa : '');
   for (const file of checkpoint.files) {
     hash.update(JSON.stringify([file.size, file.tensors]));
     for (const { begin, end } of file.tensors) {

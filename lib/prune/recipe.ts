@@ -1,34 +1,15 @@
 /** A recipe: everything that decides what a pruning run does to the weights. */
 import { z } from 'zod';
-import { readJsonFile } from '../checkpoint/json-file.ts';
 import { EspalierError } from '../errors.ts';
-import { type Budget, checkSparsity, parsePattern } from './budget.ts';
-import { type MethodName, methodNames, methods } from './methods.ts';
+import { kindNamed, kindOf, rankOf, type Stage, type StageOptions, stageNames } from './stages/index.ts';
+import { type WeightsOptions, weightsOptions } from './stages/weights.ts';
 
-const schema = z.strictObject({
-  method: z.enum(methodNames as [MethodName, ...MethodName[]]),
-  sparsity: z.number(),
-  pattern: z.string(),
-  routerWeighting: z.boolean(),
-  samples: z.int().min(1).max(1_000_000),
-  sequenceLength: z.int().min(2).max(1_048_576),
-  seed: z.int().min(0),
-  save: z.enum(['dense', 'sparse']),
-  allowNonfinite: z.boolean(),
-});
-
-export interface RecipeOptions {
-  /** How weights are scored and updated; see `methods`. @default 'moe-pruner' */
-  method?: MethodName | undefined;
+export interface RecipeOptions extends WeightsOptions {
   /**
-   * Fraction of the weights to zero, between 0 and 1: floor(sparsity · columns) of every row in the row-wise methods, one
-   * threshold for the matrix (magnitude) or for each 128 columns (SparseGPT). @default 0.5
+   * What is done to each layer, in this order. Instead of it, the options of single stages can be given here at the top:
+   * `method`, `sparsity`, `pattern`, `routerWeighting` make a `weights` stage. @default one `weights` stage
    */
-  sparsity?: number | undefined;
-  /** `N:M`: keep N of each M consecutive inputs. Excludes `sparsity`. */
-  pattern?: string | undefined;
-  /** Weight each token's input by its gate in the statistics. @default true for moe-pruner, false for the others */
-  routerWeighting?: boolean | undefined;
+  stages?: readonly StageOptions[] | undefined;
   /** Calibration sequences. @default 128 */
   samples?: number | undefined;
   /** Tokens of a calibration sequence; no more than the model's context. @default 2048 */
@@ -42,9 +23,7 @@ export interface RecipeOptions {
 }
 
 export interface Recipe {
-  readonly method: MethodName;
-  readonly budget: Budget;
-  readonly routerWeighting: boolean;
+  readonly stages: readonly Stage[];
   readonly samples: number;
   readonly sequenceLength: number;
   readonly seed: number;
@@ -52,43 +31,97 @@ export interface Recipe {
   readonly allowNonfinite: boolean;
 }
 
-/** Reads a recipe file: JSON with the fields of RecipeOptions. @throws RECIPE naming file and field */
-export function readRecipe(path: string): RecipeOptions {
-  const { value } = readJsonFile(path, 'RECIPE', 2 ** 20);
-  return check(value, (problem, field) => new EspalierError('RECIPE', `${path}: ${problem}`, { file: path, field }));
-}
+/** Which options at the top make which stage, and what the stage calls them. */
+const shorthand: Record<string, Record<string, string>> = {
+  weights: { method: 'method', sparsity: 'sparsity', pattern: 'pattern', routerWeighting: 'routerWeighting' },
+};
 
-/** Fills in the defaults. @throws USAGE naming the option */
+const schema = z.strictObject({
+  ...weightsOptions,
+  stages: z.array(z.record(z.string(), z.unknown())).min(1).optional(),
+  samples: z.int().min(1).max(1_000_000).optional(),
+  sequenceLength: z.int().min(2).max(1_048_576).optional(),
+  seed: z.int().min(0).optional(),
+  save: z.enum(['dense', 'sparse']).optional(),
+  allowNonfinite: z.boolean().optional(),
+});
+
+/** Fills in the defaults. @throws USAGE; its `field` is the way to the option, with dots: `stages.1.weights.pattern` */
 export function resolveRecipe(options: RecipeOptions): Recipe {
-  const given = check(options, (problem, field) => new EspalierError('USAGE', problem, { field }));
-  if (given.sparsity !== undefined && given.pattern !== undefined) {
-    throw new EspalierError('USAGE', 'sparsity and pattern exclude each other; give one of them', { field: 'pattern' });
-  }
-  const method = given.method ?? 'moe-pruner';
-  const row: (typeof methods)[MethodName] & { routerWeightingFixed?: string } = methods[method];
-  const routerWeighting = given.routerWeighting ?? row.routerWeighting;
-  if (routerWeighting !== row.routerWeighting && row.routerWeightingFixed !== undefined) {
-    throw new EspalierError('USAGE', `routerWeighting cannot be ${routerWeighting}: ${row.routerWeightingFixed}`, {
-      field: 'routerWeighting',
-    });
-  }
-  return {
-    method,
-    budget: given.pattern === undefined ? checkSparsity(given.sparsity ?? 0.5) : parsePattern(given.pattern),
-    routerWeighting,
-    samples: given.samples ?? 128,
-    sequenceLength: given.sequenceLength ?? 2048,
-    seed: given.seed ?? 0,
-    save: given.save ?? 'dense',
-    allowNonfinite: given.allowNonfinite ?? false,
-  };
+  const given = parse(schema, options, []);
+  const { samples = 128, sequenceLength = 2048, seed = 0, save = 'dense', allowNonfinite = false } = given;
+  const stages =
+    given.stages === undefined ? shortStages(given) : longStages(given as typeof given & { stages: object[] });
+  return { stages, samples, sequenceLength, seed, save, allowNonfinite };
 }
 
-function check(value: unknown, fail: (problem: string, field: string) => EspalierError): RecipeOptions {
-  const parsed = schema.partial().safeParse(value);
+/** Names of the options at the top that stand for stages. */
+export const shorthandNames: readonly string[] = Object.values(shorthand).flatMap((names) => Object.keys(names));
+
+function shortStages(given: Record<string, unknown>): Stage[] {
+  const stages: Stage[] = [];
+  for (const [name, names] of Object.entries(shorthand)) {
+    const options = Object.entries(names).filter(([short]) => given[short] !== undefined);
+    if (options.length === 0) continue;
+    stages.push(resolveStage(name, Object.fromEntries(options.map(([short, long]) => [long, given[short]])), []));
+  }
+  return stages.length > 0 ? stages : [resolveStage('weights', {}, [])];
+}
+
+function longStages(given: Record<string, unknown> & { stages: object[] }): Stage[] {
+  const double = shorthandNames.find((name) => given[name] !== undefined);
+  if (double !== undefined) {
+    throw fail([double], `${double} belongs to a stage; where the recipe has stages, say it there`);
+  }
+  const stages = given.stages.map((entry, i) => {
+    const [name, ...more] = Object.keys(entry);
+    if (name === undefined || more.length > 0 || kindNamed(name) === undefined) {
+      const found = Object.keys(entry).join(', ') || 'nothing';
+      const allowed = `one of ${stageNames.join(', ')} with its options`;
+      throw fail(['stages', i], `a stage is ${allowed}; found ${found}`);
+    }
+    return resolveStage(name, (entry as Record<string, unknown>)[name] ?? {}, ['stages', i, name]);
+  });
+  for (const [i, stage] of stages.entries()) {
+    const before = stages[i - 1];
+    if (before === undefined || rankOf(before) < rankOf(stage)) continue;
+    throw fail(
+      ['stages', i],
+      `${stage.stage} cannot follow ${before.stage}: a recipe has each stage once, in the order ${stageNames.join(', ')}`,
+    );
+  }
+  return stages;
+}
+
+function resolveStage(name: string, options: unknown, path: Path): Stage {
+  const kind = kindNamed(name)!;
+  const given = parse(kind.schema, options, path);
+  try {
+    return kind.resolve(given) as Stage;
+  } catch (error) {
+    if (!(error instanceof EspalierError) || error.field === undefined) throw error;
+    throw fail([...path, error.field], error.message);
+  }
+}
+
+type Path = readonly (string | number)[];
+
+function fail(path: Path, message: string): EspalierError {
+  return new EspalierError('USAGE', message, { field: path.join('.') });
+}
+
+function parse<T>(type: z.ZodType<T>, value: unknown, path: Path): T {
+  const parsed = type.safeParse(value);
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0]!;
-  const field = issue.code === 'unrecognized_keys' ? issue.keys.join(', ') : issue.path.join('.');
-  const allowed = issue.code === 'unrecognized_keys' ? `; known fields: ${Object.keys(schema.shape).join(', ')}` : '';
-  throw fail(`${field || 'the recipe'}: ${issue.message}${allowed}`, field);
+  const unknown = issue.code === 'unrecognized_keys' ? issue.keys : [];
+  const field = [...path, ...(issue.path as Path), ...unknown.slice(0, 1)];
+  const shape = type instanceof z.ZodObject ? Object.keys(type.shape) : [];
+  const allowed = unknown.length > 0 ? `; known fields: ${shape.join(', ')}` : '';
+  throw fail(field, `${field.join('.') || 'the recipe'}: ${issue.message}${allowed}`);
+}
+
+/** For people. */
+export function describeRecipe({ stages }: Recipe): string {
+  return stages.map((stage) => kindOf(stage).describe(stage)).join('; ');
 }

@@ -1,5 +1,6 @@
 /** What a pruning run says about what it did. */
-import type { NativeMatrixReport } from '../native.ts';
+import type { NativeMatrixMoments } from '../native.ts';
+import type { StageOutcome } from './stages/stage.ts';
 
 export interface SparsityCount {
   /** Weights that are zero, and all weights, of the matrices in question. */
@@ -20,9 +21,19 @@ export interface ExpertReport extends SparsityCount {
   readonly skipped: readonly string[];
 }
 
+/** Fourth standardised moment of the expert weights, the mean over the matrices weighted by their size. */
+export interface Kurtosis {
+  /** Of all weights. */
+  readonly all: number;
+  /** Of those that are not zero. */
+  readonly kept: number;
+}
+
 export interface LayerReport extends SparsityCount {
   readonly layer: number;
   readonly experts: readonly ExpertReport[];
+  /** Before the first stage, and after each. */
+  readonly kurtosis: readonly (Kurtosis & { readonly after: string | null })[];
 }
 
 export function countSparsity(parts: readonly { readonly zeros: number; readonly size: number }[]): SparsityCount {
@@ -31,23 +42,39 @@ export function countSparsity(parts: readonly { readonly zeros: number; readonly
   return { zeros, size, sparsity: size === 0 ? 0 : zeros / size };
 }
 
-export function layerReport(layer: number, matrices: readonly NativeMatrixReport[]): LayerReport {
-  const byExpert = new Map<string, NativeMatrixReport[]>();
+export function kurtosisOf(matrices: readonly NativeMatrixMoments[]): Kurtosis {
+  const size = matrices.reduce((sum, matrix) => sum + matrix.size, 0);
+  const mean = (field: 'kurtosis' | 'kurtosisKept') =>
+    size === 0 ? 0 : matrices.reduce((sum, matrix) => sum + matrix[field] * matrix.size, 0) / size;
+  return { all: mean('kurtosis'), kept: mean('kurtosisKept') };
+}
+
+/** `matrices`: the expert matrices as they are now. */
+export function layerReport(
+  layer: number,
+  matrices: readonly NativeMatrixMoments[],
+  outcomes: readonly StageOutcome[],
+  kurtosis: LayerReport['kurtosis'],
+): LayerReport {
+  const byExpert = new Map<string, NativeMatrixMoments[]>();
   for (const matrix of matrices) {
     const key = `${matrix.part}.${matrix.expert}`;
     byExpert.set(key, [...(byExpert.get(key) ?? []), matrix]);
   }
-  const experts = [...byExpert.values()].map(
-    (own): ExpertReport => ({
-      part: own[0]!.part,
-      expert: own[0]!.expert,
-      tokens: own[0]!.tokens,
-      fallback: own.some(({ fallback }) => fallback),
-      skipped: own.filter(({ skipped }) => skipped).map(({ role }) => role),
+  const said = outcomes.flatMap(({ experts }) => experts);
+  const experts = [...byExpert.values()].map((own): ExpertReport => {
+    const { part, expert } = own[0]!;
+    const notes = said.filter((note) => note.part === part && note.expert === expert);
+    return {
+      part,
+      expert,
+      tokens: Math.max(0, ...notes.map(({ tokens = 0 }) => tokens)),
+      fallback: notes.some(({ fallback }) => fallback),
+      skipped: [...new Set(notes.flatMap(({ skipped = [] }) => skipped))],
       ...countSparsity(own),
-    }),
-  );
-  return { layer, ...countSparsity(matrices), experts };
+    };
+  });
+  return { layer, ...countSparsity(matrices), experts, kurtosis };
 }
 
 /** Sentences about what a reader of the result should know. */

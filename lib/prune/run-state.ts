@@ -13,7 +13,7 @@ import { EspalierError } from '../errors.ts';
 import type { LayerReport } from './report.ts';
 
 const folderName = '.espalier-run';
-const version = 1;
+const version = 2;
 
 export interface FileRecord {
   readonly name: string;
@@ -34,6 +34,8 @@ interface State {
   readonly version: number;
   readonly run: string;
   readonly layers: LayerRecord[];
+  /** What each stage decided for the whole model. */
+  readonly prepared: readonly unknown[];
   /** Hidden states that layer `layers.length` reads; absent where the method needs none. */
   readonly hidden?: FileRecord;
 }
@@ -42,6 +44,8 @@ export class RunState {
   readonly #partial: string;
   readonly #run: string;
   readonly layers: LayerRecord[] = [];
+  /** What each stage decided for the whole model; undefined before it has. Durable with the first layer. */
+  prepared: readonly unknown[] | undefined;
   #isOurs = false;
 
   /** `run` identifies everything that decides the result. */
@@ -87,6 +91,7 @@ export class RunState {
       if (!(await matches(file, records[i]!))) return `${file} is missing or damaged`;
     }
     this.layers.push(...state.layers);
+    this.prepared = state.prepared;
     this.#isOurs = true;
     return undefined;
   }
@@ -96,6 +101,7 @@ export class RunState {
     for (const name of readdirSync(this.#partial)) rmSync(join(this.#partial, name), { recursive: true, force: true });
     mkdirSync(join(this.#partial, folderName));
     this.layers.length = 0;
+    this.prepared = undefined;
     this.#isOurs = true;
   }
 
@@ -104,7 +110,8 @@ export class RunState {
     this.layers.push(layer);
     const next = this.layers.length;
     const hidden = hasHidden ? await recordOf(this.hiddenPath(next), `hidden-${next}.f32`) : undefined;
-    const state: State = { version, run: this.#run, layers: this.layers, ...(hidden === undefined ? {} : { hidden }) };
+    const { layers, prepared = [] } = this;
+    const state: State = { version, run: this.#run, layers, prepared, ...(hidden === undefined ? {} : { hidden }) };
     await writeFileAtomic(this.#statePath, JSON.stringify({ sha256: hashOf(state), state }));
     rmSync(this.hiddenPath(next - 1), { force: true });
   }

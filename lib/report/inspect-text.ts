@@ -1,5 +1,5 @@
 /** An inspection for people. */
-import { describeBudget } from '../prune/budget.ts';
+import { describeRecipe } from '../prune/recipe.ts';
 import { formatBytes, formatCount, formatPercent } from './format.ts';
 import type { Inspection } from './inspect.ts';
 import { formatTable } from './table.ts';
@@ -23,9 +23,7 @@ export function describeInspection(inspection: Inspection): string {
     ['expert sparsity', formatPercent(inspection.sparsity)],
   ];
   if (pruned !== undefined) {
-    const { method, budget, routerWeighting } = pruned.recipe;
-    const weighting = routerWeighting ? ', router-weighted' : '';
-    facts.push(['pruned', `${method}, ${describeBudget(budget)}${weighting}, by Espalier ${pruned.version}`]);
+    facts.push(['pruned', `${describeRecipe(pruned.recipe)}, by Espalier ${pruned.version}`]);
   }
   const width = Math.max(...facts.map(([name]) => name.length)) + 2;
   const table = formatTable(

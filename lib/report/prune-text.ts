@@ -1,8 +1,7 @@
 /** What a pruning run did or would do, for people. */
-import { describeBudget } from '../prune/budget.ts';
 import type { DryRunResult } from '../prune/dry-run.ts';
 import type { PruneResult } from '../prune/prune.ts';
-import type { Recipe } from '../prune/recipe.ts';
+import { describeRecipe } from '../prune/recipe.ts';
 import { formatBytes, formatCount, formatDuration, formatPercent } from './format.ts';
 import { formatTable } from './table.ts';
 
@@ -17,8 +16,9 @@ export function describePruned(result: PruneResult, seconds: number): string {
       { title: 'zeros', align: 'right' },
       { title: 'sparsity', align: 'right' },
       { title: 'tokens of an expert', align: 'right' },
+      { title: 'kurtosis', align: 'right' },
     ],
-    layers.map(({ layer, experts, size, zeros, sparsity: own }) => {
+    layers.map(({ layer, experts, size, zeros, sparsity: own, kurtosis }) => {
       const tokens = experts.map((expert) => expert.tokens);
       return [
         String(layer),
@@ -27,6 +27,7 @@ export function describePruned(result: PruneResult, seconds: number): string {
         formatCount(zeros),
         formatPercent(own),
         tokens.some((count) => count > 0) ? `${Math.min(...tokens)} to ${Math.max(...tokens)}` : '-',
+        kurtosis.map(({ kept }) => kept.toFixed(2)).join(' → '),
       ];
     }),
   );
@@ -48,8 +49,4 @@ export function describeDryRun(result: DryRunResult): string {
     `output        ${output}, saved ${recipe.save}`,
     'Nothing was written. Weights were not read: NaN or infinity among them would show in the run.',
   ].join('\n');
-}
-
-function describeRecipe({ method, budget, routerWeighting }: Recipe): string {
-  return `${method}${routerWeighting ? ' with router weighting' : ''}, ${describeBudget(budget)}`;
 }

@@ -1,4 +1,5 @@
-// prunerLoad, prunerForward, prunerPrune, prunerTensor, prunerDispose, writeEmbeddings: pruning one decoder layer.
+// prunerLoad, prunerForward, prunerPrune, prunerMeasure, prunerTensor, prunerDispose, writeEmbeddings: pruning one
+// decoder layer.
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
@@ -18,11 +19,11 @@ std::string text(const Napi::Object& object, const char* key) { return object.Ge
 double number(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::Number>().DoubleValue(); }
 bool flag(const Napi::Object& object, const char* key) { return object.Get(key).ToBoolean().Value(); }
 
-constexpr const char* kRoles[] = {"gate", "up", "down"};
+constexpr const char* kRoleNames[] = {"gate", "up", "down"};
 
 Role read_role(const Napi::Value& value) {
   const std::string name = value.As<Napi::String>().Utf8Value();
-  return name == kRoles[0] ? Role::kGate : name == kRoles[1] ? Role::kUp : Role::kDown;
+  return name == kRoleNames[0] ? Role::kGate : name == kRoleNames[1] ? Role::kUp : Role::kDown;
 }
 
 // { score, comparison, update, values, sparsity, keep, group, damping, block }
@@ -91,46 +92,75 @@ Napi::Value forward(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-Napi::Value to_report(Napi::Env env, const ExpertMatrixReport& report) {
+Napi::Object to_object(Napi::Env env, const MatrixId& id) {
   Napi::Object object = Napi::Object::New(env);
-  object.Set("part", report.part);
-  object.Set("expert", report.expert);
-  object.Set("role", kRoles[static_cast<size_t>(report.role)]);
+  object.Set("part", id.part);
+  object.Set("expert", id.expert);
+  object.Set("role", kRoleNames[static_cast<size_t>(id.role)]);
+  return object;
+}
+
+Napi::Value to_object(Napi::Env env, const ExpertMatrixReport& report) {
+  Napi::Object object = to_object(env, report.id);
   object.Set("tokens", static_cast<double>(report.tokens));
-  object.Set("zeros", static_cast<double>(report.matrix.zeros));
-  object.Set("size", static_cast<double>(report.matrix.zeros + report.matrix.kept));
   object.Set("fallback", report.matrix.fallback);
   object.Set("skipped", report.skipped);
   object.Set("damping", report.matrix.damping);
   return object;
 }
 
-// prunerPrune(handle, plan, onProgress?) → job of reports
-Napi::Value prune(const Napi::CallbackInfo& info) {
-  auto reports = std::make_shared<std::vector<ExpertMatrixReport>>();
+Napi::Value to_object(Napi::Env env, const ExpertMatrixMoments& found) {
+  Napi::Object object = to_object(env, found.id);
+  object.Set("zeros", static_cast<double>(found.moments.zeros));
+  object.Set("size", static_cast<double>(found.moments.size));
+  object.Set("kurtosis", found.moments.kurtosis);
+  object.Set("kurtosisKept", found.moments.kurtosis_kept);
+  return object;
+}
+
+// Makes `work` a job whose result is an array with an object for each thing that it found.
+template <class T>
+Napi::Value job_of_all(const Napi::CallbackInfo& info, const Napi::Value& on_progress,
+                       std::function<Result<std::vector<T>>(JobContext&)> work) {
+  auto found = std::make_shared<std::vector<T>>();
   JobRequest job;
-  if (info[2].IsFunction()) job.on_progress = info[2].As<Napi::Function>();
-  job.work = [pruner = PrunerHandle::get(info[0]), plan = read_plan(info[1].As<Napi::Object>()),
-              reports](JobContext& context) -> Status {
-    auto pruned = pruner->prune(
-        plan, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
-    if (!pruned.is_ok()) return pruned.status();
-    *reports = std::move(pruned.value());
+  if (on_progress.IsFunction()) job.on_progress = on_progress.As<Napi::Function>();
+  job.work = [work = std::move(work), found](JobContext& context) -> Status {
+    Result<std::vector<T>> result = work(context);
+    if (!result.is_ok()) return result.status();
+    *found = std::move(result.value());
     return Status::ok();
   };
-  job.finish = [reports](Napi::Env env) -> Napi::Value {
-    Napi::Array array = Napi::Array::New(env, reports->size());
-    for (size_t i = 0; i < reports->size(); ++i) array.Set(static_cast<uint32_t>(i), to_report(env, (*reports)[i]));
+  job.finish = [found](Napi::Env env) -> Napi::Value {
+    Napi::Array array = Napi::Array::New(env, found->size());
+    for (size_t i = 0; i < found->size(); ++i) array.Set(static_cast<uint32_t>(i), to_object(env, (*found)[i]));
     return array;
   };
   return start_job(info.Env(), std::move(job));
 }
 
+// prunerPrune(handle, plan, onProgress?) → job of reports
+Napi::Value prune(const Napi::CallbackInfo& info) {
+  return job_of_all<ExpertMatrixReport>(
+      info, info[2],
+      [pruner = PrunerHandle::get(info[0]), plan = read_plan(info[1].As<Napi::Object>())](JobContext& context) {
+        return pruner->prune(
+            plan, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+      });
+}
+
+// prunerMeasure(handle) → job of moments
+Napi::Value measure(const Napi::CallbackInfo& info) {
+  return job_of_all<ExpertMatrixMoments>(
+      info, info.Env().Undefined(),
+      [pruner = PrunerHandle::get(info[0])](JobContext& context) { return pruner->measure(context.cancel()); });
+}
+
 // prunerTensor(handle, part, expert, role, begin, end) → Uint8Array
 Napi::Value tensor(const Napi::CallbackInfo& info) {
   const auto pruner = PrunerHandle::get(info[0]);
-  const auto found = pruner->tensor(info[1].As<Napi::Number>().Int32Value(), info[2].As<Napi::Number>().Int32Value(),
-                                    read_role(info[3]));
+  const auto found = pruner->tensor(
+      {info[1].As<Napi::Number>().Int32Value(), info[2].As<Napi::Number>().Int32Value(), read_role(info[3])});
   if (!found.is_ok()) throw to_error(info.Env(), found.status());
   const std::span<const uint8_t> bytes = found.value();
   const int64_t begin = info[4].As<Napi::Number>().Int64Value();
@@ -162,6 +192,7 @@ void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerLoad", Napi::Function::New(env, load));
   exports.Set("prunerForward", Napi::Function::New(env, forward));
   exports.Set("prunerPrune", Napi::Function::New(env, prune));
+  exports.Set("prunerMeasure", Napi::Function::New(env, measure));
   exports.Set("prunerTensor", Napi::Function::New(env, tensor));
   exports.Set("prunerDispose",
               Napi::Function::New(env, [](const Napi::CallbackInfo& info) { PrunerHandle::dispose(info[0]); }));

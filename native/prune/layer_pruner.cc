@@ -31,10 +31,6 @@ class StatisticsObserver final : public Observer {
   std::vector<std::vector<ExpertStatistics>>& statistics_;
 };
 
-const WeightRef& weight_of(const MlpSpec& mlp, Role role) {
-  return role == Role::kGate ? mlp.gate : role == Role::kUp ? mlp.up : mlp.down;
-}
-
 Linear& linear_of(Mlp& mlp, Role role) {
   return role == Role::kGate ? mlp.gate : role == Role::kUp ? mlp.up : mlp.down;
 }
@@ -93,9 +89,8 @@ Batch batch_of(const std::vector<int64_t>& lengths, size_t begin, size_t end, in
 Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerSpec& spec, const RopeSpec& rope,
                                                        int64_t hidden, float norm_epsilon, bool allow_nonfinite) {
   if (!allow_nonfinite) ESPALIER_TRY(check_finite(spec));
-  std::unique_ptr<LayerPruner> pruner(new LayerPruner);
+  std::unique_ptr<LayerPruner> pruner(new LayerPruner(spec));
   pruner->pool_ = ThreadPool::shared(threads);
-  pruner->spec_ = spec;
   pruner->rope_ = rope;
   pruner->hidden_ = hidden;
   pruner->norm_epsilon_ = norm_epsilon;
@@ -103,7 +98,6 @@ Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerS
   Result<DecoderLayer> layer = DecoderLayer::load(*pruner->pool_, WeightPolicy{}, WeightPolicy{}, spec);
   if (!layer.is_ok()) return layer.status();
   pruner->layer_ = std::move(layer.value());
-  for (const FeedForwardPartSpec& part : spec.feed_forward) pruner->pruned_.emplace_back(part.experts.size());
   return pruner;
 }
 
@@ -164,48 +158,39 @@ Status LayerPruner::forward(const ForwardRequest& request, const Progress& progr
   return output ? output->sync() : Status::ok();
 }
 
-Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report) {
-  const auto part = static_cast<size_t>(report.part);
-  const auto expert = static_cast<size_t>(report.expert);
-  const WeightRef& ref = weight_of(spec_.feed_forward[part].experts[expert], report.role);
-  Result<HostMatrix> host = HostMatrix::load(ref);
-  if (!host.is_ok()) return host.status();
-  std::vector<float> weights = host.value().to_floats();
-
-  Result<MatrixReport> pruned = prune_matrix(*pool_, plan, site, weights.data(), ref.rows, ref.cols);
-  if (!pruned.is_ok()) {
-    if (pruned.status().code() == Code::kNonFinite && allow_nonfinite_) {
-      report.skipped = true;
-    } else {
-      return Status(pruned.status()).with_tensor(ref.name);
-    }
-  } else {
-    report.matrix = pruned.value();
-  }
-  std::vector<uint8_t>& bytes = pruned_[part][expert][static_cast<size_t>(report.role)];
-  bytes.resize(weights.size() * static_cast<size_t>(dtype_bits(ref.dtype) / 8));
-  // Counted as stored: rounding can make a zero of a small weight.
-  report.matrix.zeros = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    store_float(ref.dtype, bytes.data(), static_cast<int64_t>(i), weights[i]);
-    weights[i] = load_float(ref.dtype, bytes.data(), static_cast<int64_t>(i));
-    report.matrix.zeros += weights[i] == 0.0f ? 1 : 0;
-  }
-  report.matrix.kept = ref.rows * ref.cols - report.matrix.zeros;
-  Result<Linear> linear = Linear::from_floats(*pool_, WeightPolicy{}, ref.dtype, ref.rows, ref.cols, weights.data());
+Status LayerPruner::replace(const MatrixId& id, std::vector<float>& values) {
+  weights_.replace(id, values);
+  const WeightRef& ref = weights_.ref(id);
+  Result<Linear> linear = Linear::from_floats(*pool_, WeightPolicy{}, ref.dtype, ref.rows, ref.cols, values.data());
   if (!linear.is_ok()) return linear.status();
-  linear_of(layer_.feed_forward()[part].experts()[expert], report.role) = std::move(linear.value());
+  Mlp& mlp = layer_.feed_forward()[static_cast<size_t>(id.part)].experts()[static_cast<size_t>(id.expert)];
+  linear_of(mlp, id.role) = std::move(linear.value());
   return Status::ok();
+}
+
+Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report) {
+  const WeightRef& ref = weights_.ref(report.id);
+  Result<std::vector<float>> current = weights_.current(report.id);
+  if (!current.is_ok()) return current.status();
+  Result<MatrixReport> pruned = prune_matrix(*pool_, plan, site, current.value().data(), ref.rows, ref.cols);
+  if (pruned.is_ok()) {
+    report.matrix = pruned.value();
+  } else if (pruned.status().code() == Code::kNonFinite && allow_nonfinite_) {
+    report.skipped = true;
+  } else {
+    return Status(pruned.status()).with_tensor(ref.name);
+  }
+  return replace(report.id, current.value());
 }
 
 Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& plan, const Progress& progress,
                                                            const std::atomic<bool>* cancel) {
   std::vector<ExpertMatrixReport> reports;
-  int64_t total = 0;
-  for (const FeedForwardPartSpec& part : spec_.feed_forward) total += static_cast<int64_t>(part.experts.size()) * 3;
-  for (size_t p = 0; p < spec_.feed_forward.size(); ++p) {
-    for (size_t e = 0; e < spec_.feed_forward[p].experts.size(); ++e) {
-      ExpertStatistics* statistics = statistics_.empty() ? nullptr : &statistics_[p][e];
+  const auto total = static_cast<int64_t>(weights_.ids().size());
+  for (int part = 0; part < weights_.parts(); ++part) {
+    for (int expert = 0; expert < weights_.experts(part); ++expert) {
+      ExpertStatistics* statistics =
+          statistics_.empty() ? nullptr : &statistics_[static_cast<size_t>(part)][static_cast<size_t>(expert)];
       const auto prune_site = [&](SiteStatistics* site, std::initializer_list<Role> roles) -> Status {
         if (cancelled(cancel)) return {Code::kAborted, "stopped"};
         Result<PreparedSite> prepared = prepare_site(*pool_, plan, site);
@@ -216,14 +201,11 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
           prepared = std::move(blind);
         }
         if (!prepared.is_ok()) {
-          const MlpSpec& mlp = spec_.feed_forward[p].experts[e];
-          return Status(prepared.status()).with_tensor(weight_of(mlp, *roles.begin()).name);
+          return Status(prepared.status()).with_tensor(weights_.ref({part, expert, *roles.begin()}).name);
         }
         for (const Role role : roles) {
           ExpertMatrixReport report;
-          report.part = static_cast<int>(p);
-          report.expert = static_cast<int>(e);
-          report.role = role;
+          report.id = {part, expert, role};
           report.tokens = site == nullptr ? 0 : site->tokens();
           ESPALIER_TRY(prune_one(plan, prepared.value(), report));
           reports.push_back(report);
@@ -238,13 +220,22 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
   return reports;
 }
 
-Result<std::span<const uint8_t>> LayerPruner::tensor(int part, int expert, Role role) const {
-  const auto p = static_cast<size_t>(part);
-  const auto e = static_cast<size_t>(expert);
-  if (p >= pruned_.size() || e >= pruned_[p].size() || pruned_[p][e][static_cast<size_t>(role)].empty()) {
-    return Status(Code::kUsage, "the layer has no such pruned matrix");
+Result<std::vector<ExpertMatrixMoments>> LayerPruner::measure(const std::atomic<bool>* cancel) const {
+  std::vector<ExpertMatrixMoments> all;
+  for (const MatrixId& id : weights_.ids()) {
+    if (cancelled(cancel)) return Status(Code::kAborted, "stopped");
+    Result<std::vector<float>> values = weights_.current(id);
+    if (!values.is_ok()) return values.status();
+    all.push_back({id, weight_moments(*pool_, values.value().data(), static_cast<int64_t>(values.value().size()))});
   }
-  return std::span<const uint8_t>(pruned_[p][e][static_cast<size_t>(role)]);
+  return all;
+}
+
+Result<std::span<const uint8_t>> LayerPruner::tensor(const MatrixId& id) {
+  if (id.part < 0 || id.part >= weights_.parts() || id.expert < 0 || id.expert >= weights_.experts(id.part)) {
+    return Status(Code::kUsage, "the layer has no such expert");
+  }
+  return weights_.bytes(id);
 }
 
 Status write_embeddings(const WeightRef& embedding, const std::vector<int32_t>& tokens, const std::string& path) {

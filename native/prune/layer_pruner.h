@@ -1,7 +1,6 @@
 // One decoder layer in memory: run over the calibration set with statistics, pruned expert by expert, run again.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -10,12 +9,12 @@
 #include <vector>
 
 #include "engine/decoder_layer.h"
+#include "prune/expert_weights.h"
+#include "prune/moments.h"
 #include "prune/prune_matrix.h"
 #include "prune/statistics.h"
 
 namespace espalier {
-
-enum class Role : uint8_t { kGate, kUp, kDown };
 
 struct ForwardRequest {
   std::string input;             // HiddenFile
@@ -27,14 +26,18 @@ struct ForwardRequest {
 };
 
 struct ExpertMatrixReport {
-  int part = 0;
-  int expert = 0;
-  Role role = Role::kGate;
+  MatrixId id;
   int64_t tokens = 0;    // calibration tokens that reached the expert
   bool skipped = false;  // holds NaN or infinity and was left as it is
   MatrixReport matrix;
 };
 
+struct ExpertMatrixMoments {
+  MatrixId id;
+  WeightMoments moments;
+};
+
+// The stages of a recipe change the layer one after the other; each starts from what the one before left.
 class LayerPruner {
  public:
   using Progress = std::function<void(int64_t done, int64_t total)>;
@@ -51,12 +54,17 @@ class LayerPruner {
   Result<std::vector<ExpertMatrixReport>> prune(const MethodPlan& plan, const Progress& progress,
                                                 const std::atomic<bool>* cancel);
 
-  // A pruned matrix in the element type of the checkpoint, row-major. Valid until the next prune().
-  Result<std::span<const uint8_t>> tensor(int part, int expert, Role role) const;
+  // Zeros and kurtosis of every expert matrix as it is now.
+  Result<std::vector<ExpertMatrixMoments>> measure(const std::atomic<bool>* cancel) const;
+
+  // An expert matrix as it is now, in the element type of the checkpoint, row-major. Valid until a stage changes it.
+  Result<std::span<const uint8_t>> tensor(const MatrixId& id);
 
  private:
-  LayerPruner() = default;
+  explicit LayerPruner(const LayerSpec& spec) : spec_(spec), weights_(spec.feed_forward) {}
   Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
+  // The layer runs with `values`, rounded as they will be stored, from now on.
+  Status replace(const MatrixId& id, std::vector<float>& values);
 
   std::shared_ptr<ThreadPool> pool_;
   LayerSpec spec_;
@@ -65,8 +73,8 @@ class LayerPruner {
   float norm_epsilon_ = 0;
   bool allow_nonfinite_ = false;
   DecoderLayer layer_;
-  std::vector<std::vector<ExpertStatistics>> statistics_;                 // [part][expert]
-  std::vector<std::vector<std::array<std::vector<uint8_t>, 3>>> pruned_;  // [part][expert][role]
+  ExpertWeights weights_;
+  std::vector<std::vector<ExpertStatistics>> statistics_;  // [part][expert]
 };
 
 // Writes the embeddings of `tokens` as a HiddenFile.

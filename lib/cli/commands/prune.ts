@@ -23,7 +23,11 @@ export function definePrune(program: Command, start: Start): void {
     .description('Zero the weights of the experts that matter least, and write the result as a new checkpoint.')
     .argument('<model>', 'folder of a checkpoint')
     .requiredOption('--output <dir>', 'folder to make', path)
-    .option('--recipe <file>', 'JSON with the fields of these options; flags override it', path)
+    .option(
+      '--recipe <file>',
+      'YAML or JSON: a list of stages, or the fields of these options; flags override it',
+      path,
+    )
     .addOption(new Option('--method <name>', 'how weights are scored (default: moe-pruner)').choices(methodNames))
     .option('--router-weighting', "weight each token by its gate in the statistics (default: moe-pruner's only)")
     .option('--no-router-weighting', 'all tokens of an expert count the same')
@@ -75,7 +79,7 @@ async function run(context: Context<Options>): Promise<undefined> {
 
 /** The recipe file, with what the flags say in its place. */
 async function readOptions({ args, options, terminal, signal }: Context<Options>): Promise<PruneOptions> {
-  const { readRecipe } = await import('../../prune/recipe.ts');
+  const { readRecipe } = await import('../../prune/recipe-file.ts');
   const { output, calibration, resume, overwrite, threads } = options;
   const { method, routerWeighting, sparsity, pattern, samples, sequenceLength, save, allowNonfinite, seed } = options;
   const flags = { method, routerWeighting, sparsity, pattern, samples, sequenceLength, save, allowNonfinite, seed };

@@ -1,0 +1,88 @@
+/**
+ * What a recipe is made of. A stage changes the routed experts of a layer; the stages of a recipe run one after the other
+ * on each layer, before the next layer is read. A kind of stage is one file here and one row in index.ts; nothing else
+ * knows which kinds there are.
+ */
+import type { z } from 'zod';
+import type { Checkpoint } from '../../checkpoint/checkpoint.ts';
+import type { ModelSpec } from '../../models/spec.ts';
+import type { NativePruner } from '../../native.ts';
+import type { DenseWalk } from '../walk.ts';
+
+/** A stage with its defaults filled in; what else it has is its kind's own. */
+export interface StageBase {
+  readonly stage: string;
+}
+
+/** One expert of a layer after a stage, as far as the stage has something to say about it. */
+export interface ExpertOutcome {
+  /** Index of the feed-forward part among those of the layer. */
+  readonly part: number;
+  readonly expert: number;
+  /** Calibration tokens that the router sent to it. */
+  readonly tokens?: number;
+  /** It saw no usable inputs and was pruned by magnitude. */
+  readonly fallback?: boolean;
+  /** Roles of matrices left as they are because they hold NaN or infinity. */
+  readonly skipped?: readonly string[];
+}
+
+export interface StageOutcome {
+  readonly experts: readonly ExpertOutcome[];
+}
+
+/** A step within a stage, for the progress bar. */
+export interface Step {
+  readonly name: string;
+  /** Share of a layer's time, in any unit that the other steps share. */
+  readonly weight: number;
+}
+
+/** Where a stage finds the layer that it works on. */
+export interface LayerContext {
+  readonly spec: ModelSpec;
+  readonly layer: number;
+  readonly pruner: NativePruner;
+  /** Folder of the checkpoint, for messages. */
+  readonly source: string;
+  readonly signal: AbortSignal | undefined;
+  /** What `prepare` returned for this run. */
+  readonly prepared: unknown;
+  /** Runs the layer over the calibration set and gathers statistics; nothing where the recipe has no calibration set. */
+  collect(request: { readonly gram: boolean; readonly routerWeighted: boolean }, step: number): Promise<void>;
+  /** `done` of `total` of the stage's step `step`. */
+  progress(step: number, done: number, total: number): void;
+}
+
+/** What a stage can use to decide something for the whole model before the first layer is changed. */
+export interface PrepareContext {
+  readonly checkpoint: Checkpoint;
+  readonly spec: ModelSpec;
+  readonly seed: number;
+  readonly signal: AbortSignal | undefined;
+  warn(message: string): void;
+  /** The dense model over the calibration set, layer by layer. */
+  readonly walk: DenseWalk;
+}
+
+/** A kind of stage. `Given` is what a recipe says, `Stage` the same with its defaults. */
+export interface StageKind<Given, Stage extends StageBase> {
+  readonly name: Stage['stage'];
+  readonly schema: z.ZodType<Given>;
+  /** Fills in the defaults. @throws USAGE with the option as `field` */
+  resolve(given: Given): Stage;
+  /** Whether it looks at calibration data. */
+  needsCalibration(stage: Stage): boolean;
+  /** Whether its result depends on the instruction set (by the last bits of sums). */
+  dependsOnIsa(stage: Stage): boolean;
+  /** @throws USAGE where it does not fit the model */
+  check(stage: Stage, spec: ModelSpec): void;
+  /** Zeros that it leaves in a matrix, for the forecast of a dry run. */
+  zeros(stage: Stage, rows: number, cols: number): number;
+  steps(stage: Stage): readonly Step[];
+  /** Runs once before the first layer; the result is kept with the unfinished run, as JSON. */
+  prepare?(stage: Stage, context: PrepareContext): Promise<unknown>;
+  run(stage: Stage, context: LayerContext): Promise<StageOutcome>;
+  /** A few words for people. */
+  describe(stage: Stage): string;
+}
