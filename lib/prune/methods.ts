@@ -78,3 +78,8 @@ export function nativePlan(method: MethodName, budget: Budget, values: NativePla
   const { score, comparison, update } = methods[method];
   return { score, comparison, update, values, ...nativeBudget(budget), damping: 0.01, block: 128 };
 }
+
+/** Rounding with error compensation of whatever is not zero. */
+export function quantizePlan(values: 'int8' | 'int4'): NativePlan {
+  return { ...nativePlan('sparsegpt', { sparsity: 0 }, values), comparison: 'given' };
+}

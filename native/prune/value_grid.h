@@ -7,7 +7,7 @@
 //         group is q = ±7 or −8 times the scale: the packer, which tries max|w| / 7 and −(largest w) / 8, meets the
 //         scale with which no error is left.
 //   int8  A scale is e / 127 rounded to f16, where e is a bf16 number that gives the same scale after it was stored,
-//         and some weight of each group is q = ±127. What is stored is within a quarter of a step of q · scale.
+//         and some weight of each group is q = ±127. What is stored is less than half a step from q · scale.
 // The weight that has to be at the end of the grid is the largest of the group, the anchor.
 #pragma once
 

@@ -1,18 +1,19 @@
 /** The kinds of stages that a recipe can have, in the order in which they may stand in it. */
 
+import { type QuantizeOptions, type QuantizeStage, quantizeStage } from './quantize.ts';
 import type { StageBase, StageKind } from './stage.ts';
 import { type WeightsOptions, type WeightsStage, weightsStage } from './weights.ts';
 
 /** A stage with its defaults filled in. */
-export type Stage = WeightsStage;
+export type Stage = WeightsStage | QuantizeStage;
 
 /** What a recipe says of a stage: one key, the stage's name, with its options. */
-export type StageOptions = { readonly weights: WeightsOptions };
+export type StageOptions = { readonly weights: WeightsOptions } | { readonly quantize: QuantizeOptions };
 
 /** What of a kind the rest of the pipeline sees: it hands a stage only to the kind that resolved it. */
 export type AnyStageKind = StageKind<unknown, StageBase>;
 
-const kinds = [weightsStage] as readonly unknown[] as readonly AnyStageKind[];
+const kinds = [weightsStage, quantizeStage] as readonly unknown[] as readonly AnyStageKind[];
 
 export const stageNames: readonly string[] = kinds.map(({ name }) => name);
 
