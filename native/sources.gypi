@@ -39,7 +39,11 @@
       "native/prune/statistics.cc",
       "native/prune/score.cc",
       "native/prune/mask.cc",
+      "native/prune/hessian.cc",
       "native/prune/inverse_factor.cc",
+      "native/prune/scaled_hessian.cc",
+      "native/prune/refit.cc",
+      "native/prune/alps.cc",
       "native/prune/value_grid.cc",
       "native/prune/sparsegpt.cc",
       "native/prune/prune_matrix.cc",
@@ -93,6 +97,7 @@
       "native/test/prune_moments_test.cc",
       "native/test/prune_sparsegpt_test.cc",
       "native/test/prune_values_test.cc",
+      "native/test/prune_alps_test.cc",
       "native/test/prune_matrix_test.cc"
     ]
   }

@@ -68,6 +68,15 @@ export const methods = {
     summary: 'W_ij² / U_jj² with H⁻¹ = UᵀU, H = Σ x xᵀ; what is kept makes up for what goes',
     source: 'Frantar and Alistarh 2023, arXiv 2301.00774, Algorithm 1',
   },
+  alps: {
+    statistics: 'gram',
+    score: 'second-order',
+    comparison: 'matrix',
+    update: 'alps',
+    routerWeighting: false,
+    summary: 'min ‖X (W − D)ᵀ‖ over D within the budget: ADMM with a growing penalty, then conjugate gradients',
+    source: 'Meng et al. 2024, arXiv 2406.07831, Algorithm 1',
+  },
 } as const satisfies Record<string, Method>;
 
 export type MethodName = keyof typeof methods;
@@ -76,7 +85,7 @@ export const methodNames = Object.keys(methods) as MethodName[];
 /** What the native side runs. */
 export function nativePlan(method: MethodName, budget: Budget, values: NativePlan['values'] = 'float'): NativePlan {
   const { score, comparison, update } = methods[method];
-  return { score, comparison, update, values, ...nativeBudget(budget), damping: 0.01, block: 128 };
+  return { score, comparison, update, values, ...nativeBudget(budget), damping: 0.01, shrinkage: 0, block: 128 };
 }
 
 /** Rounding with error compensation of whatever is not zero. */

@@ -90,7 +90,7 @@ TEST_CASE("SparseGPT equals the column-by-column algorithm with an explicit inve
                                shape.budget.keep, shape.budget.group, block);
       if (expected.margin < 1e-4) continue;
 
-      const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+      const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
       REQUIRE(factor.is_ok());
       CHECK(factor.value().damping == 0.01);
       CHECK(factor.value().dead.size() == (shape.dead ? 2 : 0));
@@ -122,7 +122,7 @@ TEST_CASE("the update makes the output error smaller than the same mask without 
   const std::vector<float> x = reference::correlated_inputs(random, 600, cols);
   const SiteStatistics site = collect(pool, x, 600, cols);
   const Matrix gram = gram_of(site);
-  const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+  const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
   REQUIRE(factor.is_ok());
   for (const Budget& budget : {Budget::unstructured(0.5), Budget::unstructured(0.7), Budget::n_of_m(2, 4)}) {
     const std::vector<float> dense = reference::normal_floats(random, rows * cols, 0.02f);
@@ -145,7 +145,7 @@ TEST_CASE("every group of m keeps n, and every block loses its share") {
   const int64_t cols = 240;
   const std::vector<float> x = reference::correlated_inputs(random, 500, cols);
   const SiteStatistics site = collect(pool, x, 500, cols);
-  const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+  const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
   REQUIRE(factor.is_ok());
   std::vector<float> weights = reference::normal_floats(random, rows * cols);
   REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = Budget::n_of_m(3, 8)}, weights.data(), rows).is_ok());
@@ -176,7 +176,7 @@ TEST_CASE("SparseGPT gives the same bytes for any number of threads") {
     for (const int threads : {1, 2, 3, 5}) {
       ThreadPool pool(threads);
       const SiteStatistics site = collect(pool, x, 400, cols);
-      const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+      const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
       REQUIRE(factor.is_ok());
       std::vector<float> weights = dense;
       REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = budget}, weights.data(), rows).is_ok());
@@ -195,7 +195,7 @@ TEST_CASE("fewer tokens than columns leave finite weights, and without damping i
   const std::vector<float> x = reference::correlated_inputs(random, 5, cols);
   const SiteStatistics site = collect(pool, x, 5, cols);
   for (const double damping : {0.01, 0.0}) {
-    const Result<InverseFactor> factor = factor_inverse(pool, site, damping);
+    const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), damping);
     REQUIRE(factor.is_ok());
     if (damping == 0) {
       CHECK(factor.value().damping > 0);
@@ -222,7 +222,8 @@ TEST_CASE("the scale of the inputs does not change what is pruned") {
   for (const float scale : {1.0f, 1024.0f, 1.0f / 4096}) {
     std::vector<float> scaled = x;
     for (float& value : scaled) value *= scale;  // a power of two: exact
-    const Result<InverseFactor> factor = factor_inverse(pool, collect(pool, scaled, 300, cols), 0.01);
+    const SiteStatistics collected = collect(pool, scaled, 300, cols);
+    const Result<InverseFactor> factor = factor_inverse(pool, Hessian(collected, {}), 0.01);
     REQUIRE(factor.is_ok());
     std::vector<float> weights = dense;
     REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = Budget::n_of_m(2, 4)}, weights.data(), 25).is_ok());

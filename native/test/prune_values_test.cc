@@ -102,7 +102,7 @@ TEST_CASE("every step of the rounding walk is a nearest grid value and moves its
     MethodPlan plan = MethodPlan::sparsegpt(shape.budget);
     plan.values = shape.values;
     std::vector<float> got = dense;
-    const Result<InverseFactor> factor = factor_inverse(pool, site, plan.damping);
+    const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), plan.damping);
     REQUIRE(factor.is_ok());
     const SparseGptPlan walk{.budget = shape.budget, .values = shape.values};
     REQUIRE(prune_sparsegpt(pool, factor.value(), walk, got.data(), shape.rows).is_ok());
@@ -148,7 +148,7 @@ TEST_CASE("the mask of a rounding walk is that of SparseGPT in the first block, 
   const int64_t rows = 50;
   const int64_t cols = 256;
   const SiteStatistics site = collect(pool, random, cols);
-  const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+  const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
   REQUIRE(factor.is_ok());
   for (const Budget& budget : {Budget::unstructured(0.5), Budget::n_of_m(2, 4)}) {
     const std::vector<float> dense = reference::normal_floats(random, rows * cols, 0.02f);
