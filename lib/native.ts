@@ -186,14 +186,19 @@ export interface NativeRestructure {
 }
 
 export interface NativePlan {
-  readonly score: 'magnitude' | 'activation' | 'second-order';
-  readonly comparison: 'matrix' | 'row' | 'block';
-  readonly update: 'none' | 'sparsegpt';
+  readonly score: 'magnitude' | 'activation' | 'relative' | 'second-order';
+  /** given: the zeros that are there stay, and no others go. */
+  readonly comparison: 'matrix' | 'row' | 'block' | 'given';
+  readonly update: 'none' | 'sparsegpt' | 'alps';
+  /** What is kept is rounded to the grids of native/prune/value_grid.h; float: not rounded. */
+  readonly values: 'float' | 'int8' | 'int4';
   /** Unstructured: the fraction zeroed; n:m where `group` is not 0. */
   readonly sparsity: number;
   readonly keep: number;
   readonly group: number;
   readonly damping: number;
+  /** Of Gram matrices (native/prune/hessian.h). */
+  readonly shrinkage: number;
   readonly block: number;
 }
 
@@ -208,6 +213,8 @@ export interface NativeMatrixReport extends NativeMatrixId {
   readonly tokens: number;
   readonly fallback: boolean;
   readonly skipped: boolean;
+  /** Its Gram matrix is of fewer tokens than it has columns. */
+  readonly starved: boolean;
   readonly damping: number;
 }
 

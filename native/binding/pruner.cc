@@ -27,22 +27,28 @@ Role read_role(const Napi::Value& value) {
   return name == kRoleNames[0] ? Role::kGate : name == kRoleNames[1] ? Role::kUp : Role::kDown;
 }
 
-// { score, comparison, update, sparsity, keep, group, damping, block }
+// { score, comparison, update, values, sparsity, keep, group, damping, shrinkage, block }
 MethodPlan read_plan(const Napi::Object& object) {
   MethodPlan plan;
   const std::string score = text(object, "score");
   plan.score = score == "magnitude"    ? Score::kMagnitude
                : score == "activation" ? Score::kActivation
+               : score == "relative"   ? Score::kRelative
                                        : Score::kSecondOrder;
   const std::string comparison = text(object, "comparison");
-  plan.comparison = comparison == "matrix" ? Comparison::kMatrix
-                    : comparison == "row"  ? Comparison::kRow
-                                           : Comparison::kBlock;
-  plan.update = text(object, "update") == "sparsegpt" ? Update::kSparseGpt : Update::kNone;
+  plan.comparison = comparison == "matrix"  ? Comparison::kMatrix
+                    : comparison == "row"   ? Comparison::kRow
+                    : comparison == "given" ? Comparison::kGiven
+                                            : Comparison::kBlock;
+  const std::string update = text(object, "update");
+  plan.update = update == "sparsegpt" ? Update::kSparseGpt : update == "alps" ? Update::kAlps : Update::kNone;
+  const std::string values = text(object, "values");
+  plan.values = values == "int8" ? Values::kInt8 : values == "int4" ? Values::kInt4 : Values::kF32;
   const auto group = static_cast<int64_t>(number(object, "group"));
   plan.budget = group > 0 ? Budget::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
                           : Budget::unstructured(number(object, "sparsity"));
   plan.damping = number(object, "damping");
+  plan.shrinkage = number(object, "shrinkage");
   plan.block = static_cast<int64_t>(number(object, "block"));
   return plan;
 }
@@ -108,6 +114,7 @@ Napi::Value to_object(Napi::Env env, const ExpertMatrixReport& report) {
   object.Set("tokens", static_cast<double>(report.tokens));
   object.Set("fallback", report.matrix.fallback);
   object.Set("skipped", report.skipped);
+  object.Set("starved", report.matrix.starved);
   object.Set("damping", report.matrix.damping);
   return object;
 }

@@ -98,6 +98,8 @@ export interface StageKind<Given, Stage extends StageBase> {
   readonly schema: z.ZodType<Given>;
   /** Fills in the defaults. @throws USAGE with the option as `field` */
   resolve(given: Given): Stage;
+  /** @throws USAGE where it undoes what stages before it do */
+  follow?(before: readonly StageBase[]): void;
   /** Whether it looks at calibration data. */
   needsCalibration(stage: Stage): boolean;
   /** Whether `run` looks at calibration data, and not `prepare` alone. @default as needsCalibration says */

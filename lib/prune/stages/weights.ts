@@ -1,10 +1,11 @@
 /** The stage that zeroes weights of the experts. */
 import { z } from 'zod';
 import { EspalierError } from '../../errors.ts';
-import { native, runJob } from '../../native.ts';
+import type { NativePlan } from '../../native.ts';
 import { type Budget, checkFits, checkSparsity, describeBudget, parsePattern } from '../budget.ts';
 import { type Method, type MethodName, methodNames, methods, nativePlan } from '../methods.ts';
-import type { ExpertOutcome, StageKind } from './stage.ts';
+import { runPlan } from './run-plan.ts';
+import type { StageKind } from './stage.ts';
 
 export interface WeightsOptions {
   /** How weights are scored and updated; see `methods`. @default 'moe-pruner' */
@@ -18,6 +19,11 @@ export interface WeightsOptions {
   pattern?: string | undefined;
   /** Weight each token's input by its gate in the statistics. @default true for moe-pruner, false for the others */
   routerWeighting?: boolean | undefined;
+  /**
+   * What kept weights are rounded to in the same pass, on the grids of int8 and int4 packing; a method with weight update
+   * makes up for the rounding too. `float`: not rounded. @default 'float'
+   */
+  values?: NativePlan['values'] | undefined;
 }
 
 export interface WeightsStage {
@@ -25,8 +31,10 @@ export interface WeightsStage {
   readonly method: MethodName;
   readonly budget: Budget;
   readonly routerWeighting: boolean;
+  readonly values: NativePlan['values'];
 }
 
+/** Those that may stand at the top of a recipe. */
 export const weightsOptions = {
   method: z.enum(methodNames as [MethodName, ...MethodName[]]).optional(),
   sparsity: z.number().optional(),
@@ -36,8 +44,8 @@ export const weightsOptions = {
 
 export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
   name: 'weights',
-  schema: z.strictObject(weightsOptions),
-  resolve({ method = 'moe-pruner', sparsity, pattern, routerWeighting }) {
+  schema: z.strictObject({ ...weightsOptions, values: z.enum(['float', 'int8', 'int4']).optional() }),
+  resolve({ method = 'moe-pruner', sparsity, pattern, routerWeighting, values = 'float' }) {
     if (sparsity !== undefined && pattern !== undefined) {
       throw new EspalierError('USAGE', 'sparsity and pattern exclude each other; give one of them', {
         field: 'pattern',
@@ -51,7 +59,7 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
       });
     }
     const budget = pattern === undefined ? checkSparsity(sparsity ?? 0.5) : parsePattern(pattern);
-    return { stage: 'weights', method, budget, routerWeighting: weighted };
+    return { stage: 'weights', method, budget, routerWeighting: weighted, values };
   },
   needsCalibration: ({ method }) => methods[method].statistics !== 'none',
   dependsOnIsa: ({ method }) => methods[method].statistics !== 'none',
@@ -72,32 +80,13 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
     { name: 'statistics', weight: 50 },
     { name: 'weights', weight: 25 },
   ],
-  async run({ method, budget, routerWeighting }, context) {
-    const { pruner, signal, source } = context;
+  async run({ method, budget, routerWeighting, values }, context) {
     const { statistics } = methods[method];
     if (statistics !== 'none') {
       await context.collect({ gram: statistics === 'gram', routerWeighted: routerWeighting }, 0);
     }
-    const plan = nativePlan(method, budget);
-    const reports = await runJob(
-      () => native().prunerPrune(pruner, plan, (done, total) => context.progress(1, done, total)),
-      signal,
-      { file: source },
-    );
-    const experts = new Map<string, ExpertOutcome>();
-    for (const { part, expert, role, tokens, fallback, skipped } of reports) {
-      const key = `${part}.${expert}`;
-      const before = experts.get(key);
-      experts.set(key, {
-        part,
-        expert,
-        tokens,
-        fallback: fallback || before?.fallback === true,
-        skipped: [...(before?.skipped ?? []), ...(skipped ? [role] : [])],
-      });
-    }
-    return { experts: [...experts.values()] };
+    return await runPlan(context, nativePlan(method, budget, values), 1);
   },
-  describe: ({ method, budget, routerWeighting }) =>
-    `${method}${routerWeighting ? ' with router weighting' : ''}, ${describeBudget(budget)}`,
+  describe: ({ method, budget, routerWeighting, values }) =>
+    `${method}${routerWeighting ? ' with router weighting' : ''}, ${describeBudget(budget)}${values === 'float' ? '' : ` and ${values}`}`,
 };
