@@ -13,13 +13,13 @@ constexpr int64_t kLeastRangeBytes = 32 * 1024;
 constexpr int64_t kMostRangeBytes = 1024 * 1024;
 
 // Tile rows of a range where tokens are many: enough to use what is in cache again, few enough to balance the threads.
-constexpr int64_t kMostTiledRows = 16;
+constexpr int64_t kMostTiledRows = 64;
 constexpr int64_t kManyTokens = 16;
 
 // A range's tile rows: by the bytes that it reads where reading bounds the products, else by count.
 int64_t range_tiles(const Compute& compute, int64_t tiles, int64_t bytes, int64_t tokens) {
   const auto threads = static_cast<int64_t>(compute.pool.size());
-  if (tokens >= kManyTokens) return std::clamp<int64_t>(tiles / (threads * 8) / 2 * 2, 2, kMostTiledRows);
+  if (tokens >= kManyTokens) return std::clamp<int64_t>(tiles / (threads * 4) / 2 * 2, 2, kMostTiledRows);
   const int64_t range = std::clamp(bytes / (16 * threads), kLeastRangeBytes, kMostRangeBytes);
   return std::clamp<int64_t>(tiles * range / std::max<int64_t>(bytes, 1), 1, tiles);
 }

@@ -21,14 +21,13 @@ namespace {
 
 // Pairs of tiles of tokens in a chunk.
 inline constexpr int64_t kChunkPairs = TileLayout::kChunkTokens / (2 * kTileTokens);
-// Steps of a run: 32 KB of a panel.
-inline constexpr int64_t kRunSteps = 16;
-// Tile rows whose sums are kept from block to block.
-inline constexpr int64_t kGroupTileRows = 16;
+// Steps of a run: 16 KB of a panel. It ends before the unit that stores tiles falls asleep, which it does after a
+// microsecond of rest; to wake it takes a quarter of one.
+inline constexpr int64_t kRunSteps = 8;
+// Tile rows whose sums are kept from block to block: 512 KB. The longer a block stays, the less often it is fetched.
+inline constexpr int64_t kGroupTileRows = 32;
 inline constexpr int64_t kBlockSteps = TileLayout::kTileSteps;
 inline constexpr int kStepVectors = kTileBytes / 64;
-// Tokens between a write and its prefetch.
-inline constexpr int64_t kWriteAhead = 12;
 // Sums of a panel and a pair.
 inline constexpr int64_t kSumsBytes = 4 * kTileBytes;
 
@@ -149,7 +148,6 @@ class PanelWriter {
   bool done() const { return token_ == tokens_; }
   ESPALIER_INLINE void write(int64_t tokens) {
     for (const int64_t end = std::min(tokens_, token_ + tokens); token_ < end; ++token_) {
-      prefetch_row(y_ + (token_ + kWriteAhead) * y_stride_);
       const uint8_t* from = sums_ + token_ / (2 * kTileTokens) * kSumsBytes + token_ % (2 * kTileTokens) * 64;
       float* y = y_ + token_ * y_stride_;
       store_rows(y, rows_, load_from<Vf>(from));
@@ -158,13 +156,6 @@ class PanelWriter {
   }
 
  private:
-  // Its two or three lines, to be written.
-  ESPALIER_INLINE static void prefetch_row(const float* y) {
-    __asm__ volatile("prefetchw %0" : : "m"(y[0]));
-    __asm__ volatile("prefetchw %0" : : "m"(y[kTileRows]));
-    __asm__ volatile("prefetchw %0" : : "m"(y[2 * kTileRows - 1]));
-  }
-
   const uint8_t* sums_ = nullptr;
   float* y_ = nullptr;
   int64_t y_stride_ = 0;
