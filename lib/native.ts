@@ -211,6 +211,32 @@ export interface NativeMatrixReport extends NativeMatrixId {
   readonly damping: number;
 }
 
+/** See native/prune/recover.h. */
+export interface NativeRecovery {
+  readonly input: string;
+  readonly lengths: Int32Array;
+  /** Temporary files lie beside it. */
+  readonly scratch: string;
+  readonly epochs: number;
+  readonly batch: number;
+  readonly learningRate: number;
+  readonly gradual: boolean;
+  readonly seed: number;
+  /** Of the model, where its last layer is to be compared by next-token distributions. */
+  readonly finalNorm?: NativeWeight;
+  readonly head?: NativeWeight;
+}
+
+export interface NativeExpertRecovery {
+  readonly part: number;
+  readonly expert: number;
+  readonly tokens: number;
+  readonly trained: boolean;
+  readonly before: number;
+  readonly after: number;
+  readonly epoch: number;
+}
+
 /** What the distribution of weights looks like; see native/prune/moments.h. */
 export interface NativeMoments {
   readonly zeros: number;
@@ -284,6 +310,12 @@ export interface NativeAddon {
     onProgress?: NativeProgress,
   ): NativeJob<NativeSurvey[]>;
   prunerPrune(pruner: NativePruner, plan: NativePlan, onProgress?: NativeProgress): NativeJob<NativeMatrixReport[]>;
+  prunerRecover(
+    pruner: NativePruner,
+    request: NativeRecovery,
+    files: NativeSafetensorsFile[],
+    onProgress?: NativeProgress,
+  ): NativeJob<NativeExpertRecovery[]>;
   /** Every expert matrix as it is now. */
   prunerMeasure(pruner: NativePruner): NativeJob<NativeMatrixMoments[]>;
   /** Bytes [begin, end) of an expert matrix as it is now. */

@@ -51,6 +51,14 @@
       "native/prune/assignment.cc",
       "native/prune/merge_experts.cc",
       "native/prune/router_rows.cc",
+      "native/prune/expert_trainer.cc",
+      "native/prune/routed_batch.cc",
+      "native/prune/recovery_loss.cc",
+      "native/prune/gradual_mask.cc",
+      "native/prune/recover.cc",
+      "native/prune/captured_layer.cc",
+      "native/prune/layer_recovery.cc",
+      "native/prune/layer_restructure.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
@@ -101,7 +109,8 @@
       "native/test/prune_sparsegpt_test.cc",
       "native/test/prune_matrix_test.cc",
       "native/test/naee_test.cc",
-      "native/test/merge_experts_test.cc"
+      "native/test/merge_experts_test.cc",
+      "native/test/recover_test.cc"
     ]
   }
 }

@@ -61,7 +61,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
     };
   }
   const calibration = await foreseeCalibration();
-  const needed = bytesNeeded(checkpoint, spec, calibration?.tokens ?? 0);
+  const needed = bytesNeeded(checkpoint, spec, recipe, calibration?.tokens ?? 0);
   const output = OutputFolder.check({ ...options, input: options.model }, needed);
   const sum = (field: 'matrices' | 'weights' | 'zeros') => layers.reduce((total, layer) => total + layer[field], 0);
   return {

@@ -72,10 +72,11 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
       firstStep += kind.steps(stage).length;
       if (!isRouted) continue;
       const outcome = await kind.run(stage, {
+        checkpoint,
         spec,
         layer: run.layer,
         pruner,
-        checkpoint,
+        calibrated: run.input === undefined ? undefined : { input: run.input, lengths: run.lengths },
         source: checkpoint.dir,
         signal,
         prepared: run.prepared[i],

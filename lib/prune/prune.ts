@@ -96,7 +96,7 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
     const resumedLayers = state.layers.length;
     if (resumedLayers === 0) {
       state.reset();
-      folder.requireSpace(bytesNeeded(checkpoint, spec, sequences?.ids.length ?? 0));
+      folder.requireSpace(bytesNeeded(checkpoint, spec, recipe, sequences?.ids.length ?? 0));
     } else {
       progress.resumed(resumedLayers);
     }
@@ -164,9 +164,13 @@ function changedFields({ config }: Checkpoint, { stages }: Recipe, { prepared = 
   return changed;
 }
 
-/** What a run needs on the output's disk: all tensors dense, the hidden states before and after a layer, the small files. */
-export function bytesNeeded(checkpoint: Checkpoint, spec: ModelSpec, tokens: number): number {
-  return checkpoint.denseBytes + tokens * spec.hiddenSize * 4 * 2 + 2 ** 20;
+/**
+ * What a run needs on the output's disk: all tensors dense, the hidden states before and after a layer, what a stage keeps
+ * of the same size while it works, the small files.
+ */
+export function bytesNeeded(checkpoint: Checkpoint, spec: ModelSpec, { stages }: Recipe, tokens: number): number {
+  const hiddenFiles = 2 + Math.max(...stages.map((stage) => kindOf(stage).hiddenFiles ?? 0));
+  return checkpoint.denseBytes + tokens * spec.hiddenSize * 4 * hiddenFiles + 2 ** 20;
 }
 
 export function recipeOptions(options: PruneOptions): RecipeOptions {

@@ -1,6 +1,6 @@
 /** What a pruning run says about what it did. */
 import type { NativeMatrixMoments, NativeMoments } from '../native.ts';
-import type { StageOutcome } from './stages/stage.ts';
+import type { ExpertOutcome, StageOutcome } from './stages/stage.ts';
 
 export interface SparsityCount {
   /** Weights that are zero, and all weights, of the matrices in question. */
@@ -19,6 +19,8 @@ export interface ExpertReport extends SparsityCount {
   readonly tokens: number;
   /** It saw no usable inputs and was pruned by magnitude. */
   readonly fallback: boolean;
+  /** What recovery did: see ExpertOutcome; undefined where the recipe has none. */
+  readonly recovery?: ExpertOutcome['recovery'];
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped: readonly string[];
 }
@@ -70,10 +72,12 @@ export function layerReport(
     const { part, expert } = own[0]!;
     const notes = said.filter((note) => note.part === part && note.expert === expert);
     const from = notes.find((note) => note.from !== undefined)?.from;
+    const recovered = notes.find(({ recovery }) => recovery !== undefined);
     return {
       part,
       expert,
       ...(from && { from }),
+      ...(recovered === undefined ? {} : { recovery: recovered.recovery }),
       tokens: Math.max(0, ...notes.map(({ tokens = 0 }) => tokens)),
       fallback: notes.some(({ fallback }) => fallback),
       skipped: [...new Set(notes.flatMap(({ skipped = [] }) => skipped))],
@@ -86,8 +90,11 @@ export function layerReport(
 
 /** Sentences about what a reader of the result should know. */
 export function layerWarnings({ layer, experts }: LayerReport): string[] {
-  return experts.flatMap(({ expert, tokens, fallback, skipped }) => [
+  return experts.flatMap(({ expert, tokens, fallback, recovery, skipped }) => [
     ...(fallback ? [`layer ${layer}, expert ${expert} ${whyFallback(tokens)}`] : []),
+    ...(recovery === null
+      ? [`layer ${layer}, expert ${expert} saw ${tokens} calibration tokens, too few to train it; use more text`]
+      : []),
     ...skipped.map((role) => `layer ${layer}, expert ${expert}, ${role} holds NaN or infinity and was left as it is`),
   ]);
 }

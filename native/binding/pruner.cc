@@ -1,5 +1,5 @@
-// prunerLoad, prunerForward, prunerSurvey, prunerRestructure, prunerPrune, prunerMeasure, prunerTensor, prunerDispose,
-// writeEmbeddings: pruning one decoder layer.
+// prunerLoad, prunerForward, prunerSurvey, prunerRestructure, prunerPrune, prunerRecover, prunerMeasure, prunerTensor,
+// prunerDispose, writeEmbeddings: pruning one decoder layer.
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
@@ -139,6 +139,18 @@ Napi::Value to_object(Napi::Env env, const ExpertMatrixMoments& found) {
   return object;
 }
 
+Napi::Value to_object(Napi::Env env, const ExpertRecoverReport& report) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("part", report.part);
+  object.Set("expert", report.expert);
+  object.Set("tokens", static_cast<double>(report.tokens));
+  object.Set("trained", report.trained);
+  object.Set("before", report.report.before);
+  object.Set("after", report.report.after);
+  object.Set("epoch", report.report.epoch);
+  return object;
+}
+
 // Makes `work` a job whose result is an array with an object for each thing that it found.
 template <class T>
 Napi::Value job_of_all(const Napi::CallbackInfo& info, const Napi::Value& on_progress,
@@ -217,6 +229,33 @@ Napi::Value prune(const Napi::CallbackInfo& info) {
       });
 }
 
+// prunerRecover(handle, { input, lengths, scratch, epochs, batch, learningRate, gradual, seed, finalNorm?, head? },
+// files,
+//   onProgress?) → job of reports
+Napi::Value recover(const Napi::CallbackInfo& info) {
+  const auto object = info[1].As<Napi::Object>();
+  const Files files = read_files(info[2].As<Napi::Array>());
+  RecoverLayerRequest request;
+  request.input = text(object, "input");
+  const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
+  request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
+  request.scratch = text(object, "scratch");
+  request.options = {.epochs = static_cast<int>(number(object, "epochs")),
+                     .batch = static_cast<int64_t>(number(object, "batch")),
+                     .learning_rate = number(object, "learningRate"),
+                     .gradual = flag(object, "gradual"),
+                     .seed = static_cast<uint64_t>(number(object, "seed"))};
+  if (!object.Get("head").IsUndefined()) {
+    request.final_norm = read_weight(object.Get("finalNorm"), files);
+    request.head = read_weight(object.Get("head"), files);
+  }
+  return job_of_all<ExpertRecoverReport>(
+      info, info[3], [pruner = PrunerHandle::get(info[0]), request = std::move(request)](JobContext& context) {
+        return pruner->recover(
+            request, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+      });
+}
+
 // prunerMeasure(handle) → job of moments
 Napi::Value measure(const Napi::CallbackInfo& info) {
   return job_of_all<ExpertMatrixMoments>(
@@ -262,6 +301,7 @@ void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerSurvey", Napi::Function::New(env, survey));
   exports.Set("prunerRestructure", Napi::Function::New(env, restructure));
   exports.Set("prunerPrune", Napi::Function::New(env, prune));
+  exports.Set("prunerRecover", Napi::Function::New(env, recover));
   exports.Set("prunerMeasure", Napi::Function::New(env, measure));
   exports.Set("prunerTensor", Napi::Function::New(env, tensor));
   exports.Set("prunerDispose",

@@ -151,6 +151,7 @@ void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t ro
                            .rows = slots.count(static_cast<int64_t>(e)),
                            .hidden = hidden,
                            .width = experts_[e].width(),
+                           .tokens = slots.token.data() + slot,
                            .input = inputs_.data() + slot * hidden,
                            .gates = slots.gate.data() + slot,
                            .activation = activations_.data() + region[e],

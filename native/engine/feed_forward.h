@@ -13,6 +13,7 @@ struct ExpertBatch {
   int64_t rows = 0;
   int64_t hidden = 0;                 // width and stride of input and output
   int64_t width = 0;                  // width and stride of activation
+  const int32_t* tokens = nullptr;    // row of the batch that each row is
   const float* input = nullptr;       // the layer's normalised input
   const float* gates = nullptr;       // the factor on each row's output
   const float* activation = nullptr;  // silu(gate x) ⊙ up x

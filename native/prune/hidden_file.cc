@@ -40,6 +40,14 @@ Result<HiddenFile> HiddenFile::create(const std::string& path, int64_t hidden) {
   return HiddenFile(path, descriptor, hidden);
 }
 
+Result<HiddenFile> HiddenFile::create_temporary(const std::string& path, int64_t hidden) {
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (descriptor < 0) return describe(path, "create");
+  HiddenFile file(path, descriptor, hidden);
+  if (::unlink(path.c_str()) != 0) return file.system_error("make temporary");
+  return file;
+}
+
 Status HiddenFile::system_error(const char* doing) const { return describe(path_, doing); }
 
 Status HiddenFile::read(int64_t first, int64_t count, float* out) const {

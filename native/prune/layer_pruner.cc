@@ -31,10 +31,6 @@ class StatisticsObserver final : public Observer {
   std::vector<std::vector<ExpertStatistics>>& statistics_;
 };
 
-Linear& linear_of(Mlp& mlp, Role role) {
-  return role == Role::kGate ? mlp.gate : role == Role::kUp ? mlp.up : mlp.down;
-}
-
 Status check_finite(const WeightRef& ref) {
   if (!ref.present()) return Status::ok();
   Result<HostMatrix> host = HostMatrix::load(ref);
@@ -86,6 +82,10 @@ Batch batch_of(const std::vector<int64_t>& lengths, size_t begin, size_t end, in
 
 }  // namespace
 
+Linear& linear_of(Mlp& mlp, Role role) {
+  return role == Role::kGate ? mlp.gate : role == Role::kUp ? mlp.up : mlp.down;
+}
+
 Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerSpec& spec, const RopeSpec& rope,
                                                        int64_t hidden, float norm_epsilon, bool allow_nonfinite) {
   if (!allow_nonfinite) ESPALIER_TRY(check_finite(spec));
@@ -111,8 +111,6 @@ Result<std::vector<PartSurvey>> LayerPruner::survey(const ForwardRequest& reques
 
 Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
                             const std::atomic<bool>* cancel) {
-  Result<HiddenFile> input = HiddenFile::open_for_reading(request.input, hidden_);
-  if (!input.is_ok()) return input.status();
   std::optional<HiddenFile> output;
   if (!request.output.empty()) {
     Result<HiddenFile> created = HiddenFile::create(request.output, hidden_);
@@ -132,23 +130,34 @@ Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, co
     }
   }
   StatisticsObserver observer(*pool_, request.router_weighted, statistics_);
+  ESPALIER_TRY(run(
+      request.input, request.lengths, request.collect ? &observer : watcher,
+      [&](int64_t first, int64_t rows, const float* states) {
+        return output ? output->write(first, rows, states) : Status::ok();
+      },
+      progress, cancel));
+  return output ? output->sync() : Status::ok();
+}
+
+Status LayerPruner::run(const std::string& input, const std::vector<int64_t>& lengths, Observer* observer,
+                        const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel) {
+  Result<HiddenFile> states_file = HiddenFile::open_for_reading(input, hidden_);
+  if (!states_file.is_ok()) return states_file.status();
   const Compute compute{*pool_, cpu_kernels()};
   int64_t total = 0;
-  for (const int64_t length : request.lengths) total += length;
+  for (const int64_t length : lengths) total += length;
 
   KvLayer cache;
   int64_t cache_blocks = 0;
   AlignedBuffer<float> states;
   int64_t done = 0;
-  for (size_t begin = 0; begin < request.lengths.size();) {
+  for (size_t begin = 0; begin < lengths.size();) {
     if (cancelled(cancel)) return {Code::kAborted, "stopped"};
     size_t end = begin;
     int64_t tokens = 0;
-    while (end < request.lengths.size() && (end == begin || tokens + request.lengths[end] <= kBatchTokens)) {
-      tokens += request.lengths[end++];
-    }
+    while (end < lengths.size() && (end == begin || tokens + lengths[end] <= kBatchTokens)) tokens += lengths[end++];
     int64_t blocks = 0;
-    const Batch batch = batch_of(request.lengths, begin, end, blocks);
+    const Batch batch = batch_of(lengths, begin, end, blocks);
     if (blocks > cache_blocks) {
       if (!cache.allocate(blocks, layer_.attention().kv_heads(), layer_.attention().head_dim())) {
         return {Code::kOutOfMemory, "not enough memory for the keys and values of a sequence"};
@@ -156,99 +165,14 @@ Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, co
       cache_blocks = blocks;
     }
     states.ensure(static_cast<size_t>(batch.rows * hidden_));
-    ESPALIER_TRY(input.value().read(done, batch.rows, states.data()));
+    ESPALIER_TRY(states_file.value().read(done, batch.rows, states.data()));
     layer_.forward(compute, batch, RopeRows::compute(rope_, batch), norm_epsilon_, cache, hidden_, states.data(),
-                   request.collect ? &observer : watcher);
-    if (output) ESPALIER_TRY(output->write(done, batch.rows, states.data()));
+                   observer);
+    ESPALIER_TRY(visit(done, batch.rows, states.data()));
     done += batch.rows;
     begin = end;
     if (progress) progress(done, total);
   }
-  return output ? output->sync() : Status::ok();
-}
-
-Status LayerPruner::check(int part, const RestructurePlan& plan) const {
-  const auto usage = [](const char* problem) { return Status(Code::kUsage, problem); };
-  if (part < 0 || part >= weights_.parts() || weights_.experts(part) == 0) return usage("the part has no experts");
-  const WeightRef& router = spec_.feed_forward[static_cast<size_t>(part)].router;
-  const size_t rows = plan.expert_of_row.size();
-  const int64_t row_bytes = router.cols * (dtype_bits(router.dtype) / 8);
-  if (plan.router.size() != rows * static_cast<size_t>(row_bytes)) return usage("the router does not fit its rows");
-  if (plan.top_k < 1 || plan.top_k > static_cast<int>(rows)) return usage("top k does not fit the router");
-  if (!plan.correction_bias.empty() && plan.correction_bias.size() != rows) return usage("the bias does not fit");
-  if (plan.experts.empty()) return usage("no expert would be left");
-  for (const int32_t expert : plan.expert_of_row) {
-    if (expert < 0 || expert >= static_cast<int32_t>(plan.experts.size())) return usage("a row leads to no expert");
-  }
-  std::vector<bool> taken(static_cast<size_t>(weights_.experts(part)), false);
-  for (const std::vector<ExpertMember>& members : plan.experts) {
-    if (members.empty()) return usage("an expert has no members");
-    for (const ExpertMember& member : members) {
-      if (member.expert < 0 || member.expert >= weights_.experts(part)) return usage("a member is no expert");
-      if (taken[static_cast<size_t>(member.expert)]) return usage("an expert is a member twice");
-      taken[static_cast<size_t>(member.expert)] = true;
-    }
-  }
-  return Status::ok();
-}
-
-Result<ExpertValues> LayerPruner::expert_values(int part, int32_t expert) const {
-  ExpertValues values;
-  for (auto [role, out] :
-       {std::pair{Role::kGate, &values.gate}, std::pair{Role::kUp, &values.up}, std::pair{Role::kDown, &values.down}}) {
-    Result<std::vector<float>> current = weights_.current({part, expert, role});
-    if (!current.is_ok()) return current.status();
-    *out = std::move(current.value());
-  }
-  const WeightRef& gate = weights_.ref({part, expert, Role::kGate});
-  values.width = gate.rows;
-  values.hidden = gate.cols;
-  return values;
-}
-
-Status LayerPruner::restructure(int part, const RestructurePlan& plan, const std::atomic<bool>* cancel) {
-  ESPALIER_TRY(check(part, plan));
-  std::vector<int32_t> from;
-  std::vector<std::optional<ExpertValues>> merged;
-  for (const std::vector<ExpertMember>& members : plan.experts) {
-    from.push_back(members[0].expert);
-    std::optional<ExpertValues>& values = merged.emplace_back();
-    if (members.size() == 1) continue;
-    const auto load = [&](int32_t expert) { return expert_values(part, expert); };
-    Result<ExpertValues> mean = merge_experts(*pool_, members, plan.align, load, cancel);
-    if (!mean.is_ok()) return mean.status();
-    values.emplace(std::move(mean.value()));
-  }
-  weights_.restructure(part, from, merged);
-
-  FeedForwardPart& running = layer_.feed_forward()[static_cast<size_t>(part)];
-  std::vector<Mlp> experts(from.size());
-  for (size_t i = 0; i < from.size(); ++i) {
-    if (!merged[i]) {
-      experts[i] = std::move(running.experts()[static_cast<size_t>(from[i])]);
-      continue;
-    }
-    for (const Role role : kRoles) {
-      const MatrixId id{part, static_cast<int>(i), role};
-      Result<std::vector<float>> values = weights_.current(id);
-      if (!values.is_ok()) return values.status();
-      Result<Linear> linear = pack(weights_.ref(id), values.value());
-      if (!linear.is_ok()) return linear.status();
-      linear_of(experts[i], role) = std::move(linear.value());
-    }
-  }
-  const WeightRef& old = spec_.feed_forward[static_cast<size_t>(part)].router;
-  const auto rows = static_cast<int64_t>(plan.expert_of_row.size());
-  std::vector<float> values(static_cast<size_t>(rows * old.cols));
-  load_floats(old.dtype, plan.router.data(), 0, static_cast<int64_t>(values.size()), values.data());
-  Result<Linear> router = Linear::from_floats(*pool_, {.precision = Precision::kSource, .sparse = false}, old.dtype,
-                                              rows, old.cols, values.data());
-  if (!router.is_ok()) return router.status();
-  RouterOptions routing = running.routing();
-  routing.top_k = plan.top_k;
-  routing.correction_bias = plan.correction_bias;
-  running.restructure(std::move(router.value()), std::move(routing), plan.expert_of_row, std::move(experts));
-  statistics_.clear();
   return Status::ok();
 }
 
@@ -282,6 +206,7 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
 
 Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& plan, const Progress& progress,
                                                            const std::atomic<bool>* cancel) {
+  grouped_zeros_ = plan.budget.is_grouped();
   std::vector<ExpertMatrixReport> reports;
   const auto total = static_cast<int64_t>(weights_.ids().size());
   for (int part = 0; part < weights_.parts(); ++part) {

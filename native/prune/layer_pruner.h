@@ -13,6 +13,7 @@
 #include "prune/expert_weights.h"
 #include "prune/moments.h"
 #include "prune/prune_matrix.h"
+#include "prune/recover.h"
 #include "prune/statistics.h"
 
 namespace espalier {
@@ -33,6 +34,22 @@ struct ExpertMatrixReport {
   MatrixReport matrix;
 };
 
+struct RecoverLayerRequest {
+  std::string input;             // HiddenFile
+  std::vector<int64_t> lengths;  // tokens of each sequence, in file order
+  std::string scratch;           // temporary files lie here, with endings of their own
+  WeightRef final_norm, head;    // of the model, if this is its last layer: compares next-token distributions then
+  RecoverOptions options;        // `gradual` counts where the zeros are unstructured
+};
+
+struct ExpertRecoverReport {
+  int part = 0;
+  int expert = 0;
+  int64_t tokens = 0;    // calibration tokens that reached it
+  bool trained = false;  // false: too few tokens, or inputs that are not finite
+  RecoverReport report;  // of the experts that were trained together
+};
+
 struct ExpertMatrixMoments {
   MatrixId id;
   WeightMoments moments;
@@ -47,6 +64,9 @@ struct RestructurePlan {
   std::vector<uint8_t> router;         // [rows, hidden] in the element type of the router
   std::vector<float> correction_bias;  // [rows], or empty
 };
+
+// An expert's matrix as the layer runs it.
+Linear& linear_of(Mlp& mlp, Role role);
 
 // The stages of a recipe change the layer one after the other; each starts from what the one before left.
 class LayerPruner {
@@ -75,6 +95,12 @@ class LayerPruner {
   Result<std::vector<ExpertMatrixReport>> prune(const MethodPlan& plan, const Progress& progress,
                                                 const std::atomic<bool>* cancel);
 
+  // Trains what the stages before left of the experts until they give together what the dense ones give (recover.h).
+  // Runs the layer over every sequence first. The loss is Σ ‖missing‖² as a part of Σ ‖dense‖², or nats a token in the
+  // last layer. An expert that fewer tokens reached than it has inputs stays as it is, and the others make up for it.
+  Result<std::vector<ExpertRecoverReport>> recover(const RecoverLayerRequest& request, const Progress& progress,
+                                                   const std::atomic<bool>* cancel);
+
   // Zeros and kurtosis of every expert matrix as it is now.
   Result<std::vector<ExpertMatrixMoments>> measure(const std::atomic<bool>* cancel) const;
 
@@ -86,6 +112,10 @@ class LayerPruner {
   // Where the request collects nothing, `watcher` (may be null) watches.
   Status forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
                  const std::atomic<bool>* cancel);
+  // Runs the layer over every sequence of `input`, some at a time; `visit` sees each batch's rows of the output.
+  using Visit = std::function<Status(int64_t first, int64_t rows, const float* states)>;
+  Status run(const std::string& input, const std::vector<int64_t>& lengths, Observer* observer, const Visit& visit,
+             const Progress& progress, const std::atomic<bool>* cancel);
   Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
   Status check(int part, const RestructurePlan& plan) const;
   Result<Linear> pack(const WeightRef& ref, const std::vector<float>& values) const;
@@ -101,6 +131,7 @@ class LayerPruner {
   bool allow_nonfinite_ = false;
   DecoderLayer layer_;
   ExpertWeights weights_;
+  bool grouped_zeros_ = false;                             // the last prune() chose n of every m
   std::vector<std::vector<ExpertStatistics>> statistics_;  // [part][expert]
 };
 

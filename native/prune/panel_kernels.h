@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "prune/training_kernels.h"
+
 namespace espalier {
 
 inline constexpr int64_t kPanel = 96;
@@ -21,6 +23,7 @@ struct PanelKernels {
 struct PanelKernelSet {
   PanelKernels<float> f32;
   PanelKernels<double> f64;
+  TrainingKernels training;
 };
 
 extern const PanelKernelSet kPanelKernelsScalar;

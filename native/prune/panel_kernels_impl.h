@@ -3,6 +3,7 @@
 #pragma once
 
 #include "prune/panel_kernels.h"
+#include "prune/training_kernels_impl.h"
 
 namespace espalier {
 namespace {
@@ -69,7 +70,8 @@ void eliminate(T* tile, int64_t count, const T* row, const T* factors) {
 template <int kBytes, int kRows>
 constexpr PanelKernelSet make_panel_kernels() {
   return {{update<float, kBytes, kRows>, eliminate<float, kBytes>},
-          {update<double, kBytes, kRows>, eliminate<double, kBytes>}};
+          {update<double, kBytes, kRows>, eliminate<double, kBytes>},
+          {swiglu, swiglu_backward, adam, softmax_columns}};
 }
 
 }  // namespace

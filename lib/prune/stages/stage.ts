@@ -26,6 +26,11 @@ export interface ExpertOutcome {
   readonly tokens?: number;
   /** It saw no usable inputs and was pruned by magnitude. */
   readonly fallback?: boolean;
+  /**
+   * Mean loss of a held-out token before and after recovery and the epoch that was taken (0: none was better than the
+   * start); null where too few tokens reached the expert to train it.
+   */
+  readonly recovery?: { readonly before: number; readonly after: number; readonly epoch: number } | null;
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped?: readonly string[];
 }
@@ -56,10 +61,12 @@ export interface Step {
 
 /** Where a stage finds the layer that it works on. */
 export interface LayerContext {
+  readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly layer: number;
   readonly pruner: NativePruner;
-  readonly checkpoint: Checkpoint;
+  /** File of the hidden states that the layer reads, and the tokens of each sequence; undefined without calibration. */
+  readonly calibrated: { readonly input: string; readonly lengths: Int32Array } | undefined;
   /** Folder of the checkpoint, for messages. */
   readonly source: string;
   readonly signal: AbortSignal | undefined;
@@ -106,6 +113,8 @@ export interface StageKind<Given, Stage extends StageBase> {
   /** Experts that it leaves of so many in a layer, for the same forecast; on average, where layers may differ. @default all */
   keeps?(stage: Stage, experts: number): number;
   steps(stage: Stage): readonly Step[];
+  /** Files of the size of the calibration set's hidden states that it needs on the output's disk while it runs. @default 0 */
+  readonly hiddenFiles?: number;
   /** Runs once before the first layer; the result is kept with the unfinished run, as JSON. */
   prepare?(stage: Stage, context: PrepareContext): Promise<unknown>;
   run(stage: Stage, context: LayerContext): Promise<StageOutcome>;

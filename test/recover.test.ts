@@ -1,0 +1,94 @@
+/** The stage that trains the experts after their weights were pruned. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { type Manifest, prune } from '../lib/index.ts';
+import type { StageOptions } from '../lib/prune/stages/index.ts';
+import { bitsOf, hashesOf, tensorsOf } from './support/checkpoints.ts';
+import { demoModel } from './support/models.ts';
+import { isExpert, randomIds, small, zerosOf } from './support/prune.ts';
+import { temporaryFolder } from './support/raw-safetensors.ts';
+
+/** Enough for every expert of a layer to be trained. */
+const calibration = randomIds(11, 32 * 64);
+
+async function recovered(stages: readonly StageOptions[], options: { threads?: number } = {}) {
+  const output = join(temporaryFolder(), 'recovered');
+  return await prune({ ...small, calibration, samples: 32, output, stages, ...options });
+}
+
+const weights = { weights: { method: 'wanda', sparsity: 0.5 } } as const;
+
+describe('recovery', () => {
+  test('never leaves a layer worse than it was on held-out tokens, and makes some better', async () => {
+    const { layers, output } = await recovered([weights, { recover: { epochs: 3, batch: 256 } }]);
+    const recoveries = layers.map(({ experts }) => experts.find(({ recovery }) => recovery != null)!.recovery!);
+    for (const { before, after } of recoveries) expect(after).toBeLessThanOrEqual(before);
+    expect(recoveries.some(({ before, after, epoch }) => epoch > 0 && after < 0.9 * before)).toBe(true);
+    const manifest = JSON.parse(readFileSync(join(output, 'espalier.json'), 'utf8')) as Manifest;
+    expect(manifest.layers).toEqual(layers);
+  });
+
+  test('keeps n of every m', async () => {
+    const stages = [{ weights: { method: 'wanda', pattern: '2:4' } }, { recover: { epochs: 1, batch: 256 } }] as const;
+    const { output } = await recovered(stages);
+    let seen = 0;
+    for (const [name, tensor] of tensorsOf(output)) {
+      if (!isExpert(name)) continue;
+      for (const zeros of zerosOf(bitsOf(tensor), 4)) expect(zeros).toBeGreaterThanOrEqual(2);
+      seen++;
+    }
+    expect(seen).toBeGreaterThan(10);
+  });
+
+  test('leaves each expert its number of zeros where it chooses them anew', async () => {
+    const stages = [weights, { recover: { epochs: 7, batch: 128, zeros: 'gradual' } }] as const;
+    const plain = await recovered([weights]);
+    const { layers } = await recovered(stages);
+    for (const [l, { experts }] of layers.entries()) {
+      for (const [e, { zeros, size }] of experts.entries()) {
+        expect(Math.abs(zeros - plain.layers[l]!.experts[e]!.zeros)).toBeLessThan(1e-3 * size);
+      }
+    }
+  });
+
+  test('gives the same bytes for any number of threads', async () => {
+    const stages = [weights, { recover: { epochs: 1, batch: 256 } }] as const;
+    const [one, three] = [await recovered(stages, { threads: 1 }), await recovered(stages, { threads: 3 })];
+    expect(hashesOf(three.output)).toEqual(hashesOf(one.output));
+  });
+
+  test('says which experts saw too few tokens to be trained', async () => {
+    const { layers, warnings } = await recovered([weights, { recover: { epochs: 1 } }], {});
+    const untrained = layers.flatMap(({ experts }) => experts.filter(({ recovery }) => recovery === null));
+    const told = warnings.filter((warning) => warning.includes('too few to train it'));
+    expect(told).toHaveLength(untrained.length);
+    const few = await prune({
+      ...small,
+      samples: 2,
+      output: join(temporaryFolder(), 'few'),
+      stages: [weights, { recover: { epochs: 1 } }],
+    });
+    expect(few.warnings.filter((warning) => warning.includes('too few to train it')).length).toBeGreaterThan(20);
+  });
+
+  test('stops when it is told to and goes on from the last finished layer to the same bytes', async () => {
+    const stages = [weights, { recover: { epochs: 2, batch: 256 } }] as const;
+    const whole = await recovered(stages);
+    const output = join(temporaryFolder(), 'stopped');
+    const options = { ...small, model: demoModel, calibration, samples: 32, output, stages };
+    const stop = new AbortController();
+    const stopped = prune({
+      ...options,
+      signal: stop.signal,
+      onProgress: (event) => {
+        if (event.type === 'stage' && event.layer === 1 && event.stage === 'recover' && event.fraction > 0.5)
+          stop.abort();
+      },
+    });
+    await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+    const resumed = await prune({ ...options, resume: true });
+    expect(resumed.resumedLayers).toBe(1);
+    expect(hashesOf(output)).toEqual(hashesOf(whole.output));
+  });
+});
