@@ -17,6 +17,8 @@ export interface ExpertReport extends SparsityCount {
   readonly tokens: number;
   /** It saw no usable inputs and was pruned by magnitude. */
   readonly fallback: boolean;
+  /** A Gram matrix of it is of fewer tokens than it has columns, and so is not of full rank by itself. */
+  readonly starved: boolean;
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped: readonly string[];
 }
@@ -70,6 +72,7 @@ export function layerReport(
       expert,
       tokens: Math.max(0, ...notes.map(({ tokens = 0 }) => tokens)),
       fallback: notes.some(({ fallback }) => fallback),
+      starved: notes.some(({ starved }) => starved),
       skipped: [...new Set(notes.flatMap(({ skipped = [] }) => skipped))],
       ...countSparsity(own),
     };
@@ -78,11 +81,21 @@ export function layerReport(
 }
 
 /** Sentences about what a reader of the result should know. */
-export function layerWarnings({ layer, experts }: LayerReport): string[] {
-  return experts.flatMap(({ expert, tokens, fallback, skipped }) => [
-    ...(fallback ? [`layer ${layer}, expert ${expert} ${whyFallback(tokens)}`] : []),
-    ...skipped.map((role) => `layer ${layer}, expert ${expert}, ${role} holds NaN or infinity and was left as it is`),
-  ]);
+export function runWarnings(layers: readonly LayerReport[]): string[] {
+  const each = layers.flatMap(({ layer, experts }) =>
+    experts.flatMap(({ expert, tokens, fallback, skipped }) => [
+      ...(fallback ? [`layer ${layer}, expert ${expert} ${whyFallback(tokens)}`] : []),
+      ...skipped.map((role) => `layer ${layer}, expert ${expert}, ${role} holds NaN or infinity and was left as it is`),
+    ]),
+  );
+  const all = layers.flatMap(({ experts }) => experts);
+  const starved = all.filter((expert) => expert.starved);
+  if (starved.length === 0) return each;
+  const least = Math.min(...starved.map(({ tokens }) => tokens));
+  const message =
+    `${starved.length} of ${all.length} experts saw fewer calibration tokens than their matrices have inputs ` +
+    `(the least ${least}); what they lack was taken from the other experts of their layers; use more calibration text`;
+  return [...each, message];
 }
 
 function whyFallback(tokens: number): string {

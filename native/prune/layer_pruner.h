@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -54,6 +55,10 @@ class LayerPruner {
   Result<std::vector<ExpertMatrixReport>> prune(const MethodPlan& plan, const Progress& progress,
                                                 const std::atomic<bool>* cancel);
 
+  // The share of all expert weights of the layer whose |W_ij| · ‖X_j‖, by the statistics of the last collecting
+  // forward, is above `multiple` times their mean (OWL, arXiv 2310.05175). 0 for a layer without experts or statistics.
+  Result<double> outlier_share(double multiple, const std::atomic<bool>* cancel) const;
+
   // Zeros and kurtosis of every expert matrix as it is now.
   Result<std::vector<ExpertMatrixMoments>> measure(const std::atomic<bool>* cancel) const;
 
@@ -62,6 +67,12 @@ class LayerPruner {
 
  private:
   explicit LayerPruner(const LayerSpec& spec) : spec_(spec), weights_(spec.feed_forward) {}
+  // What all experts of a part saw together, for a plan that shrinks Gram matrices to it.
+  Result<std::optional<SiteStatistics>> pool_inputs(const MethodPlan& plan, int part);
+  // |W_ij| · ‖X_j‖ of a matrix by the statistics at hand; 0 where it is not finite.
+  Result<std::vector<float>> activation_scores(const MatrixId& id) const;
+  // Of the matrices of one role, one an expert: what each loses under the plan.
+  Result<std::vector<double>> sparsities(const MethodPlan& plan, int part, Role role);
   Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
   // The layer runs with `values`, rounded as they will be stored, from now on.
   Status replace(const MatrixId& id, std::vector<float>& values);

@@ -23,6 +23,8 @@ export interface ExpertOutcome {
   readonly tokens?: number;
   /** It saw no usable inputs and was pruned by magnitude. */
   readonly fallback?: boolean;
+  /** It saw fewer tokens than some Gram matrix of it has columns. */
+  readonly starved?: boolean;
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped?: readonly string[];
 }
