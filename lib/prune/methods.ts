@@ -94,8 +94,9 @@ export interface PlanOptions {
 /**
  * How far the Gram matrix of an expert that saw few tokens is shrunk, in a weight update: by the share
  * s = shrinkage · width / (shrinkage · width + tokens), towards that of all experts of the layer, or towards its diagonal for
- * the inputs of down projections. 2 was best or near it on held-out text for two models, from half a token for each column
- * to 85, with SparseGPT and ALPS; 0 is each method as published.
+ * the inputs of down projections. Chosen on held-out text at 50 %: a great gain from few tokens (tiny-mixtral, SparseGPT, 512
+ * tokens an expert: 31.28 to 28.32), none to speak of from 16,384; there, ALPS at 70 % is half a percent better with 0, which
+ * is each method as published.
  */
 export const defaultShrinkage = 2;
 
