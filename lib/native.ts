@@ -196,6 +196,8 @@ export interface NativePlan {
   readonly sparsity: number;
   readonly keep: number;
   readonly group: number;
+  /** What meets an unstructured budget: each matrix, or those of one role of all experts of a layer together. */
+  readonly meeting: 'each' | 'experts';
   readonly damping: number;
   /** Of Gram matrices (native/prune/hessian.h). */
   readonly shrinkage: number;
@@ -323,6 +325,8 @@ export interface NativeAddon {
     files: NativeSafetensorsFile[],
     onProgress?: NativeProgress,
   ): NativeJob<NativeExpertRecovery[]>;
+  /** Share of the layer's expert weights whose |W_ij| · ‖X_j‖ is above `multiple` times the mean. */
+  prunerOutliers(pruner: NativePruner, multiple: number): NativeJob<number>;
   /** Every expert matrix as it is now. */
   prunerMeasure(pruner: NativePruner): NativeJob<NativeMatrixMoments[]>;
   /** Bytes [begin, end) of an expert matrix as it is now. */

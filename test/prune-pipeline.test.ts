@@ -139,7 +139,16 @@ describe('the output folder', () => {
       version,
       recipe: {
         stages: [
-          { stage: 'weights', method: 'sparsegpt', budget: { sparsity: 0.6 }, routerWeighting: true, values: 'float' },
+          {
+            stage: 'weights',
+            method: 'sparsegpt',
+            budget: { sparsity: 0.6 },
+            routerWeighting: true,
+            values: 'float',
+            layers: 'uniform',
+            experts: 'uniform',
+            shrinkage: 2,
+          },
         ],
         seed: 5,
         samples: 8,

@@ -1,7 +1,7 @@
 /** Recipes that round weights to int8 and int4: what other runtimes read is on the grid that packing stores. */
 import { expect, test } from 'vitest';
 import { bitsOf, tensorsOf } from './support/checkpoints.ts';
-import { pruned } from './support/prune.ts';
+import { pruned, randomIds } from './support/prune.ts';
 
 const group = 64;
 
@@ -50,4 +50,13 @@ test.each([
     }
   }
   expect(groups).toBeGreaterThan(100);
+});
+
+test('experts that saw fewer tokens than they have inputs are counted in one warning', async () => {
+  const starving = { samples: 2, sequenceLength: 64, calibration: randomIds(5, 128) };
+  const counted = /^\d+ of 32 experts saw fewer calibration tokens than their matrices have inputs \(the least \d+\)/;
+  const { warnings } = await pruned({ ...starving, method: 'sparsegpt' });
+  expect(warnings.filter((warning) => counted.test(warning))).toHaveLength(1);
+  const unmoved = await pruned({ ...starving, method: 'wanda' });
+  expect(unmoved.warnings.filter((warning) => counted.test(warning))).toHaveLength(0);
 });

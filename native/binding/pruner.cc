@@ -27,7 +27,7 @@ Role read_role(const Napi::Value& value) {
   return name == kRoleNames[0] ? Role::kGate : name == kRoleNames[1] ? Role::kUp : Role::kDown;
 }
 
-// { score, comparison, update, values, sparsity, keep, group, damping, shrinkage, block }
+// { score, comparison, update, values, sparsity, keep, group, meeting, damping, shrinkage, block }
 MethodPlan read_plan(const Napi::Object& object) {
   MethodPlan plan;
   const std::string score = text(object, "score");
@@ -47,6 +47,7 @@ MethodPlan read_plan(const Napi::Object& object) {
   const auto group = static_cast<int64_t>(number(object, "group"));
   plan.budget = group > 0 ? Budget::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
                           : Budget::unstructured(number(object, "sparsity"));
+  plan.meeting = text(object, "meeting") == "experts" ? Meeting::kExperts : Meeting::kEach;
   plan.damping = number(object, "damping");
   plan.shrinkage = number(object, "shrinkage");
   plan.block = static_cast<int64_t>(number(object, "block"));
@@ -263,6 +264,21 @@ Napi::Value recover(const Napi::CallbackInfo& info) {
       });
 }
 
+// prunerOutliers(handle, multiple) → job of a share
+Napi::Value outliers(const Napi::CallbackInfo& info) {
+  auto share = std::make_shared<double>(0);
+  JobRequest job;
+  job.work = [pruner = PrunerHandle::get(info[0]), multiple = info[1].As<Napi::Number>().DoubleValue(),
+              share](JobContext& context) -> Status {
+    const Result<double> found = pruner->outlier_share(multiple, context.cancel());
+    if (!found.is_ok()) return found.status();
+    *share = found.value();
+    return Status::ok();
+  };
+  job.finish = [share](Napi::Env env) -> Napi::Value { return Napi::Number::New(env, *share); };
+  return start_job(info.Env(), std::move(job));
+}
+
 // prunerMeasure(handle) → job of moments
 Napi::Value measure(const Napi::CallbackInfo& info) {
   return job_of_all<ExpertMatrixMoments>(
@@ -309,6 +325,7 @@ void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerRestructure", Napi::Function::New(env, restructure));
   exports.Set("prunerPrune", Napi::Function::New(env, prune));
   exports.Set("prunerRecover", Napi::Function::New(env, recover));
+  exports.Set("prunerOutliers", Napi::Function::New(env, outliers));
   exports.Set("prunerMeasure", Napi::Function::New(env, measure));
   exports.Set("prunerTensor", Napi::Function::New(env, tensor));
   exports.Set("prunerDispose",

@@ -37,15 +37,22 @@ enum class Update {
   kAlps,       // makes the choice too: goes with Score::kSecondOrder and Comparison::kMatrix, only with them
 };
 
+// What meets an unstructured budget.
+enum class Meeting {
+  kEach,     // every matrix
+  kExperts,  // the matrices of one role of all experts of a part together, see prune/balance.h
+};
+
 struct MethodPlan {
   Score score = Score::kMagnitude;
   Comparison comparison = Comparison::kMatrix;
   Update update = Update::kNone;
   Budget budget;
-  double damping = 0.01;  // added to the Gram matrix, as a fraction of its mean diagonal
-  double shrinkage = 0;   // of the Gram matrix, see prune/hessian.h
-  int64_t block = 128;    // columns of a block
-  double power = 0.5;     // of the input's length in Score::kRelative
+  Meeting meeting = Meeting::kEach;  // for whoever makes the plans of single matrices
+  double damping = 0.01;             // added to the Gram matrix, as a fraction of its mean diagonal
+  double shrinkage = 0;              // of the Gram matrix, see prune/hessian.h
+  int64_t block = 128;               // columns of a block
+  double power = 0.5;                // of the input's length in Score::kRelative
   // What is kept is rounded to (prune/value_grid.h): kInt8 or kInt4, within the update where there is one; kF32: not
   // rounded.
   Values values = Values::kF32;

@@ -4,7 +4,7 @@
  * packed as the same values, or run with them (`--weights experts=int4`), it keeps its codes and scales.
  */
 import { z } from 'zod';
-import { quantizePlan } from '../methods.ts';
+import { defaultShrinkage, quantizePlan } from '../methods.ts';
 import { runPlan } from './run-plan.ts';
 import type { StageKind } from './stage.ts';
 
@@ -13,18 +13,30 @@ export interface QuantizeOptions {
   values?: 'int8' | 'int4' | undefined;
   /** Weight each token's input by its gate in the statistics. @default true */
   routerWeighting?: boolean | undefined;
+  /** Of the Gram matrices of experts that saw few tokens: see `defaultShrinkage`. @default 2 */
+  shrinkage?: number | undefined;
 }
 
 export interface QuantizeStage {
   readonly stage: 'quantize';
   readonly values: 'int8' | 'int4';
   readonly routerWeighting: boolean;
+  readonly shrinkage: number;
 }
 
 export const quantizeStage: StageKind<QuantizeOptions, QuantizeStage> = {
   name: 'quantize',
-  schema: z.strictObject({ values: z.enum(['int8', 'int4']).optional(), routerWeighting: z.boolean().optional() }),
-  resolve: ({ values = 'int4', routerWeighting = true }) => ({ stage: 'quantize', values, routerWeighting }),
+  schema: z.strictObject({
+    values: z.enum(['int8', 'int4']).optional(),
+    routerWeighting: z.boolean().optional(),
+    shrinkage: z.number().min(0).max(1000).optional(),
+  }),
+  resolve: ({ values = 'int4', routerWeighting = true, shrinkage = defaultShrinkage }) => ({
+    stage: 'quantize',
+    values,
+    routerWeighting,
+    shrinkage,
+  }),
   needsCalibration: () => true,
   dependsOnIsa: () => true,
   check() {},
@@ -33,9 +45,9 @@ export const quantizeStage: StageKind<QuantizeOptions, QuantizeStage> = {
     { name: 'statistics', weight: 50 },
     { name: 'quantize', weight: 25 },
   ],
-  async run({ values, routerWeighting }, context) {
+  async run({ values, routerWeighting, shrinkage }, context) {
     await context.collect({ gram: true, routerWeighted: routerWeighting }, 0);
-    return await runPlan(context, quantizePlan(values), 1);
+    return await runPlan(context, quantizePlan(values, shrinkage), 1);
   },
   describe: ({ values, routerWeighting }) => `${values}${routerWeighting ? ' with router weighting' : ''}`,
 };

@@ -11,13 +11,14 @@ export async function runPlan(context: LayerContext, plan: NativePlan, step: num
     { file: source },
   );
   const experts = new Map<string, ExpertOutcome>();
-  for (const { part, expert, role, tokens, fallback, skipped } of reports) {
+  for (const { part, expert, role, tokens, fallback, skipped, starved } of reports) {
     const key = `${part}.${expert}`;
     const before = experts.get(key);
     experts.set(key, {
       part,
       expert,
       tokens,
+      starved: starved || before?.starved === true,
       fallback: fallback || before?.fallback === true,
       skipped: [...(before?.skipped ?? []), ...(skipped ? [role] : [])],
     });

@@ -31,6 +31,8 @@ export interface ExpertOutcome {
    * start); null where too few tokens reached the expert to train it.
    */
   readonly recovery?: { readonly before: number; readonly after: number; readonly epoch: number } | null;
+  /** It saw fewer tokens than some Gram matrix of it has columns. */
+  readonly starved?: boolean;
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped?: readonly string[];
 }
