@@ -296,9 +296,19 @@ export interface NativeFeatures {
   readonly expanded: string[];
 }
 
+/** GPUs that the kernels run on, and why there are none. */
+export interface NativeCudaSurvey {
+  /** Whether the kernels are in this build. */
+  readonly compiled: boolean;
+  readonly devices: readonly { readonly name: string; readonly capability: string; readonly memory: number }[];
+  readonly reason: string;
+}
+
 export interface NativeAddon {
   readonly SafetensorsFile: { open(path: string): NativeSafetensorsFile };
   features(): NativeFeatures;
+  /** Starts the driver, where there is one. */
+  cudaDevices(): NativeCudaSurvey;
   /** `spec` as lib/runtime/native-spec.ts makes it. */
   engineLoad(
     spec: object,
