@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { EspalierError } from '../lib/errors.ts';
 import { type ChatMessage, loadChatTemplate, renderChat } from '../lib/tokenizer/chat-template.ts';
-import { demo, folderWith } from './support/tokenizers.ts';
+import { folderWith } from './support/tokenizers.ts';
 
 const turns = `{{ bos_token }}{%- for message in messages -%}
   {%- if loop.first and message.role == 'assistant' -%}{{ raise_exception('the first turn is the user\\'s') }}{%- endif -%}
@@ -86,7 +86,7 @@ describe('the template of a checkpoint', () => {
   });
 
   it('is missing from a base model, and the error says to use a prompt', async () => {
-    for (const folder of [demo, folderWith({})]) {
+    for (const folder of [folderWith({}), folderWith({ 'tokenizer_config.json': {} })]) {
       await expect(loadChatTemplate(folder)).rejects.toMatchObject({
         code: 'TOKENIZER',
         file: join(folder, 'tokenizer_config.json'),

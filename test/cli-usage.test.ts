@@ -91,7 +91,7 @@ const refused: [args: string, ...says: string[]][] = [
   ['prune MODEL', '--output'],
   ['prune MODEL --output', '--output'],
   ['prune MODEL --output --json', '--output', './--json'],
-  ['prune MODEL --output OUT --method ria', '--method', 'ria', ...methodNames],
+  ['prune MODEL --output OUT --method obd', '--method', 'obd', ...methodNames],
   ['prune MODEL --output OUT --experts-method best', '--experts-method', 'best', ...expertMethodNames],
   ['prune MODEL --output OUT --experts-method reap', '--calibration', 'self'],
   ['prune MODEL --output OUT --experts-ratio 1', '--experts-ratio', '0 to below 1'],
