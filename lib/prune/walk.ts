@@ -44,7 +44,15 @@ export function denseWalk(options: WalkOptions): DenseWalk {
       try {
         found.push(await visit({ layer, pruner, input, lengths }));
         if (layer + 1 < spec.layers.length) {
-          const request = { input, output: hiddenPath(layer + 1), lengths, collect: false, gram: false };
+          const request = {
+            input,
+            output: hiddenPath(layer + 1),
+            lengths,
+            collect: false,
+            gram: false,
+            firstInput: 0,
+            firstOutput: 0,
+          };
           await runJob(() => native().prunerForward(pruner, { ...request, routerWeighted: false }), signal);
         }
       } finally {

@@ -68,7 +68,8 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-// prunerForward(handle, { input, output?, lengths, collect, gram, routerWeighted }, onProgress?) → job
+// prunerForward(handle, { input, firstInput, output?, firstOutput, lengths, collect, gram, routerWeighted },
+// onProgress?) → job
 Napi::Value forward(const Napi::CallbackInfo& info) {
   const auto object = info[1].As<Napi::Object>();
   ForwardRequest request;
@@ -76,6 +77,8 @@ Napi::Value forward(const Napi::CallbackInfo& info) {
   if (!object.Get("output").IsUndefined()) request.output = text(object, "output");
   const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
   request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
+  request.first_input = static_cast<int64_t>(number(object, "firstInput"));
+  request.first_output = static_cast<int64_t>(number(object, "firstOutput"));
   request.collect = flag(object, "collect");
   request.gram = flag(object, "gram");
   request.router_weighted = flag(object, "routerWeighted");
@@ -155,8 +158,8 @@ Napi::Value prune(const Napi::CallbackInfo& info) {
       });
 }
 
-// prunerRecover(handle, { input, lengths, scratch, epochs, batch, learningRate, gradual, seed, finalNorm?, head? },
-// files,
+// prunerRecover(handle, { input, lengths, dense, firstDense, scratch, epochs, batch, learningRate, gradual, seed,
+// finalNorm?, head? }, files,
 //   onProgress?) → job of reports
 Napi::Value recover(const Napi::CallbackInfo& info) {
   const auto object = info[1].As<Napi::Object>();
@@ -165,6 +168,8 @@ Napi::Value recover(const Napi::CallbackInfo& info) {
   request.input = text(object, "input");
   const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
   request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
+  request.dense = text(object, "dense");
+  request.first_dense = static_cast<int64_t>(number(object, "firstDense"));
   request.scratch = text(object, "scratch");
   request.options = {.epochs = static_cast<int>(number(object, "epochs")),
                      .batch = static_cast<int64_t>(number(object, "batch")),

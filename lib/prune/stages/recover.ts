@@ -60,7 +60,8 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
   check() {},
   zeros: () => 0,
   steps: ({ epochs }) => [{ name: 'recover', weight: 65 * epochs }],
-  hiddenFiles: 3,
+  needsDense: true,
+  hiddenFiles: 5,
   async run({ epochs, batch, learningRate, zeros, logits, seed }, context) {
     const { checkpoint, spec, layer, pruner, signal, source, calibrated } = context;
     if (calibrated === undefined) throw new Error('unreachable: the stage needs calibration');
