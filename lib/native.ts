@@ -134,14 +134,58 @@ export interface NativeForward {
   /** File of float32 `[tokens, hidden]`. */
   readonly input: string;
   readonly output?: string;
-  /** Rows of the files where the sequences begin; what else `output` holds is left. */
-  readonly firstInput: number;
-  readonly firstOutput: number;
+  /** Rows of the files where the sequences begin; what else `output` holds is left. @default 0 */
+  readonly firstInput?: number;
+  readonly firstOutput?: number;
   /** Tokens of each sequence. */
   readonly lengths: Int32Array;
   readonly collect: boolean;
   readonly gram: boolean;
   readonly routerWeighted: boolean;
+}
+
+export interface NativeSurveyRequest {
+  readonly input: string;
+  readonly output?: string;
+  readonly lengths: Int32Array;
+  /** Σ l_i · l_j of the router's logits. */
+  readonly logitProducts: boolean;
+  /** The mean output of every expert over all tokens. */
+  readonly meanOutputs: boolean;
+  /** Losses of all sets of so many experts; 0 for none. */
+  readonly keep: number;
+}
+
+/** What the calibration set shows of the experts of a part (native/prune/expert_survey.h); all empty for a dense one. */
+export interface NativeSurvey {
+  readonly tokens: number;
+  readonly topK: number;
+  readonly experts: number;
+  /** `[experts, 3, 3]`: Σ gate^α · ‖output‖^β over the tokens of an expert. */
+  readonly family: Float64Array;
+  /** `[experts, experts]`: tokens that chose both. */
+  readonly coactivation: Float64Array;
+  /** `[experts]`: Σ of the router's score over all tokens. */
+  readonly probabilities: Float64Array;
+  /** `[experts, experts]`, or empty. */
+  readonly logitProducts: Float64Array;
+  /** `[experts, hidden]`, or empty. */
+  readonly meanOutputs: Float64Array;
+  /** Of every kept set in lexicographic order, or empty. */
+  readonly losses: Float64Array;
+  /** `[topK − 1]`: median over tokens of the gate of the 2nd, 3rd, … expert over that of the first. */
+  readonly gateRatios: Float64Array;
+}
+
+/** What becomes of the experts and the router of a part; see lib/prune/experts/plan.ts. */
+export interface NativeRestructure {
+  readonly experts: readonly (readonly { readonly expert: number; readonly weight: number }[])[];
+  readonly expertOfRow: readonly number[];
+  readonly align: boolean;
+  readonly topK: number;
+  /** `[rows, hidden]` in the element type of the router. */
+  readonly router: Uint8Array;
+  readonly correctionBias?: Float32Array;
 }
 
 export interface NativePlan {
@@ -265,6 +309,12 @@ export interface NativeAddon {
   /** `layer` as lib/runtime/native-spec.ts makes it. */
   prunerLoad(layer: object, files: NativeSafetensorsFile[], options: NativePrunerOptions): NativeJob<NativePruner>;
   prunerForward(pruner: NativePruner, request: NativeForward, onProgress?: NativeProgress): NativeJob<void>;
+  prunerRestructure(pruner: NativePruner, part: number, plan: NativeRestructure): NativeJob<void>;
+  prunerSurvey(
+    pruner: NativePruner,
+    request: NativeSurveyRequest,
+    onProgress?: NativeProgress,
+  ): NativeJob<NativeSurvey[]>;
   prunerPrune(pruner: NativePruner, plan: NativePlan, onProgress?: NativeProgress): NativeJob<NativeMatrixReport[]>;
   prunerRecover(
     pruner: NativePruner,
@@ -284,6 +334,20 @@ export interface NativeAddon {
     end: number,
   ): Uint8Array;
   prunerDispose(pruner: NativePruner): void;
+  /** For each cluster the squared distances of its members' flattened weights from their mean. */
+  expertDistances(
+    experts: readonly { readonly gate: NativeWeight; readonly up: NativeWeight; readonly down: NativeWeight }[],
+    files: NativeSafetensorsFile[],
+    clusters: readonly (readonly number[])[],
+    threads: number,
+  ): NativeJob<number[][]>;
+  /** Rows of a dense matrix, or the mean of several: as they will be stored, and as numbers. */
+  averageRows(
+    matrix: Uint8Array,
+    dtype: string,
+    cols: number,
+    rows: readonly (readonly number[])[],
+  ): { readonly bytes: Uint8Array; readonly values: Float32Array };
   /** Bytes that packWeight will give. */
   packMeasure(
     weight: NativeWeight,

@@ -45,6 +45,12 @@
       "native/prune/expert_weights.cc",
       "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
+      "native/prune/naee.cc",
+      "native/prune/expert_survey.cc",
+      "native/prune/expert_distances.cc",
+      "native/prune/assignment.cc",
+      "native/prune/merge_experts.cc",
+      "native/prune/router_rows.cc",
       "native/prune/expert_trainer.cc",
       "native/prune/routed_batch.cc",
       "native/prune/recovery_loss.cc",
@@ -52,6 +58,7 @@
       "native/prune/recover.cc",
       "native/prune/captured_layer.cc",
       "native/prune/layer_recovery.cc",
+      "native/prune/layer_restructure.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
@@ -77,6 +84,7 @@
       "native/binding/engine.cc",
       "native/binding/features.cc",
       "native/binding/pruner.cc",
+      "native/binding/experts.cc",
       "native/binding/moments.cc",
       "native/binding/packing.cc",
       "native/binding/matrix.cc"
@@ -100,6 +108,8 @@
       "native/test/prune_moments_test.cc",
       "native/test/prune_sparsegpt_test.cc",
       "native/test/prune_matrix_test.cc",
+      "native/test/naee_test.cc",
+      "native/test/merge_experts_test.cc",
       "native/test/recover_test.cc"
     ]
   }

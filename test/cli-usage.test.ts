@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { expertMethodNames } from '../lib/prune/experts/methods.ts';
 import { methodNames } from '../lib/prune/methods.ts';
 import { version } from '../lib/version.ts';
 import { demoModel, espalier } from './support/cli.ts';
@@ -20,6 +21,7 @@ describe('help', () => {
         'prune',
         'perplexity',
         'generate',
+        'serve',
         'convert',
         'bench',
         'doctor',
@@ -55,7 +57,9 @@ describe('help', () => {
 /** Lines that are refused before anything is opened, and what the message must name. */
 const refused: [args: string, ...says: string[]][] = [
   ['', 'no command', 'prune', 'generate'],
-  ['serve MODEL', "'serve'", 'commands:', 'prune'],
+  ['train MODEL', "'train'", 'commands:', 'prune'],
+  ['serve', "'model'"],
+  ['serve MODEL --port 70000', '--port', '0 to 65535'],
   ['bench', 'no command', 'kernels', 'model'],
   ['bench cpu', "'cpu'", 'kernels', 'model'],
   ['bench model', "'models'"],
@@ -88,7 +92,12 @@ const refused: [args: string, ...says: string[]][] = [
   ['prune MODEL --output', '--output'],
   ['prune MODEL --output --json', '--output', './--json'],
   ['prune MODEL --output OUT --method ria', '--method', 'ria', ...methodNames],
-  ['prune MODEL --output OUT --experts-method ean', '--experts-method'],
+  ['prune MODEL --output OUT --experts-method best', '--experts-method', 'best', ...expertMethodNames],
+  ['prune MODEL --output OUT --experts-method reap', '--calibration', 'self'],
+  ['prune MODEL --output OUT --experts-ratio 1', '--experts-ratio', '0 to below 1'],
+  ['prune MODEL --output OUT --experts-keep 0', '--experts-keep', '1 to 65536'],
+  ['prune MODEL --output OUT --experts-ratio 0.5 --experts-keep 2', '--experts-ratio', '--experts-keep'],
+  ['prune MODEL --output OUT --experts-method naee --experts-scope global', '--experts-scope', 'uniform'],
   ['prune MODEL --output OUT --sparsitty 0.5', '--sparsitty', '(Did you mean --sparsity?)'],
   ['prune MODEL --output OUT --sparsity half', '--sparsity', 'half', 'above 0 and below 1'],
   ['prune MODEL --output OUT --sparsity 0', '--sparsity', 'above 0 and below 1'],
@@ -155,7 +164,6 @@ describe('input that is not there or no good', () => {
     [['prune', demoModel, '--output', 'OUT', '--calibration', '/no/such/text'], 'DATA', '/no/such/text'],
     [['prune', demoModel, '--output', 'OUT', '--recipe', '/no/such/recipe'], 'RECIPE', '/no/such/recipe'],
     [['generate', '/no/such/model', '--prompt', 'a'], 'NOT_A_FILE', '/no/such/model'],
-    [['generate', demoModel, '--prompt', 'a', '--chat'], 'TOKENIZER', 'chat template'],
     [['convert', '/no/such/model', '--to', 'sparse', '--output', 'OUT'], 'NOT_A_FILE', '/no/such/model'],
   ];
   test.each(cases)('%j is %s', async (args, code, says) => {

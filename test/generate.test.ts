@@ -1,5 +1,5 @@
 /** Generation: what is drawn, what is streamed, how it ends, and what it leaves behind. */
-import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { type GenerateOptions, Model, type Prompt } from '../lib/index.ts';
@@ -335,9 +335,11 @@ describe('prompts', () => {
       { role: 'user', content: 'Who founded the city?' },
       { role: 'assistant', content: 'Nobody.' },
     ];
-    await expect(run(messages, {})).rejects.toMatchObject({ code: 'TOKENIZER' });
     const folder = join(temporaryFolder(), 'model');
     cpSync(demoModel, folder, { recursive: true });
+    rmSync(join(folder, 'chat_template.jinja'));
+    await using bare = await Model.load(folder);
+    await expect(run(messages, {}, bare)).rejects.toMatchObject({ code: 'TOKENIZER' });
     const template =
       '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}';
     const path = join(folder, 'tokenizer_config.json');

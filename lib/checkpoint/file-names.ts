@@ -27,3 +27,6 @@ export function shardName(storage: Storage, number: number, count: number): stri
   const pad = (n: number) => String(n).padStart(5, '0');
   return `${stems[storage]}-${pad(number)}-of-${pad(count)}.safetensors`;
 }
+
+/** Beside a pruned checkpoint: what was done to it. */
+export const manifestName = 'espalier.json';

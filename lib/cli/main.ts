@@ -10,6 +10,7 @@ import { defineGenerate } from './commands/generate.ts';
 import { defineInspect } from './commands/inspect.ts';
 import { definePerplexity } from './commands/perplexity.ts';
 import { definePrune } from './commands/prune.ts';
+import { defineServe } from './commands/serve.ts';
 import type { Start } from './context.ts';
 
 /** Runs one command line, without the interpreter's own arguments, and returns its exit status. */
@@ -33,6 +34,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     definePrune,
     definePerplexity,
     defineGenerate,
+    defineServe,
     defineConvert,
     defineBench,
     defineDoctor,

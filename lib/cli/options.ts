@@ -39,6 +39,7 @@ export function addGlobalOptions(
 export interface ArithmeticOptions {
   kvCache: KvCacheType;
   activations: ActivationType;
+  skipExperts?: boolean;
 }
 
 /** What the commands that run a model may compute with. */
@@ -49,7 +50,8 @@ export function addArithmeticOptions(command: Command): Command {
         .choices(kvCacheTypes)
         .default('float32'),
     )
-    .addOption(activationsOption());
+    .addOption(activationsOption())
+    .option('--skip-experts', 'run fewer experts where a token hardly needs them, as measured while pruning');
 }
 
 export function activationsOption(): Option {

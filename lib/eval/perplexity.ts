@@ -25,6 +25,8 @@ export interface PerplexityOptions {
   kvCache?: KvCacheType | undefined;
   /** When `model` is a folder: how bf16 weights see their inputs. @default 'float32' */
   activations?: ActivationType | undefined;
+  /** When `model` is a folder: see LoadOptions. @default false */
+  skipExperts?: boolean | undefined;
   signal?: AbortSignal | undefined;
   onProgress?:
     | ((progress: { readonly done: number; readonly total: number; readonly perplexity: number }) => void)
@@ -48,12 +50,21 @@ export interface PerplexityResult {
  * throws, `ABORTED`.
  */
 export async function perplexity(options: PerplexityOptions): Promise<PerplexityResult> {
-  const { model, threads, weights, kvCache, activations, signal, onWarning } = options;
+  const { model, threads, weights, kvCache, activations, skipExperts, signal, onWarning } = options;
   const { sequenceLength = 2048 } = options;
   requireInteger('sequenceLength', sequenceLength, 2);
   if (typeof model !== 'string') return measure(model, options);
   const kvTokens = Math.max(BATCH_TOKENS, cacheTokens(Math.min(sequenceLength, contextOf(model))));
-  await using loaded = await Model.load(model, { threads, weights, kvCache, activations, signal, onWarning, kvTokens });
+  await using loaded = await Model.load(model, {
+    threads,
+    weights,
+    kvCache,
+    activations,
+    skipExperts,
+    signal,
+    onWarning,
+    kvTokens,
+  });
   return await measure(loaded, options);
 }
 

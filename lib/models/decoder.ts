@@ -44,6 +44,8 @@ export type FeedForwardPlan =
       /** The first that the checkpoint has is taken. */
       readonly modules: readonly string[];
       readonly experts: number;
+      /** The expert of each router row, where they are not one to one. */
+      readonly expertOfRow?: readonly number[];
       readonly topK: number;
       readonly renormalise: boolean;
       readonly width: number;
@@ -225,8 +227,9 @@ function buildPart(layer: string, part: FeedForwardPlan, hidden: number, weights
   const { experts, topK, renormalise, width } = part;
   const modules = part.modules.map((module) => `${layer}.${module}`);
   const module = modules.find((name) => weights.has(`${name}.gate.weight`)) ?? modules[0] ?? layer;
-  const weight = weights.router(module, experts, hidden);
-  const expertOfRow = Array.from({ length: experts }, (_, row) => row);
+  const rows = part.expertOfRow?.length ?? experts;
+  const weight = weights.router(module, rows, hidden);
+  const expertOfRow = part.expertOfRow ?? Array.from({ length: rows }, (_, row) => row);
   return {
     kind: 'routed',
     router: { weight, topK, renormalise, expertOfRow },

@@ -2,23 +2,6 @@
 import { type ConfigFields, limits, show } from './config.ts';
 import type { FeedForwardPlan } from './decoder.ts';
 
-export interface Routing {
-  readonly experts: number;
-  readonly topK: number;
-}
-
-/** The number of experts has two names, and transformers 5 writes either; both may stand there if they agree. */
-export function readRouting(config: ConfigFields, usualName: 'num_experts' | 'num_local_experts'): Routing {
-  const otherName = usualName === 'num_experts' ? 'num_local_experts' : 'num_experts';
-  const range = { max: limits.experts };
-  const other = config.optionalInteger(otherName, range);
-  const experts = config.integer(usualName, range, other);
-  if (other !== undefined && other !== experts) {
-    config.fail(usualName, `is ${experts}`, `equal to ${otherName}, which is ${other}`);
-  }
-  return { experts, topK: config.integer('num_experts_per_tok', { max: experts }) };
-}
-
 /** `layer_types` as one flag a layer, true for sliding attention; undefined where the config has none. */
 export function readSlidingLayers(config: ConfigFields, layers: number): boolean[] | undefined {
   const types = config.texts('layer_types');
@@ -49,7 +32,7 @@ export function requireUniformLayers(config: ConfigFields, layers: number, windo
 export function readFeedForwards(
   config: ConfigFields,
   layers: number,
-  sparse: readonly FeedForwardPlan[],
+  sparse: (layer: number) => readonly FeedForwardPlan[],
 ): (layer: number) => readonly FeedForwardPlan[] {
   const step = config.integer('decoder_sparse_step', { max: limits.positions }, 1);
   const dense = new Set(config.integers('mlp_only_layers', { min: 0 }) ?? []);
@@ -57,10 +40,10 @@ export function readFeedForwards(
   const range = { max: limits.width };
   if (isSparse.every(Boolean)) {
     config.optionalInteger('intermediate_size', range);
-    return () => sparse;
+    return sparse;
   }
   const plain: FeedForwardPlan[] = [
     { kind: 'dense', module: 'mlp', width: config.integer('intermediate_size', range) },
   ];
-  return (layer) => (isSparse[layer] ? sparse : plain);
+  return (layer) => (isSparse[layer] ? sparse(layer) : plain);
 }

@@ -1,7 +1,8 @@
 /** OLMoE (Muennighoff et al. 2024): q and k normalised over the whole projection, optional clamp of q, k and v. */
 import { limits } from './config.ts';
-import type { Family, FeedForwardPlan } from './decoder.ts';
-import { readRouting, requireUniformLayers } from './fields.ts';
+import type { Family } from './decoder.ts';
+import { readRouting } from './experts-config.ts';
+import { requireUniformLayers } from './fields.ts';
 
 export const olmoe: Family = {
   modelType: 'olmoe',
@@ -14,20 +15,16 @@ export const olmoe: Family = {
     }
     requireUniformLayers(config, layers, 0);
     const bias = config.boolean('attention_bias', false);
-    const routed: FeedForwardPlan = {
-      kind: 'routed',
-      modules: ['mlp'],
-      ...readRouting(config, 'num_experts'),
-      renormalise: config.boolean('norm_topk_prob', false),
-      width: config.integer('intermediate_size', { max: limits.width }),
-    };
+    const routing = readRouting(config, 'num_experts', layers);
+    const renormalise = config.boolean('norm_topk_prob', false);
+    const width = config.integer('intermediate_size', { max: limits.width });
     return {
       qkvBias: bias,
       oBias: bias,
       qkNorm: 'projection',
       clip: config.optionalNumber('clip_qkv') ?? 0,
       window: () => 0,
-      feedForward: () => [routed],
+      feedForward: (layer) => [{ kind: 'routed', modules: ['mlp'], ...routing(layer), renormalise, width }],
     };
   },
 };

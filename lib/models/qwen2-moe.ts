@@ -2,8 +2,9 @@
 
 import type { ConfigFields } from './config.ts';
 import { limits } from './config.ts';
-import type { Family } from './decoder.ts';
-import { readFeedForwards, readRouting, readSlidingLayers } from './fields.ts';
+import type { Family, FeedForwardPlan } from './decoder.ts';
+import { readRouting } from './experts-config.ts';
+import { readFeedForwards, readSlidingLayers } from './fields.ts';
 
 export const qwen2Moe: Family = {
   modelType: 'qwen2_moe',
@@ -11,20 +12,18 @@ export const qwen2Moe: Family = {
   defaults: { kvHeads: 16, normEpsilon: 1e-6, ropeTheta: 1e4 },
   plan(config, { layers }) {
     const width = { max: limits.width };
-    const feedForward = readFeedForwards(config, layers, [
-      {
-        kind: 'routed',
-        modules: ['mlp'],
-        ...readRouting(config, 'num_experts'),
-        renormalise: config.boolean('norm_topk_prob', false),
-        width: config.integer('moe_intermediate_size', width),
-      },
-      {
-        kind: 'dense',
-        module: 'mlp.shared_expert',
-        gate: 'mlp.shared_expert_gate',
-        width: config.integer('shared_expert_intermediate_size', width),
-      },
+    const routing = readRouting(config, 'num_experts', layers);
+    const renormalise = config.boolean('norm_topk_prob', false);
+    const expertWidth = config.integer('moe_intermediate_size', width);
+    const shared: FeedForwardPlan = {
+      kind: 'dense',
+      module: 'mlp.shared_expert',
+      gate: 'mlp.shared_expert_gate',
+      width: config.integer('shared_expert_intermediate_size', width),
+    };
+    const feedForward = readFeedForwards(config, layers, (layer) => [
+      { kind: 'routed', modules: ['mlp'], ...routing(layer), renormalise, width: expertWidth },
+      shared,
     ]);
     return {
       qkvBias: config.boolean('qkv_bias', true),

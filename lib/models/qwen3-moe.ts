@@ -3,7 +3,8 @@
 import type { ConfigFields } from './config.ts';
 import { limits } from './config.ts';
 import type { Family } from './decoder.ts';
-import { readFeedForwards, readRouting, requireUniformLayers } from './fields.ts';
+import { readRouting } from './experts-config.ts';
+import { readFeedForwards, requireUniformLayers } from './fields.ts';
 
 export const qwen3Moe: Family = {
   modelType: 'qwen3_moe',
@@ -13,20 +14,17 @@ export const qwen3Moe: Family = {
     const window = readWindow(config);
     requireUniformLayers(config, layers, window);
     const bias = config.boolean('attention_bias', false);
+    const routing = readRouting(config, 'num_experts', layers);
+    const renormalise = config.boolean('norm_topk_prob', false);
+    const width = config.integer('moe_intermediate_size', { max: limits.width });
     return {
       qkvBias: bias,
       oBias: bias,
       qkNorm: 'head',
       clip: 0,
       window: () => window,
-      feedForward: readFeedForwards(config, layers, [
-        {
-          kind: 'routed',
-          modules: ['mlp'],
-          ...readRouting(config, 'num_experts'),
-          renormalise: config.boolean('norm_topk_prob', false),
-          width: config.integer('moe_intermediate_size', { max: limits.width }),
-        },
+      feedForward: readFeedForwards(config, layers, (layer) => [
+        { kind: 'routed', modules: ['mlp'], ...routing(layer), renormalise, width },
       ]),
     };
   },

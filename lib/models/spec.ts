@@ -70,6 +70,11 @@ export interface RouterSpec {
   readonly routedScalingFactor?: number | undefined;
   /** `e_score_correction_bias`, `[router rows]`: added to the scores for the choice, not in the gates. */
   readonly correctionBias?: WeightSource;
+  /**
+   * `[topK − 1]`: from the first of a token's second, third, … experts on whose gate is below so much of the first's, they
+   * are not run, and the gates of the others are scaled to the same sum.
+   */
+  readonly skipBelow?: readonly number[];
   /** Router row → index into `experts`. */
   readonly expertOfRow: readonly number[];
 }

@@ -63,14 +63,14 @@ export class Weights {
     return this.#mlp(module, expertNames[0], hidden, width);
   }
 
-  /** The router of `module`: as many rows as there are experts. */
-  router(module: string, experts: number, hidden: number): WeightSource {
+  /** The router of `module`. */
+  router(module: string, rows: number, hidden: number): WeightSource {
     const tensor = `${module}.gate.weight`;
-    const rows = this.#tensors.get(tensor)?.shape[0];
-    if (rows !== undefined && rows !== experts) {
-      throw mismatch(tensor, `has ${rows} rows, but config.json gives each layer ${experts} experts`);
+    const found = this.#tensors.get(tensor)?.shape[0];
+    if (found !== undefined && found !== rows) {
+      throw mismatch(tensor, `has ${found} rows, but config.json gives the layer ${rows} experts`);
     }
-    return this.matrix(tensor, experts, hidden);
+    return this.matrix(tensor, rows, hidden);
   }
 
   /**

@@ -48,7 +48,9 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   for (const message of warnings) progress.warn(message);
   for (const stage of recipe.stages) kindOf(stage).check(stage, spec);
   const layers = spec.layers.map((_, layer): DryRunLayer => ({ layer, matrices: 0, weights: 0, zeros: 0 }));
-  for (const { layer, source } of expertMatrices(spec)) {
+  for (const { layer, part, expert, source } of expertMatrices(spec)) {
+    const routed = spec.layers[layer]!.feedForward[part]!;
+    if (routed.kind === 'routed' && expert >= expertsLeft(recipe, routed.experts.length)) continue;
     const [rows, cols] = source.shape as [number, number];
     const { matrices, weights, zeros } = layers[layer]!;
     layers[layer] = {
@@ -82,6 +84,10 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
     const found = await calibrate(options, recipe, spec, progress);
     return found === undefined ? null : { sequences: found.count, tokens: found.ids.length, source: found.source };
   }
+}
+
+function expertsLeft({ stages }: Recipe, experts: number): number {
+  return stages.reduce((left, stage) => kindOf(stage).keeps?.(stage, left) ?? left, experts);
 }
 
 /** Of the stage that leaves the most. */

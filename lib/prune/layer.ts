@@ -3,11 +3,19 @@ import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { type DType, tensorBytes } from '../checkpoint/dtype.ts';
 import type { TensorSource } from '../checkpoint/tensor.ts';
 import type { LayerSpec, ModelSpec, WeightSource } from '../models/spec.ts';
-import { type NativeForward, type NativeMatrixMoments, type NativePruner, native, runJob } from '../native.ts';
+import {
+  type NativeForward,
+  type NativeMatrixMoments,
+  type NativePruner,
+  type NativeSurvey,
+  type NativeSurveyRequest,
+  native,
+  runJob,
+} from '../native.ts';
 import type { Recipe } from './recipe.ts';
 import { kurtosisOf, type LayerReport, layerReport } from './report.ts';
 import { kindOf } from './stages/index.ts';
-import type { CalibratedLayer, StageOutcome, Step } from './stages/stage.ts';
+import type { CalibratedLayer, RestructuredLayer, StageOutcome, Step } from './stages/stage.ts';
 import { loadLayer } from './walk.ts';
 
 export interface LayerRun {
@@ -79,9 +87,9 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
         signal,
         prepared: run.prepared[i],
         collect: async (request, own) => {
-          if (run.input !== undefined)
-            await forward(run, pruner, step + own, { ...request, ...fromStart, collect: true });
+          if (run.input !== undefined) await forward(run, pruner, step + own, { ...request, collect: true });
         },
+        survey: (request, own) => survey(run, pruner, step + own, request),
         progress: (own, done, total) => onStep(step + own, done, total),
       });
       outcomes.push(outcome);
@@ -90,7 +98,6 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
     }
     if (run.output !== undefined) {
       await forward(run, pruner, firstStep, {
-        ...fromStart,
         output: run.output,
         collect: false,
         gram: false,
@@ -99,7 +106,7 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
     }
     return {
       report: layerReport(run.layer, matrices, outcomes, kurtosis),
-      tensors: layerTensors(checkpoint, layer, pruner),
+      tensors: layerTensors(checkpoint, restructuredBy(outcomes) ?? asItWas(layer), pruner),
       dispose: () => native().prunerDispose(pruner),
     };
   } catch (error) {
@@ -107,8 +114,6 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
     throw error;
   }
 }
-
-const fromStart = { firstInput: 0, firstOutput: 0 };
 
 /**
  * Runs the dense layer on the dense model's hidden states, where a stage compares with them. They lie behind those of the
@@ -146,25 +151,52 @@ async function forward(
   );
 }
 
-/** Names of the tensors a layer uses. */
-export function layerTensorNames(layer: LayerSpec): Set<string> {
-  const names = new Set<string>();
-  const visit = (value: unknown) => {
-    if (typeof value !== 'object' || value === null) return;
-    if ('tensor' in value) names.add((value as WeightSource).tensor);
-    else for (const child of Object.values(value)) visit(child);
-  };
-  visit(layer);
-  return names;
+async function survey(
+  { input, lengths, signal, onStep }: LayerRun,
+  pruner: NativePruner,
+  step: number,
+  request: Partial<NativeSurveyRequest>,
+): Promise<NativeSurvey[]> {
+  if (input === undefined) return [];
+  const whole = { logitProducts: false, meanOutputs: false, keep: 0, ...request, input, lengths };
+  return await runJob(() => native().prunerSurvey(pruner, whole, (done, total) => onStep(step, done, total)), signal);
 }
 
-function layerTensors(checkpoint: Checkpoint, layer: LayerSpec, pruner: NativePruner): TensorSource[] {
-  const pruned = prunedParts(layer, pruner);
-  return [...layerTensorNames(layer)].map((name) => {
+/** Names of the tensors a layer uses. */
+export function layerTensorNames(layer: LayerSpec): Set<string> {
+  return new Set(shapesOf(layer).keys());
+}
+
+/** Whole tensors, where experts are fused. */
+function shapesOf(layer: LayerSpec): Map<string, readonly number[]> {
+  const shapes = new Map<string, readonly number[]>();
+  const visit = (value: unknown) => {
+    if (typeof value !== 'object' || value === null) return;
+    if ('tensor' in value) {
+      const { tensor, shape, slice } = value as WeightSource;
+      shapes.set(tensor, slice?.of ?? shape);
+    } else for (const child of Object.values(value)) visit(child);
+  };
+  visit(layer);
+  return shapes;
+}
+
+function restructuredBy(outcomes: readonly StageOutcome[]): RestructuredLayer | undefined {
+  return outcomes.find(({ restructured }) => restructured !== undefined)?.restructured;
+}
+
+function asItWas(layer: LayerSpec): RestructuredLayer {
+  return { layer, tensors: new Map(), expertOf: (_, expert) => expert };
+}
+
+function layerTensors(checkpoint: Checkpoint, stored: RestructuredLayer, pruner: NativePruner): TensorSource[] {
+  const pruned = prunedParts(stored, pruner);
+  return [...shapesOf(stored.layer)].map(([name, shape]) => {
+    const { dtype } = checkpoint.get(name);
+    const bytes = stored.tensors.get(name);
+    if (bytes !== undefined) return { name, dtype, shape, read: (begin, end) => bytes.subarray(begin, end) };
     const parts = pruned.get(name);
-    if (parts === undefined) return checkpoint.source(name);
-    const { dtype, shape } = checkpoint.get(name);
-    return assembled(name, dtype, shape, parts);
+    return parts === undefined ? checkpoint.source(name) : assembled(name, dtype, shape, parts);
   });
 }
 
@@ -176,7 +208,7 @@ interface Part {
   read(begin: number, end: number): Uint8Array;
 }
 
-function prunedParts(layer: LayerSpec, pruner: NativePruner): Map<string, Part[]> {
+function prunedParts({ layer, expertOf }: RestructuredLayer, pruner: NativePruner): Map<string, Part[]> {
   const byTensor = new Map<string, Part[]>();
   for (const [index, part] of layer.feedForward.entries()) {
     if (part.kind !== 'routed') continue;
@@ -185,7 +217,8 @@ function prunedParts(layer: LayerSpec, pruner: NativePruner): Map<string, Part[]
         const { tensor, shape, slice } = mlp[role];
         const [rows, cols] = shape as [number, number];
         const offset = slice === undefined ? 0 : (slice.expert * slice.of[1]! + slice.row) * cols;
-        const read = (begin: number, end: number) => native().prunerTensor(pruner, index, expert, role, begin, end);
+        const held = expertOf(index, expert);
+        const read = (begin: number, end: number) => native().prunerTensor(pruner, index, held, role, begin, end);
         byTensor.set(tensor, [...(byTensor.get(tensor) ?? []), { offset, elements: rows * cols, read }]);
       }
     }

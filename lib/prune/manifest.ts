@@ -1,11 +1,12 @@
 /** `espalier.json` beside a pruned checkpoint: what was done to it. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { manifestName } from '../checkpoint/file-names.ts';
 import { readJsonFile } from '../checkpoint/json-file.ts';
 import type { Recipe } from './recipe.ts';
 import type { LayerReport, SparsityCount } from './report.ts';
 
-export const manifestName = 'espalier.json';
+export { manifestName };
 
 export interface Manifest extends SparsityCount {
   /** Of this file. */

@@ -5,6 +5,7 @@ import { join, resolve } from 'node:path';
 import { throwIfAborted } from '../abort.ts';
 import { writeFileAtomic } from '../checkpoint/atomic-file.ts';
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
+import { setFields } from '../checkpoint/config-fields.ts';
 import { markSparse, unmarkSparse } from '../checkpoint/config-text.ts';
 import { copyFiles } from '../checkpoint/copy-files.ts';
 import { type Storage, shardName } from '../checkpoint/file-names.ts';
@@ -14,6 +15,7 @@ import { writeShardIndex } from '../checkpoint/shard-index.ts';
 import { encodeSparse } from '../checkpoint/sparse-encode.ts';
 import type { TensorSource, TensorToWrite } from '../checkpoint/tensor.ts';
 import { copyOf, writeSafetensors } from '../checkpoint/writer.ts';
+import { stateExperts } from '../models/experts-config.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ModelSpec } from '../models/spec.ts';
 import { native } from '../native.ts';
@@ -125,7 +127,8 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
       layers,
     };
     await writeFileAtomic(join(folder.partial, manifestName), `${JSON.stringify(manifest, null, 2)}\n`);
-    const plainConfig = checkpoint.isSparse ? unmarkSparse(checkpoint.configText) : checkpoint.configText;
+    const sourceConfig = checkpoint.isSparse ? unmarkSparse(checkpoint.configText) : checkpoint.configText;
+    const plainConfig = setFields(sourceConfig, changedFields(checkpoint, recipe, state));
     // Without its config.json a folder is no checkpoint: it comes last.
     await writeFileAtomic(
       join(folder.partial, 'config.json'),
@@ -148,6 +151,17 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
     else folder.release();
     throw error;
   }
+}
+
+/** The fields of config.json that the stages change. */
+function changedFields({ config }: Checkpoint, { stages }: Recipe, { prepared = [] }: RunState): Map<string, unknown> {
+  const changed = new Map<string, unknown>();
+  for (const [i, stage] of stages.entries()) {
+    const left = kindOf(stage).leaves?.(stage, prepared[i]);
+    if (left === undefined) continue;
+    for (const [name, value] of stateExperts(config, left).fields) changed.set(name, value);
+  }
+  return changed;
 }
 
 /**
@@ -197,7 +211,11 @@ async function pruneLayers({
 }: LayersRun): Promise<void> {
   const { signal, threads = 0 } = options;
   const prepared = await prepareStages({ options, recipe, checkpoint, spec, sequences, state, progress });
-  const needsHidden = sequences !== undefined;
+  const readsLayers = recipe.stages.some((stage) => {
+    const kind = kindOf(stage);
+    return kind.readsLayers?.(stage) ?? kind.needsCalibration(stage);
+  });
+  const needsHidden = sequences !== undefined && readsLayers;
   if (needsHidden && state.layers.length === 0) {
     await writeHidden(checkpoint, spec, sequences, state.hiddenPath(0), signal);
   }
@@ -247,7 +265,9 @@ async function prepareStages({
   const warn = (message: string) => progress.warn(message);
   const prepared: unknown[] = [];
   for (const stage of recipe.stages) {
-    prepared.push((await kindOf(stage).prepare?.(stage, { checkpoint, spec, seed, signal, warn, walk })) ?? null);
+    prepared.push(
+      (await kindOf(stage).prepare?.(stage, { checkpoint, spec, seed, threads, signal, warn, walk })) ?? null,
+    );
   }
   state.prepared = prepared;
   return prepared;
@@ -303,7 +323,8 @@ function samplePoints(begin: number, end: number): number[] {
 /** Everything that decides the bytes of the result, hashed. */
 function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibration | undefined): string {
   const hash = createHash('sha256');
-  const { samples: _samples, sequenceLength: _length, seed: _seed, ...decisive } = recipe;
+  const { samples: _samples, sequenceLength: _length, seed, ...decisive } = recipe;
+  if (recipe.stages.some((stage) => kindOf(stage).dependsOnSeed?.(stage))) hash.update(String(seed));
   hash.update(
     JSON.stringify({ version, recipe: decisive, calibration: sequences?.hash ?? null, config: checkpoint.config }),
   );

@@ -1,15 +1,25 @@
 /** A recipe: everything that decides what a pruning run does to the weights. */
 import { z } from 'zod';
 import { EspalierError } from '../errors.ts';
+import { type ExpertsOptions, expertsOptions } from './stages/experts.ts';
 import { kindNamed, kindOf, rankOf, type Stage, type StageOptions, stageNames } from './stages/index.ts';
 import { type WeightsOptions, weightsOptions } from './stages/weights.ts';
 
 export interface RecipeOptions extends WeightsOptions {
   /**
    * What is done to each layer, in this order. Instead of it, the options of single stages can be given here at the top:
-   * `method`, `sparsity`, `pattern`, `routerWeighting` make a `weights` stage. @default one `weights` stage
+   * `method`, `sparsity`, `pattern`, `routerWeighting` make a `weights` stage, those that begin with `experts` an `experts`
+   * stage before it. @default one `weights` stage
    */
   stages?: readonly StageOptions[] | undefined;
+  /** `method` of an `experts` stage. */
+  expertsMethod?: ExpertsOptions['method'];
+  /** `ratio` of an `experts` stage. */
+  expertsRatio?: ExpertsOptions['ratio'];
+  /** `keep` of an `experts` stage. */
+  expertsKeep?: ExpertsOptions['keep'];
+  /** `scope` of an `experts` stage. */
+  expertsScope?: ExpertsOptions['scope'];
   /** Calibration sequences. @default 128 */
   samples?: number | undefined;
   /** Tokens of a calibration sequence; no more than the model's context. @default 2048 */
@@ -33,11 +43,16 @@ export interface Recipe {
 
 /** Which options at the top make which stage, and what the stage calls them. */
 const shorthand: Record<string, Record<string, string>> = {
+  experts: { expertsMethod: 'method', expertsRatio: 'ratio', expertsKeep: 'keep', expertsScope: 'scope' },
   weights: { method: 'method', sparsity: 'sparsity', pattern: 'pattern', routerWeighting: 'routerWeighting' },
 };
 
 const schema = z.strictObject({
   ...weightsOptions,
+  expertsMethod: expertsOptions.method,
+  expertsRatio: expertsOptions.ratio,
+  expertsKeep: expertsOptions.keep,
+  expertsScope: expertsOptions.scope,
   stages: z.array(z.record(z.string(), z.unknown())).min(1).optional(),
   samples: z.int().min(1).max(1_000_000).optional(),
   sequenceLength: z.int().min(2).max(1_048_576).optional(),
@@ -63,9 +78,20 @@ function shortStages(given: Record<string, unknown>): Stage[] {
   for (const [name, names] of Object.entries(shorthand)) {
     const options = Object.entries(names).filter(([short]) => given[short] !== undefined);
     if (options.length === 0) continue;
-    stages.push(resolveStage(name, Object.fromEntries(options.map(([short, long]) => [long, given[short]])), []));
+    const own = Object.fromEntries(options.map(([short, long]) => [long, given[short]]));
+    try {
+      stages.push(resolveStage(name, own, []));
+    } catch (error) {
+      if (!(error instanceof EspalierError) || error.field === undefined) throw error;
+      throw fail([shortOf(names, error.field)], error.message);
+    }
   }
   return stages.length > 0 ? stages : [resolveStage('weights', {}, [])];
+}
+
+/** What an option of a stage is called at the top. */
+function shortOf(names: Record<string, string>, field: string): string {
+  return Object.keys(names).find((short) => names[short] === field) ?? field;
 }
 
 function longStages(given: Record<string, unknown> & { stages: object[] }): Stage[] {

@@ -13,6 +13,8 @@ export interface SparsityCount {
 export interface ExpertReport extends SparsityCount {
   readonly part: number;
   readonly expert: number;
+  /** The experts of the source that it was made of, where there was a choice among them. */
+  readonly from?: readonly number[];
   /** Calibration tokens that the router sent to it. */
   readonly tokens: number;
   /** It saw no usable inputs and was pruned by magnitude. */
@@ -33,6 +35,8 @@ export interface Kurtosis {
 
 export interface LayerReport extends SparsityCount {
   readonly layer: number;
+  /** For each part of the feed-forward the gates below which experts may be skipped; see ModelOptions.skipExperts. */
+  readonly gateRatios?: readonly (readonly number[])[];
   readonly experts: readonly ExpertReport[];
   /** Before the first stage, and after each. */
   readonly kurtosis: readonly (Kurtosis & { readonly after: string | null })[];
@@ -67,10 +71,12 @@ export function layerReport(
   const experts = [...byExpert.values()].map((own): ExpertReport => {
     const { part, expert } = own[0]!;
     const notes = said.filter((note) => note.part === part && note.expert === expert);
+    const from = notes.find((note) => note.from !== undefined)?.from;
     const recovered = notes.find(({ recovery }) => recovery !== undefined);
     return {
       part,
       expert,
+      ...(from && { from }),
       ...(recovered === undefined ? {} : { recovery: recovered.recovery }),
       tokens: Math.max(0, ...notes.map(({ tokens = 0 }) => tokens)),
       fallback: notes.some(({ fallback }) => fallback),
@@ -78,7 +84,8 @@ export function layerReport(
       ...countSparsity(own),
     };
   });
-  return { layer, ...countSparsity(matrices), experts, kurtosis };
+  const gateRatios = outcomes.find((outcome) => outcome.gateRatios !== undefined)?.gateRatios;
+  return { layer, ...countSparsity(matrices), ...(gateRatios && { gateRatios }), experts, kurtosis };
 }
 
 /** Sentences about what a reader of the result should know. */

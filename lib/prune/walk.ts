@@ -1,5 +1,5 @@
 /** The dense model over the calibration set, one layer in memory at a time: what decides before anything is pruned. */
-import { rmSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { throwIfAborted } from '../abort.ts';
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import type { ModelSpec } from '../models/spec.ts';
@@ -12,6 +12,8 @@ export interface LayerInput {
   readonly pruner: NativePruner;
   /** File of the hidden states that the layer reads, float32 `[tokens, hidden]`. */
   readonly input: string;
+  /** Where the visit may leave those that the next layer reads; otherwise the walk makes them. None after the last layer. */
+  readonly output: string | undefined;
   /** Tokens of each calibration sequence. */
   readonly lengths: Int32Array;
 }
@@ -42,17 +44,11 @@ export function denseWalk(options: WalkOptions): DenseWalk {
       const pruner = await loadLayer({ checkpoint, spec, layer, threads, allowNonfinite, signal });
       const input = hiddenPath(layer);
       try {
-        found.push(await visit({ layer, pruner, input, lengths }));
-        if (layer + 1 < spec.layers.length) {
-          const request = {
-            input,
-            output: hiddenPath(layer + 1),
-            lengths,
-            collect: false,
-            gram: false,
-            firstInput: 0,
-            firstOutput: 0,
-          };
+        const output = layer + 1 < spec.layers.length ? hiddenPath(layer + 1) : undefined;
+        if (output !== undefined) rmSync(output, { force: true });
+        found.push(await visit({ layer, pruner, input, output, lengths }));
+        if (output !== undefined && !existsSync(output)) {
+          const request = { input, output, lengths, collect: false, gram: false };
           await runJob(() => native().prunerForward(pruner, { ...request, routerWeighted: false }), signal);
         }
       } finally {

@@ -27,6 +27,11 @@ export class KvBlockPool {
     this.#keyOf = new Array(size);
   }
 
+  /** Tokens that there is room for. */
+  get tokens(): number {
+    return this.size * KV_BLOCK;
+  }
+
   /** Blocks that no sequence uses. */
   get free(): number {
     return this.#empty.length + this.#idle.size;

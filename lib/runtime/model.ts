@@ -13,9 +13,10 @@ import {
   native,
   runJob,
 } from '../native.ts';
-import { type ChatTemplate, loadChatTemplate } from '../tokenizer/chat-template.ts';
+import { type ChatTemplate, loadChatTemplate, readChatTemplate } from '../tokenizer/chat-template.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kvCacheTypes } from './arithmetic.ts';
+import { skippingExperts } from './gate-ratios.ts';
 import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
 import { nativeModel } from './native-spec.ts';
@@ -55,6 +56,13 @@ export interface LoadOptions {
    * units, and results differ a little from float32's. @default 'float32'
    */
   activations?: ActivationType | undefined;
+  /** File of a Jinja chat template, in place of the checkpoint's. @default the checkpoint's, if it has one */
+  chatTemplate?: string | undefined;
+  /**
+   * Leave out a token's experts whose gates are small against its first one's, by what pruning measured and stored in
+   * espalier.json: fewer weights are read for a token, and results differ. @default false
+   */
+  skipExperts?: boolean | undefined;
   /** Layers loaded, of how many. */
   onProgress?: ((done: number, total: number) => void) | undefined;
   onWarning?: ((message: string) => void) | undefined;
@@ -79,6 +87,8 @@ export class Model {
   /** @internal */
   readonly scheduler: Scheduler;
   readonly #engine: NativeEngine;
+  /** In place of the checkpoint's. */
+  readonly #template: ChatTemplate | undefined;
   #disposed = false;
 
   private constructor(
@@ -87,6 +97,7 @@ export class Model {
     tokenizer: Tokenizer | undefined,
     engine: NativeEngine,
     kv: KvBlockPool,
+    template: ChatTemplate | undefined,
   ) {
     this.path = path;
     this.spec = spec;
@@ -94,6 +105,7 @@ export class Model {
     this.kv = kv;
     this.info = native().engineInfo(engine);
     this.#engine = engine;
+    this.#template = template;
     this.scheduler = new Scheduler((step, signal) => this.step(step, signal), kv, batchLimits);
   }
 
@@ -105,9 +117,12 @@ export class Model {
     checkLoadOptions(options);
     using checkpoint = openCheckpoint(path);
     const generationConfig = readGenerationConfig(checkpoint);
-    const { spec, warnings } = describeModel(checkpoint.config, checkpoint, { generationConfig });
+    const { spec: described, warnings } = describeModel(checkpoint.config, checkpoint, { generationConfig });
+    const spec = options.skipExperts ? skippingExperts(checkpoint.dir, described) : described;
     for (const warning of warnings) options.onWarning?.(warning);
     const tokenizer = await Tokenizer.find(checkpoint.dir);
+    const { chatTemplate } = options;
+    const template = chatTemplate === undefined ? undefined : await readChatTemplate(chatTemplate);
     const context = Math.min(spec.maxPositions, defaultContextLimit);
     const kv = new KvBlockPool(Math.ceil((options.kvTokens ?? defaultContexts * context) / KV_BLOCK));
     const engine = await runJob(
@@ -129,7 +144,7 @@ export class Model {
       options.signal,
       { file: checkpoint.dir },
     );
-    return new Model(checkpoint.dir, spec, tokenizer, engine, kv);
+    return new Model(checkpoint.dir, spec, tokenizer, engine, kv, template);
   }
 
   /**
@@ -145,8 +160,8 @@ export class Model {
   }
 
   /** The template of `generate` for chat messages. @throws TOKENIZER if the checkpoint has none */
-  chatTemplate(): Promise<ChatTemplate> {
-    return loadChatTemplate(this.path);
+  async chatTemplate(): Promise<ChatTemplate> {
+    return this.#template ?? (await loadChatTemplate(this.path));
   }
 
   /** One batch step of the engine; `signal` stops it between two layers. @internal */

@@ -119,7 +119,7 @@ function nativePart(checkpoint: Checkpoint, part: FeedForwardPart): object {
   };
 }
 
-function nativeMlp(checkpoint: Checkpoint, mlp: MlpSpec): object {
+export function nativeMlp(checkpoint: Checkpoint, mlp: MlpSpec) {
   return {
     gate: nativeMatrix(checkpoint, mlp.gate),
     up: nativeMatrix(checkpoint, mlp.up),

@@ -31,8 +31,7 @@ export interface ChatTemplate {
  */
 export async function loadChatTemplate(directory: string): Promise<ChatTemplate> {
   const jinja = join(directory, 'chat_template.jinja');
-  const text = await readTokenizerFile(jinja);
-  if (text !== undefined) return { file: jinja, templates: new Map([['default', text]]) };
+  if ((await readTokenizerFile(jinja)) !== undefined) return await readChatTemplate(jinja);
 
   const file = join(directory, 'tokenizer_config.json');
   const config = await readJson(file);
@@ -55,6 +54,13 @@ export async function loadChatTemplate(directory: string): Promise<ChatTemplate>
     templates.set(entry.name, entry.template);
   }
   return { file, templates };
+}
+
+/** A chat template in a file of its own. @throws EspalierError `TOKENIZER` if there is no such file */
+export async function readChatTemplate(file: string): Promise<ChatTemplate> {
+  const text = await readTokenizerFile(file);
+  if (text === undefined) throw new EspalierError('TOKENIZER', `${file} does not exist`, { file });
+  return { file, templates: new Map([['default', text]]) };
 }
 
 export interface RenderChatOptions {

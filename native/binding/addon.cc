@@ -13,6 +13,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   espalier::binding::export_safetensors_file(env, exports);
   espalier::binding::export_engine(env, exports);
   espalier::binding::export_pruner(env, exports);
+  espalier::binding::export_experts(env, exports);
   espalier::binding::export_matrix(env, exports);
   espalier::binding::export_moments(env, exports);
   espalier::binding::export_packing(env, exports);

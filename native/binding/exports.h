@@ -9,6 +9,7 @@ void export_error_codes(Napi::Env env, Napi::Object exports);
 void export_features(Napi::Env env, Napi::Object exports);
 void export_engine(Napi::Env env, Napi::Object exports);
 void export_pruner(Napi::Env env, Napi::Object exports);
+void export_experts(Napi::Env env, Napi::Object exports);
 void export_matrix(Napi::Env env, Napi::Object exports);
 void export_moments(Napi::Env env, Napi::Object exports);
 void export_packing(Napi::Env env, Napi::Object exports);

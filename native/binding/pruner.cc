@@ -1,5 +1,5 @@
-// prunerLoad, prunerForward, prunerPrune, prunerRecover, prunerMeasure, prunerTensor, prunerDispose, writeEmbeddings:
-// pruning one decoder layer.
+// prunerLoad, prunerForward, prunerSurvey, prunerRestructure, prunerPrune, prunerRecover, prunerMeasure, prunerTensor,
+// prunerDispose, writeEmbeddings: pruning one decoder layer.
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
@@ -68,17 +68,25 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-// prunerForward(handle, { input, firstInput, output?, firstOutput, lengths, collect, gram, routerWeighted },
-// onProgress?) → job
-Napi::Value forward(const Napi::CallbackInfo& info) {
-  const auto object = info[1].As<Napi::Object>();
+// { input, firstInput?, output?, firstOutput?, lengths }
+ForwardRequest read_forward(const Napi::Object& object) {
   ForwardRequest request;
   request.input = text(object, "input");
   if (!object.Get("output").IsUndefined()) request.output = text(object, "output");
   const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
   request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
-  request.first_input = static_cast<int64_t>(number(object, "firstInput"));
-  request.first_output = static_cast<int64_t>(number(object, "firstOutput"));
+  if (!object.Get("firstInput").IsUndefined()) request.first_input = static_cast<int64_t>(number(object, "firstInput"));
+  if (!object.Get("firstOutput").IsUndefined()) {
+    request.first_output = static_cast<int64_t>(number(object, "firstOutput"));
+  }
+  return request;
+}
+
+// prunerForward(handle, { input, firstInput?, output?, firstOutput?, lengths, collect, gram, routerWeighted },
+// onProgress?) → job
+Napi::Value forward(const Napi::CallbackInfo& info) {
+  const auto object = info[1].As<Napi::Object>();
+  ForwardRequest request = read_forward(object);
   request.collect = flag(object, "collect");
   request.gram = flag(object, "gram");
   request.router_weighted = flag(object, "routerWeighted");
@@ -106,6 +114,27 @@ Napi::Value to_object(Napi::Env env, const ExpertMatrixReport& report) {
   object.Set("fallback", report.matrix.fallback);
   object.Set("skipped", report.skipped);
   object.Set("damping", report.matrix.damping);
+  return object;
+}
+
+Napi::Float64Array to_array(Napi::Env env, const std::vector<double>& values) {
+  Napi::Float64Array array = Napi::Float64Array::New(env, values.size());
+  std::copy(values.begin(), values.end(), array.Data());
+  return array;
+}
+
+Napi::Object to_object(Napi::Env env, const PartSurvey& survey) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("tokens", static_cast<double>(survey.tokens));
+  object.Set("topK", survey.top_k);
+  object.Set("experts", static_cast<double>(survey.experts));
+  object.Set("family", to_array(env, survey.family));
+  object.Set("coactivation", to_array(env, survey.coactivation));
+  object.Set("probabilities", to_array(env, survey.probabilities));
+  object.Set("logitProducts", to_array(env, survey.logit_products));
+  object.Set("meanOutputs", to_array(env, survey.mean_outputs));
+  object.Set("losses", to_array(env, survey.losses));
+  object.Set("gateRatios", to_array(env, survey.gate_ratios));
   return object;
 }
 
@@ -145,6 +174,53 @@ Napi::Value job_of_all(const Napi::CallbackInfo& info, const Napi::Value& on_pro
     for (size_t i = 0; i < found->size(); ++i) array.Set(static_cast<uint32_t>(i), to_object(env, (*found)[i]));
     return array;
   };
+  return start_job(info.Env(), std::move(job));
+}
+
+// prunerSurvey(handle, { input, output?, lengths, logitProducts, meanOutputs, keep }, onProgress?) → job of surveys
+Napi::Value survey(const Napi::CallbackInfo& info) {
+  const auto object = info[1].As<Napi::Object>();
+  const SurveyOptions options{.logit_products = flag(object, "logitProducts"),
+                              .mean_outputs = flag(object, "meanOutputs"),
+                              .keep = static_cast<int>(number(object, "keep"))};
+  return job_of_all<PartSurvey>(
+      info, info[2],
+      [pruner = PrunerHandle::get(info[0]), request = read_forward(object), options](JobContext& context) {
+        return pruner->survey(
+            request, options, [&](int64_t done, int64_t total) { context.progress(done, total); }, context.cancel());
+      });
+}
+
+// prunerRestructure(handle, part, { experts: [[{ expert, weight }]], expertOfRow, align, topK, router, correctionBias?
+// }) → job
+Napi::Value restructure(const Napi::CallbackInfo& info) {
+  const auto object = info[2].As<Napi::Object>();
+  RestructurePlan plan;
+  const auto experts = object.Get("experts").As<Napi::Array>();
+  for (uint32_t i = 0; i < experts.Length(); ++i) {
+    std::vector<ExpertMember>& members = plan.experts.emplace_back();
+    const auto list = experts.Get(i).As<Napi::Array>();
+    for (uint32_t j = 0; j < list.Length(); ++j) {
+      const auto member = list.Get(j).As<Napi::Object>();
+      members.push_back({static_cast<int32_t>(number(member, "expert")), static_cast<float>(number(member, "weight"))});
+    }
+  }
+  const auto map = object.Get("expertOfRow").As<Napi::Array>();
+  for (uint32_t i = 0; i < map.Length(); ++i) plan.expert_of_row.push_back(map.Get(i).As<Napi::Number>().Int32Value());
+  plan.align = flag(object, "align");
+  plan.top_k = static_cast<int>(number(object, "topK"));
+  const auto router = object.Get("router").As<Napi::Uint8Array>();
+  plan.router.assign(router.Data(), router.Data() + router.ElementLength());
+  if (!object.Get("correctionBias").IsUndefined()) {
+    const auto bias = object.Get("correctionBias").As<Napi::Float32Array>();
+    plan.correction_bias.assign(bias.Data(), bias.Data() + bias.ElementLength());
+  }
+  JobRequest job;
+  job.work = [pruner = PrunerHandle::get(info[0]), part = info[1].As<Napi::Number>().Int32Value(),
+              plan = std::move(plan)](JobContext& context) {
+    return pruner->restructure(part, plan, context.cancel());
+  };
+  job.finish = [](Napi::Env env) { return env.Undefined(); };
   return start_job(info.Env(), std::move(job));
 }
 
@@ -229,6 +305,8 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
 void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerLoad", Napi::Function::New(env, load));
   exports.Set("prunerForward", Napi::Function::New(env, forward));
+  exports.Set("prunerSurvey", Napi::Function::New(env, survey));
+  exports.Set("prunerRestructure", Napi::Function::New(env, restructure));
   exports.Set("prunerPrune", Napi::Function::New(env, prune));
   exports.Set("prunerRecover", Napi::Function::New(env, recover));
   exports.Set("prunerMeasure", Napi::Function::New(env, measure));

@@ -151,6 +151,12 @@ RouterOptions read_routing(const Napi::Object& object) {
   }
   if (given("nGroup")) routing.n_group = static_cast<int>(integer(object, "nGroup"));
   if (given("topkGroup")) routing.topk_group = static_cast<int>(integer(object, "topkGroup"));
+  if (object.Get("skipBelow").IsArray()) {
+    const auto ratios = object.Get("skipBelow").As<Napi::Array>();
+    for (uint32_t i = 0; i < ratios.Length(); ++i) {
+      routing.skip_below.push_back(ratios.Get(i).As<Napi::Number>().FloatValue());
+    }
+  }
   if (given("routedScalingFactor")) routing.routed_scaling_factor = real(object, "routedScalingFactor");
   return routing;
 }

@@ -44,6 +44,14 @@ Result<FeedForwardPart> FeedForwardPart::load(ThreadPool& pool, WeightPolicy exp
   return part;
 }
 
+void FeedForwardPart::restructure(Linear router, RouterOptions routing, std::vector<int32_t> expert_of_row,
+                                  std::vector<Mlp> experts) {
+  router_ = std::move(router);
+  routing_ = std::move(routing);
+  expert_of_row_ = std::move(expert_of_row);
+  experts_ = std::move(experts);
+}
+
 int64_t FeedForwardPart::bytes() const {
   int64_t total = routed_ ? router_.weights.bytes() : 0;
   for (const Mlp& mlp : experts_) total += mlp.bytes();
@@ -56,7 +64,8 @@ int64_t FeedForwardPart::active_bytes() const {
   return router + (bytes() - router) * routing_.top_k / static_cast<int64_t>(experts_.size());
 }
 
-Dispatch FeedForwardPart::route_rows(const Compute& compute, const float* x, int64_t rows, int64_t hidden) {
+Dispatch FeedForwardPart::route_rows(const Compute& compute, const float* x, int64_t rows, int64_t hidden,
+                                     Observer* observer, int part) {
   const auto experts = static_cast<int64_t>(experts_.size());
   if (!routed_) {
     // A dense part is one expert that every row goes to.
@@ -74,18 +83,32 @@ Dispatch FeedForwardPart::route_rows(const Compute& compute, const float* x, int
   const Product product{&router_, x, hidden, rows, logits_.data(), router_rows};
   // Rounding what the router sees would send some tokens to other experts; the product is small.
   multiply({compute.pool, compute.kernels, Activations::kFloat32}, std::span(&product, 1));
+  // Scoring overwrites them.
+  std::vector<float> seen;
+  if (observer != nullptr) seen.assign(logits_.data(), logits_.data() + rows * router_rows);
   std::vector<int32_t> chosen(static_cast<size_t>(rows * routing_.top_k));
   std::vector<float> gates(chosen.size());
   compute.pool.parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
     route(compute.kernels, routing_, logits_.data() + begin * router_rows, end - begin, router_rows,
           chosen.data() + begin * routing_.top_k, gates.data() + begin * routing_.top_k);
   });
+  if (observer != nullptr) {
+    observer->on_routing({.part = part,
+                          .tokens = rows,
+                          .hidden = hidden,
+                          .rows = router_rows,
+                          .top_k = routing_.top_k,
+                          .input = x,
+                          .logits = seen.data(),
+                          .chosen = chosen.data(),
+                          .gates = gates.data()});
+  }
   return dispatch(chosen.data(), gates.data(), rows, routing_.top_k, expert_of_row_, experts);
 }
 
 void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t rows, int64_t hidden, float* out,
                               Observer* observer, int part) {
-  const Dispatch slots = route_rows(compute, x, rows, hidden);
+  const Dispatch slots = route_rows(compute, x, rows, hidden, observer, part);
   const int top_k = routed_ ? routing_.top_k : 1;
 
   // Gathered by expert, so that each expert's weights are read once for all its rows.
@@ -139,6 +162,7 @@ void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t ro
     for (int64_t t = begin; t < end; ++t) {
       for (int k = 0; k < top_k; ++k) {
         const int64_t slot = slots.slots_of[static_cast<size_t>(t * top_k + k)];
+        if (slot < 0) break;
         compute.kernels.axpy(slots.gate[static_cast<size_t>(slot)], outputs_.data() + slot * hidden, hidden,
                              out + t * hidden);
       }

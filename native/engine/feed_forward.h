@@ -20,10 +20,25 @@ struct ExpertBatch {
   const float* output = nullptr;      // before the gate
 };
 
-// Sees every expert of every batch, in a fixed order; the forward pass knows nothing of what it collects.
+// What the router of a part did with a batch.
+struct RoutingBatch {
+  int part = 0;
+  int64_t tokens = 0;
+  int64_t hidden = 0;
+  int64_t rows = 0;  // of the router
+  int top_k = 0;
+  const float* input = nullptr;     // [tokens][hidden]: the layer's normalised input
+  const float* logits = nullptr;    // [tokens][rows]
+  const int32_t* chosen = nullptr;  // [tokens][top_k]: router rows, best first
+  const float* gates = nullptr;     // [tokens][top_k]
+};
+
+// Sees the routing and every expert of every batch, in a fixed order; the forward pass knows nothing of what it
+// collects.
 class Observer {
  public:
   virtual ~Observer() = default;
+  virtual void on_routing(const RoutingBatch& /*batch*/) {}
   virtual void on_expert(const ExpertBatch& batch) = 0;
 };
 
@@ -46,13 +61,17 @@ class FeedForwardPart {
 
   // The experts; the one MLP of a dense part.
   std::vector<Mlp>& experts() { return experts_; }
+  const RouterOptions& routing() const { return routing_; }
   bool is_routed() const { return routed_; }
+  // Puts other experts and another router in the place of a routed part's.
+  void restructure(Linear router, RouterOptions routing, std::vector<int32_t> expert_of_row, std::vector<Mlp> experts);
   int64_t bytes() const;
   // What one token reads of it: the router and top_k experts of mean size.
   int64_t active_bytes() const;
 
  private:
-  Dispatch route_rows(const Compute& compute, const float* x, int64_t rows, int64_t hidden);
+  Dispatch route_rows(const Compute& compute, const float* x, int64_t rows, int64_t hidden, Observer* observer,
+                      int part);
 
   bool routed_ = false;
   Linear router_;

@@ -79,6 +79,22 @@ class Choice {
   std::vector<bool> allowed_;
 };
 
+// Leaves out a token's experts from the first one on whose gate is small.
+void skip_small(const RouterOptions& options, int32_t* ids, float* gates) {
+  int kept = 1;
+  while (kept < options.top_k && !(gates[kept] < options.skip_below[static_cast<size_t>(kept - 1)] * gates[0])) ++kept;
+  float all = 0;
+  float left = 0;
+  for (int k = 0; k < options.top_k; ++k) {
+    all += gates[k];
+    if (k < kept) left += gates[k];
+  }
+  for (int k = 0; k < options.top_k; ++k) {
+    if (k >= kept) ids[k] = -1;
+    gates[k] = k < kept ? gates[k] * (all / left) : 0;
+  }
+}
+
 }  // namespace
 
 Status check_router(const RouterOptions& options, int64_t rows) {
@@ -104,6 +120,10 @@ Status check_router(const RouterOptions& options, int64_t rows) {
     return usage("of " + std::to_string(rows) + " experts needs as many values of correction bias; found " +
                  std::to_string(options.correction_bias.size()));
   }
+  if (!options.skip_below.empty() && static_cast<int64_t>(options.skip_below.size()) != options.top_k - 1) {
+    return usage("of top k " + std::to_string(options.top_k) + " needs one ratio fewer to skip experts by; found " +
+                 std::to_string(options.skip_below.size()));
+  }
   if (!std::isfinite(options.routed_scaling_factor)) return usage("needs a finite scaling factor");
   return Status::ok();
 }
@@ -125,6 +145,7 @@ void route(const CpuKernels& kernels, const RouterOptions& options, float* logit
     for (int k = 0; k < options.top_k; ++k) total += weights[k] = scores[ids[k]];
     const float divisor = options.renormalise ? total + 1e-20f : 1.0f;
     for (int k = 0; k < options.top_k; ++k) weights[k] = weights[k] / divisor * options.routed_scaling_factor;
+    if (!options.skip_below.empty()) skip_small(options, ids, weights);
   }
 }
 
@@ -134,20 +155,23 @@ Dispatch dispatch(const int32_t* chosen, const float* gates, int64_t tokens, int
   const int64_t slots = tokens * top_k;
   const auto expert_at = [&](int64_t i) { return static_cast<size_t>(expert_of_row[static_cast<size_t>(chosen[i])]); };
   result.first_slot.assign(static_cast<size_t>(experts) + 1, 0);
-  for (int64_t i = 0; i < slots; ++i) ++result.first_slot[expert_at(i) + 1];
+  for (int64_t i = 0; i < slots; ++i) {
+    if (chosen[i] >= 0) ++result.first_slot[expert_at(i) + 1];
+  }
   for (size_t e = 0; e < static_cast<size_t>(experts); ++e) result.first_slot[e + 1] += result.first_slot[e];
 
-  result.token.resize(static_cast<size_t>(slots));
-  result.gate.resize(static_cast<size_t>(slots));
+  result.token.resize(static_cast<size_t>(result.first_slot.back()));
+  result.gate.resize(result.token.size());
   std::vector<int64_t> next(result.first_slot.begin(), result.first_slot.end() - 1);
   for (int64_t i = 0; i < slots; ++i) {
+    if (chosen[i] < 0) continue;
     const auto slot = static_cast<size_t>(next[expert_at(i)]++);
     result.token[slot] = static_cast<int32_t>(i / top_k);
     result.gate[slot] = gates[i];
   }
-  result.slots_of.resize(static_cast<size_t>(slots));
+  result.slots_of.assign(static_cast<size_t>(slots), -1);
   std::vector<int32_t> seen(static_cast<size_t>(tokens), 0);
-  for (int64_t slot = 0; slot < slots; ++slot) {
+  for (int64_t slot = 0; slot < result.slots(); ++slot) {
     const auto token = static_cast<size_t>(result.token[static_cast<size_t>(slot)]);
     result.slots_of[token * static_cast<size_t>(top_k) + static_cast<size_t>(seen[token]++)] =
         static_cast<int32_t>(slot);

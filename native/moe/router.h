@@ -20,6 +20,10 @@ struct RouterOptions {
   int n_group = 1;                      // router rows in groups of equal size ...
   int topk_group = 1;                   // ... of which the best so many may be chosen from
   float routed_scaling_factor = 1;      // multiplies the gates, last
+  // [top_k − 1], or empty: from the first of a token's second, third, … experts on whose gate is below so much of the
+  // first's, they are left out, and the gates of the others are scaled to the same sum (Lu et al. 2024, arXiv
+  // 2402.14800, section 3.3, for two).
+  std::vector<float> skip_below;
 };
 
 // kUsage where the options do not fit so many router rows.
@@ -29,7 +33,8 @@ Status check_router(const RouterOptions& options, int64_t rows);
 // to the lower index; a gate is the score without the bias. With groups, only rows of the topk_group best groups are
 // chosen from, a group being as good as the sum of its two largest score + bias (DeepSeek-V3, arXiv 2412.19437, section
 // 2.1.2). Logits of −∞ score 0. NaN is chosen last; its gate is NaN. Always k different rows. The options must pass
-// check_router. Writes router rows to `chosen` and gates to `gates`, both [tokens][top_k].
+// check_router. Writes router rows to `chosen` and gates to `gates`, both [tokens][top_k]; where experts are left out,
+// −1 and 0 behind the others.
 void route(const CpuKernels& kernels, const RouterOptions& options, float* logits, int64_t tokens, int64_t rows,
            int32_t* chosen, float* gates);
 
@@ -38,7 +43,7 @@ struct Dispatch {
   std::vector<int64_t> first_slot;  // [experts + 1]
   std::vector<int32_t> token;       // [slots]
   std::vector<float> gate;          // [slots]
-  std::vector<int32_t> slots_of;    // [tokens][top_k]: slots of a token, in expert order
+  std::vector<int32_t> slots_of;    // [tokens][top_k]: slots of a token, in expert order, then −1
 
   int64_t slots() const { return static_cast<int64_t>(token.size()); }
   int64_t count(int64_t expert) const {

@@ -3,10 +3,12 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/spec.h"
+#include "prune/merge_experts.h"
 
 namespace espalier {
 
@@ -34,7 +36,7 @@ class ExpertWeights {
   // Name, element type and shape; the bytes it points to are the checkpoint's.
   const WeightRef& ref(const MatrixId& id) const { return slot(id).ref; }
 
-  // Before anything was pruned, and now; row-major.
+  // Before weights were pruned, and now; row-major.
   Result<std::vector<float>> dense(const MatrixId& id) const;
   Result<std::vector<float>> current(const MatrixId& id) const;
 
@@ -44,18 +46,26 @@ class ExpertWeights {
   // As it is now, in the element type of the checkpoint, row-major. Valid until the next replace() of it.
   Result<std::span<const uint8_t>> bytes(const MatrixId& id);
 
+  // Puts other experts in the place of a part's. Expert i takes over old expert from[i] as it is, or becomes merged[i],
+  // named after it and rounded to what will be stored; that is then what it started from.
+  void restructure(int part, const std::vector<int32_t>& from, std::vector<std::optional<ExpertValues>>& merged);
+
  private:
   struct Slot {
     WeightRef ref;
-    std::vector<uint8_t> current;  // empty: as the checkpoint has it
+    std::vector<uint8_t> start;    // what it started from; empty: as the checkpoint has it
+    std::vector<uint8_t> current;  // empty: as it started
   };
+  using Expert = std::array<Slot, kRoles.size()>;
+
+  static std::vector<float> decode(const Slot& slot, const std::vector<uint8_t>& bytes);
 
   Slot& slot(const MatrixId& id) {
     return slots_[static_cast<size_t>(id.part)][static_cast<size_t>(id.expert)][static_cast<size_t>(id.role)];
   }
   const Slot& slot(const MatrixId& id) const { return const_cast<ExpertWeights*>(this)->slot(id); }
 
-  std::vector<std::vector<std::array<Slot, kRoles.size()>>> slots_;  // [part][expert][role]
+  std::vector<std::vector<Expert>> slots_;  // [part][expert][role]
 };
 
 }  // namespace espalier

@@ -31,10 +31,6 @@ class StatisticsObserver final : public Observer {
   std::vector<std::vector<ExpertStatistics>>& statistics_;
 };
 
-Linear& linear_of(Mlp& mlp, Role role) {
-  return role == Role::kGate ? mlp.gate : role == Role::kUp ? mlp.up : mlp.down;
-}
-
 Status check_finite(const WeightRef& ref) {
   if (!ref.present()) return Status::ok();
   Result<HostMatrix> host = HostMatrix::load(ref);
@@ -86,6 +82,10 @@ Batch batch_of(const std::vector<int64_t>& lengths, size_t begin, size_t end, in
 
 }  // namespace
 
+Linear& linear_of(Mlp& mlp, Role role) {
+  return role == Role::kGate ? mlp.gate : role == Role::kUp ? mlp.up : mlp.down;
+}
+
 Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerSpec& spec, const RopeSpec& rope,
                                                        int64_t hidden, float norm_epsilon, bool allow_nonfinite) {
   if (!allow_nonfinite) ESPALIER_TRY(check_finite(spec));
@@ -101,7 +101,16 @@ Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerS
   return pruner;
 }
 
-Status LayerPruner::forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel) {
+Result<std::vector<PartSurvey>> LayerPruner::survey(const ForwardRequest& request, const SurveyOptions& options,
+                                                    const Progress& progress, const std::atomic<bool>* cancel) {
+  Result<ExpertSurvey> survey = ExpertSurvey::create({*pool_, cpu_kernels()}, layer_.feed_forward(), options);
+  if (!survey.is_ok()) return survey.status();
+  ESPALIER_TRY(forward(request, &survey.value(), progress, cancel));
+  return survey.value().finish();
+}
+
+Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
+                            const std::atomic<bool>* cancel) {
   std::optional<HiddenFile> output;
   if (!request.output.empty()) {
     Result<HiddenFile> created = HiddenFile::open_for_writing(request.output, hidden_);
@@ -122,7 +131,7 @@ Status LayerPruner::forward(const ForwardRequest& request, const Progress& progr
   }
   StatisticsObserver observer(*pool_, request.router_weighted, statistics_);
   ESPALIER_TRY(run(
-      request.input, request.first_input, request.lengths, request.collect ? &observer : nullptr,
+      request.input, request.first_input, request.lengths, request.collect ? &observer : watcher,
       [&](int64_t first, int64_t rows, const float* states) {
         return output ? output->write(request.first_output + first, rows, states) : Status::ok();
       },
@@ -168,10 +177,13 @@ Status LayerPruner::run(const std::string& input, int64_t first_input, const std
   return Status::ok();
 }
 
+Result<Linear> LayerPruner::pack(const WeightRef& ref, const std::vector<float>& values) const {
+  return Linear::from_floats(*pool_, WeightPolicy{}, ref.dtype, ref.rows, ref.cols, values.data());
+}
+
 Status LayerPruner::replace(const MatrixId& id, std::vector<float>& values) {
   weights_.replace(id, values);
-  const WeightRef& ref = weights_.ref(id);
-  Result<Linear> linear = Linear::from_floats(*pool_, WeightPolicy{}, ref.dtype, ref.rows, ref.cols, values.data());
+  Result<Linear> linear = pack(weights_.ref(id), values);
   if (!linear.is_ok()) return linear.status();
   Mlp& mlp = layer_.feed_forward()[static_cast<size_t>(id.part)].experts()[static_cast<size_t>(id.expert)];
   linear_of(mlp, id.role) = std::move(linear.value());

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/decoder_layer.h"
+#include "prune/expert_survey.h"
 #include "prune/expert_weights.h"
 #include "prune/moments.h"
 #include "prune/prune_matrix.h"
@@ -58,6 +59,19 @@ struct ExpertMatrixMoments {
   WeightMoments moments;
 };
 
+// What becomes of a part's experts and router; see lib/prune/experts/plan.ts.
+struct RestructurePlan {
+  std::vector<std::vector<ExpertMember>> experts;
+  std::vector<int32_t> expert_of_row;
+  bool align = false;
+  int top_k = 1;
+  std::vector<uint8_t> router;         // [rows, hidden] in the element type of the router
+  std::vector<float> correction_bias;  // [rows], or empty
+};
+
+// An expert's matrix as the layer runs it.
+Linear& linear_of(Mlp& mlp, Role role);
+
 // The stages of a recipe change the layer one after the other; each starts from what the one before left.
 class LayerPruner {
  public:
@@ -68,7 +82,17 @@ class LayerPruner {
                                                    int64_t hidden, float norm_epsilon, bool allow_nonfinite);
 
   // Runs the layer over every sequence. `progress` counts tokens.
-  Status forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel);
+  Status forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel) {
+    return forward(request, nullptr, progress, cancel);
+  }
+
+  // The same, surveying the routed experts; one survey for each part. `request.collect` must be false.
+  Result<std::vector<PartSurvey>> survey(const ForwardRequest& request, const SurveyOptions& options,
+                                         const Progress& progress, const std::atomic<bool>* cancel);
+
+  // Puts the plan's experts and router in the place of a part's; statistics that were gathered are forgotten. kUsage
+  // where the plan does not fit the part.
+  Status restructure(int part, const RestructurePlan& plan, const std::atomic<bool>* cancel);
 
   // Prunes every expert matrix by the statistics of the last collecting forward; the layer then runs with the pruned
   // weights, rounded as they will be stored. `progress` counts matrices.
@@ -91,11 +115,17 @@ class LayerPruner {
 
  private:
   explicit LayerPruner(const LayerSpec& spec) : spec_(spec), weights_(spec.feed_forward) {}
+  // Where the request collects nothing, `watcher` (may be null) watches.
+  Status forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
+                 const std::atomic<bool>* cancel);
   // Runs the layer over every sequence of `input`, some at a time; `visit` sees each batch's rows of the output.
   using Visit = std::function<Status(int64_t first, int64_t rows, const float* states)>;
   Status run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths, Observer* observer,
              const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel);
   Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
+  Status check(int part, const RestructurePlan& plan) const;
+  Result<Linear> pack(const WeightRef& ref, const std::vector<float>& values) const;
+  Result<ExpertValues> expert_values(int part, int32_t expert) const;
   // The layer runs with `values`, rounded as they will be stored, from now on.
   Status replace(const MatrixId& id, std::vector<float>& values);
 

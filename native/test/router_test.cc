@@ -275,3 +275,49 @@ TEST_CASE("dispatch puts every pair of token and expert in one slot, by expert a
     CHECK(static_cast<int64_t>(seen.size()) == slots.slots());
   }
 }
+
+TEST_CASE("experts from the first small gate on are left out, and the others keep the sum") {
+  const CpuKernels& kernels = cpu_kernels();
+  RouterOptions options;
+  options.top_k = 3;
+  options.skip_below = {0.5f, 0.1f};
+  // Ratios to the first: 0.6 and 0.2: all; 0.4 and 0.2: one; 0.6 and 0.05: two.
+  const double shares[3][4] = {{1, 0.2, 0.6, 0.01}, {0.4, 0.2, 0.001, 1}, {0.05, 0.6, 0.001, 1}};
+  const std::vector<std::vector<int32_t>> wanted = {{0, 2, 1}, {3, -1, -1}, {3, 1, -1}};
+  for (const bool renormalise : {true, false}) {
+    options.renormalise = renormalise;
+    REQUIRE(check_router(options, 4).is_ok());
+    std::vector<float> logits;
+    for (const auto& row : shares) {
+      for (const double share : row) logits.push_back(static_cast<float>(std::log(share)));
+    }
+    std::vector<int32_t> chosen(9);
+    std::vector<float> gates(9);
+    route(kernels, options, logits.data(), 3, 4, chosen.data(), gates.data());
+    for (size_t t = 0; t < 3; ++t) {
+      double total = 0;
+      for (const double share : shares[t]) total += share;
+      double all = 0;
+      double left = 0;
+      std::vector<double> sorted(shares[t], shares[t] + 4);
+      std::sort(sorted.rbegin(), sorted.rend());
+      for (size_t k = 0; k < 3; ++k) {
+        all += sorted[k];
+        if (wanted[t][k] >= 0) left += sorted[k];
+        CHECK(chosen[t * 3 + k] == wanted[t][k]);
+      }
+      for (size_t k = 0; k < 3; ++k) {
+        const double own = wanted[t][k] < 0 ? 0 : sorted[k] / left * (renormalise ? 1 : all / total);
+        CHECK(static_cast<double>(gates[t * 3 + k]) == doctest::Approx(own).epsilon(1e-5));
+      }
+    }
+    // Token 0 goes to three experts, token 1 to one, token 2 to two; experts 0 and 2 are one.
+    const Dispatch slots = dispatch(chosen.data(), gates.data(), 3, 3, {0, 1, 0, 2}, 3);
+    CHECK(slots.slots() == 6);
+    CHECK(slots.first_slot == std::vector<int64_t>{0, 2, 4, 6});
+    CHECK(slots.token == std::vector<int32_t>{0, 0, 0, 2, 1, 2});
+    CHECK(slots.slots_of == std::vector<int32_t>{0, 1, 2, 4, -1, -1, 3, 5, -1});
+  }
+  options.skip_below = {0.5f};
+  CHECK(check_router(options, 4).code() == Code::kUsage);
+}

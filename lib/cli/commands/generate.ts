@@ -76,6 +76,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
     weights,
     kvCache,
     activations,
+    skipExperts,
     seed,
     maxTokens,
     temperature,
@@ -93,6 +94,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
     weights,
     kvCache,
     activations,
+    skipExperts,
     signal,
     onWarning: (message) => terminal.warn(message),
   });

@@ -22,7 +22,7 @@ export function definePerplexity(program: Command, start: Start): void {
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
   const { perplexity } = await import('../../eval/perplexity.ts');
-  const { data, sequenceLength, maxWindows, threads, weights, kvCache, activations } = options;
+  const { data, sequenceLength, maxWindows, threads, weights, kvCache, activations, skipExperts } = options;
   const start = performance.now();
   const result = await perplexity({
     model: args[0]!,
@@ -33,6 +33,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
     weights,
     kvCache,
     activations,
+    skipExperts,
     signal,
     onProgress: ({ done, total, perplexity: soFar }) =>
       terminal.progress(done / total, `window ${done} of ${total}, perplexity ${soFar.toFixed(3)}`),

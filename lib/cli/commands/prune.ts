@@ -1,4 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { expertMethodNames } from '../../prune/experts/methods.ts';
 import { methodNames } from '../../prune/methods.ts';
 import type { PruneProgress } from '../../prune/progress.ts';
 import type { PruneOptions } from '../../prune/prune.ts';
@@ -20,7 +21,9 @@ interface Options extends Omit<RecipeOptions, 'seed'> {
 export function definePrune(program: Command, start: Start): void {
   const command = program
     .command('prune')
-    .description('Zero the weights of the experts that matter least, and write the result as a new checkpoint.')
+    .description(
+      'Remove experts, zero the weights that matter least in those left, and write the result as a new checkpoint.',
+    )
     .argument('<model>', 'folder of a checkpoint')
     .requiredOption('--output <dir>', 'folder to make', path)
     .option(
@@ -37,6 +40,23 @@ export function definePrune(program: Command, start: Start): void {
         .conflicts('pattern'),
     )
     .option('--pattern <N:M>', 'keep N of each M consecutive inputs', pattern)
+    .addOption(
+      new Option('--experts-method <name>', 'remove or merge experts first, chosen so (default: reap)').choices(
+        expertMethodNames,
+      ),
+    )
+    .addOption(
+      new Option('--experts-ratio <r>', 'fraction of the experts to remove (default: 0.25)')
+        .argParser(decimal('a number from 0 to below 1', (r) => r >= 0 && r < 1))
+        .conflicts('expertsKeep'),
+    )
+    .option('--experts-keep <n>', 'experts of each layer that stay', integer(1, 65_536))
+    .addOption(
+      new Option(
+        '--experts-scope <scope>',
+        'global lets layers differ; only Espalier loads that (default: uniform)',
+      ).choices(['uniform', 'global']),
+    )
     .option('--calibration <file>', 'text, .jsonl, .parquet, .u16, .u32, or self: the model writes its own', path)
     .option('--samples <n>', 'calibration sequences (default: 128)', integer(1, 1_000_000))
     .option('--sequence-length <n>', 'tokens of each (default: 2048, at most the context)', integer(2, 1_048_576))
@@ -81,11 +101,26 @@ async function run(context: Context<Options>): Promise<undefined> {
 async function readOptions({ args, options, terminal, signal }: Context<Options>): Promise<PruneOptions> {
   const { readRecipe } = await import('../../prune/recipe-file.ts');
   const { output, calibration, resume, overwrite, threads } = options;
+  const { expertsMethod, expertsRatio, expertsKeep, expertsScope } = options;
   const { method, routerWeighting, sparsity, pattern, samples, sequenceLength, save, allowNonfinite, seed } = options;
-  const flags = { method, routerWeighting, sparsity, pattern, samples, sequenceLength, save, allowNonfinite, seed };
+  const experts = { expertsMethod, expertsRatio, expertsKeep, expertsScope };
+  const flags = {
+    ...experts,
+    method,
+    routerWeighting,
+    sparsity,
+    pattern,
+    samples,
+    sequenceLength,
+    save,
+    allowNonfinite,
+    seed,
+  };
   const recipe: RecipeOptions = options.recipe === undefined ? {} : readRecipe(options.recipe);
   if (sparsity !== undefined) delete recipe.pattern;
   if (pattern !== undefined) delete recipe.sparsity;
+  if (expertsRatio !== undefined) delete recipe.expertsKeep;
+  if (expertsKeep !== undefined) delete recipe.expertsRatio;
   const given = Object.fromEntries(Object.entries(flags).filter(([, value]) => value !== undefined));
   return {
     model: args[0]!,

@@ -5,8 +5,9 @@
  */
 import type { z } from 'zod';
 import type { Checkpoint } from '../../checkpoint/checkpoint.ts';
-import type { ModelSpec } from '../../models/spec.ts';
-import type { NativePruner } from '../../native.ts';
+import type { LayerExperts } from '../../models/experts-config.ts';
+import type { LayerSpec, ModelSpec } from '../../models/spec.ts';
+import type { NativePruner, NativeSurvey, NativeSurveyRequest } from '../../native.ts';
 import type { DenseWalk } from '../walk.ts';
 
 /** A stage with its defaults filled in; what else it has is its kind's own. */
@@ -19,6 +20,8 @@ export interface ExpertOutcome {
   /** Index of the feed-forward part among those of the layer. */
   readonly part: number;
   readonly expert: number;
+  /** The experts of the source that it was made of, where the stage chose among them. */
+  readonly from?: readonly number[];
   /** Calibration tokens that the router sent to it. */
   readonly tokens?: number;
   /** It saw no usable inputs and was pruned by magnitude. */
@@ -32,8 +35,21 @@ export interface ExpertOutcome {
   readonly skipped?: readonly string[];
 }
 
+/** A layer that is stored with other experts than the source's. */
+export interface RestructuredLayer {
+  /** Its tensors, under the names of the source. */
+  readonly layer: LayerSpec;
+  /** The bytes of those that are neither the source's nor an expert's. */
+  readonly tensors: ReadonlyMap<string, Uint8Array>;
+  /** The expert in memory that a stored one is. */
+  expertOf(part: number, expert: number): number;
+}
+
 export interface StageOutcome {
   readonly experts: readonly ExpertOutcome[];
+  /** For each part the medians of NativeSurvey.gateRatios. */
+  readonly gateRatios?: readonly (readonly number[])[];
+  readonly restructured?: RestructuredLayer;
 }
 
 /** A step within a stage, for the progress bar. */
@@ -68,6 +84,8 @@ export interface LayerContext {
   readonly prepared: unknown;
   /** Runs the layer over the calibration set and gathers statistics; nothing where the recipe has no calibration set. */
   collect(request: { readonly gram: boolean; readonly routerWeighted: boolean }, step: number): Promise<void>;
+  /** Runs the layer over the calibration set; one survey for each part, none where the recipe has no calibration set. */
+  survey(request: Partial<NativeSurveyRequest>, step: number): Promise<NativeSurvey[]>;
   /** `done` of `total` of the stage's step `step`. */
   progress(step: number, done: number, total: number): void;
 }
@@ -77,6 +95,7 @@ export interface PrepareContext {
   readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly seed: number;
+  readonly threads: number;
   readonly signal: AbortSignal | undefined;
   warn(message: string): void;
   /** The dense model over the calibration set, layer by layer. */
@@ -91,12 +110,18 @@ export interface StageKind<Given, Stage extends StageBase> {
   resolve(given: Given): Stage;
   /** Whether it looks at calibration data. */
   needsCalibration(stage: Stage): boolean;
+  /** Whether `run` looks at calibration data, and not `prepare` alone. @default as needsCalibration says */
+  readsLayers?(stage: Stage): boolean;
+  /** Whether its result depends on the recipe's seed other than through the calibration set. @default false */
+  dependsOnSeed?(stage: Stage): boolean;
   /** Whether its result depends on the instruction set (by the last bits of sums). */
   dependsOnIsa(stage: Stage): boolean;
   /** @throws USAGE where it does not fit the model */
   check(stage: Stage, spec: ModelSpec): void;
   /** Zeros that it leaves in a matrix, for the forecast of a dry run. */
   zeros(stage: Stage, rows: number, cols: number): number;
+  /** Experts that it leaves of so many in a layer, for the same forecast; on average, where layers may differ. @default all */
+  keeps?(stage: Stage, experts: number): number;
   steps(stage: Stage): readonly Step[];
   /** Whether it compares with the hidden states of the dense model. @default false */
   readonly needsDense?: boolean;
@@ -105,6 +130,8 @@ export interface StageKind<Given, Stage extends StageBase> {
   /** Runs once before the first layer; the result is kept with the unfinished run, as JSON. */
   prepare?(stage: Stage, context: PrepareContext): Promise<unknown>;
   run(stage: Stage, context: LayerContext): Promise<StageOutcome>;
+  /** The experts that each layer has afterwards; only of a stage that changes their number or how they are reached. */
+  leaves?(stage: Stage, prepared: unknown): readonly LayerExperts[];
   /** A few words for people. */
   describe(stage: Stage): string;
 }

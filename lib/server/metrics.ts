@@ -1,0 +1,87 @@
+/** Prometheus metrics: vLLM's names and buckets under our prefix. */
+import { Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { Model } from '../runtime/model.ts';
+import type { Usage } from './answers.ts';
+
+const prefix = 'espalier_';
+const secondsToFirst = [
+  0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+];
+const secondsBetween = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80];
+const secondsWhole = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680];
+
+/** The times of one request. */
+export interface RequestTimer {
+  /** A token of answer number `index` came. */
+  token(index: number): void;
+  /** It was answered whole. */
+  finish(usage: Usage): void;
+}
+
+export class Metrics {
+  readonly #registry = new Registry();
+  readonly #prompt: Counter;
+  readonly #generated: Counter;
+  readonly #finished: Counter;
+  readonly #first: Histogram;
+  readonly #between: Histogram;
+  readonly #whole: Histogram;
+
+  constructor(model: Model, modelName: string) {
+    const registers = [this.#registry];
+    this.#registry.setDefaultLabels({ model_name: modelName });
+    const gauge = (name: string, help: string, value: () => number) =>
+      new Gauge({
+        name: prefix + name,
+        help,
+        registers,
+        collect() {
+          this.set(value());
+        },
+      });
+    const counter = (name: string, help: string) => new Counter({ name: prefix + name, help, registers });
+    const histogram = (name: string, help: string, buckets: number[]) =>
+      new Histogram({ name: prefix + name, help, buckets, registers });
+    gauge('num_requests_running', 'Sequences that have blocks of the KV cache', () => model.scheduler.load.running);
+    gauge('num_requests_waiting', 'Sequences that wait for some', () => model.scheduler.load.waiting);
+    gauge(
+      'kv_cache_usage_perc',
+      'Share of its blocks that sequences use, 0 to 1',
+      () => 1 - model.kv.free / model.kv.size,
+    );
+    this.#prompt = counter('prompt_tokens_total', 'Tokens of prompts');
+    this.#generated = counter('generation_tokens_total', 'Tokens of answers');
+    this.#finished = counter('request_success_total', 'Requests answered');
+    this.#first = histogram('time_to_first_token_seconds', 'From a request to its first token', secondsToFirst);
+    this.#between = histogram('inter_token_latency_seconds', 'From a token to the next of its answer', secondsBetween);
+    this.#whole = histogram('e2e_request_latency_seconds', 'From a request to the end of its answer', secondsWhole);
+  }
+
+  get contentType(): string {
+    return this.#registry.contentType;
+  }
+
+  text(): Promise<string> {
+    return this.#registry.metrics();
+  }
+
+  start(): RequestTimer {
+    const begin = performance.now();
+    const last = new Map<number, number>();
+    return {
+      token: (index) => {
+        const now = performance.now();
+        const before = last.get(index);
+        last.set(index, now);
+        if (before === undefined) this.#first.observe((now - begin) / 1000);
+        else this.#between.observe((now - before) / 1000);
+      },
+      finish: ({ prompt_tokens, completion_tokens }) => {
+        this.#prompt.inc(prompt_tokens);
+        this.#generated.inc(completion_tokens);
+        this.#finished.inc();
+        this.#whole.observe((performance.now() - begin) / 1000);
+      },
+    };
+  }
+}

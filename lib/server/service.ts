@@ -1,0 +1,30 @@
+/** What the routes of a server share. */
+import type {
+  FastifyBaseLogger,
+  FastifyInstance,
+  RawReplyDefaultExpression,
+  RawRequestDefaultExpression,
+  RawServerDefault,
+} from 'fastify';
+import type { ZodTypeProvider } from 'fastify-type-provider-zod';
+import type { Model } from '../runtime/model.ts';
+import type { Admission } from './admission.ts';
+import type { Metrics } from './metrics.ts';
+
+export interface Service {
+  readonly model: Model;
+  /** What requests call the model. */
+  readonly modelName: string;
+  readonly admission: Admission;
+  readonly metrics: Metrics;
+  /** Fires when answers under way must end. */
+  readonly stopping: AbortSignal;
+}
+
+export type App = FastifyInstance<
+  RawServerDefault,
+  RawRequestDefaultExpression,
+  RawReplyDefaultExpression,
+  FastifyBaseLogger,
+  ZodTypeProvider
+>;

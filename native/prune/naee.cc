@@ -1,0 +1,162 @@
+#include "prune/naee.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace espalier {
+namespace {
+
+// The router over some of its rows, in float64.
+class Chooser {
+ public:
+  Chooser(const RouterOptions& options, int64_t rows)
+      : options_(options), scores_(static_cast<size_t>(rows)), taken_(static_cast<size_t>(rows)) {}
+
+  // gates[e] += sign · the gate that a router of only these rows gives expert e.
+  void add_gates(const float* logits, const int32_t* rows, int64_t count, double sign, double* gates) {
+    const auto n = static_cast<size_t>(count);
+    double highest = logits[rows[0]];
+    for (size_t i = 1; i < n; ++i) highest = std::max(highest, static_cast<double>(logits[rows[i]]));
+    double total = 0;
+    for (size_t i = 0; i < n; ++i) {
+      const double logit = logits[rows[i]];
+      const bool softmax = options_.scoring == Scoring::kSoftmax;
+      total += scores_[i] = softmax ? std::exp(logit - highest) : 1 / (1 + std::exp(-logit));
+      taken_[i] = false;
+    }
+    if (options_.scoring == Scoring::kSoftmax) {
+      for (size_t i = 0; i < n; ++i) scores_[i] /= total;
+    }
+    const int64_t top_k = std::min<int64_t>(options_.top_k, count);
+    chosen_.clear();
+    double sum = 0;
+    for (int64_t k = 0; k < top_k; ++k) {
+      size_t best = n;
+      for (size_t i = 0; i < n; ++i) {
+        if (!taken_[i] && (best == n || key(i, rows) > key(best, rows))) best = i;
+      }
+      taken_[best] = true;
+      chosen_.push_back(best);
+      sum += scores_[best];
+    }
+    const double factor = options_.routed_scaling_factor / (options_.renormalise ? sum + 1e-20 : 1.0);
+    for (const size_t i : chosen_) gates[rows[i]] += sign * factor * scores_[i];
+  }
+
+ private:
+  double key(size_t i, const int32_t* rows) const {
+    if (options_.correction_bias.empty()) return scores_[i];
+    return scores_[i] + static_cast<double>(options_.correction_bias[static_cast<size_t>(rows[i])]);
+  }
+
+  const RouterOptions& options_;
+  std::vector<double> scores_;
+  std::vector<bool> taken_;
+  std::vector<size_t> chosen_;
+};
+
+// G[i][j] = f_i · f_j of one token; outputs lie `stride` apart from one expert to the next.
+void gram_of(const float* outputs, int64_t stride, int64_t experts, int64_t hidden, double* gram) {
+  for (int64_t i = 0; i < experts; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      const float* a = outputs + i * stride;
+      const float* b = outputs + j * stride;
+      double sum = 0;
+      for (int64_t h = 0; h < hidden; ++h) sum += static_cast<double>(a[h]) * static_cast<double>(b[h]);
+      gram[i * experts + j] = gram[j * experts + i] = sum;
+    }
+  }
+}
+
+}  // namespace
+
+int64_t count_sets(int64_t n, int64_t r, int64_t most) {
+  if (r < 0 || r > n) return 0;
+  r = std::min(r, n - r);
+  int64_t count = 1;
+  for (int64_t i = 1; i <= r; ++i) {
+    // Exact: the product of i consecutive numbers is divisible by i!.
+    count = count * (n - r + i) / i;
+    if (count > most) return most + 1;
+  }
+  return count;
+}
+
+Result<KeptSetLosses> KeptSetLosses::create(const RouterOptions& routing, int64_t experts, int64_t keep) {
+  if (keep < 1 || keep >= experts) {
+    return Status(Code::kUsage, "of " + std::to_string(experts) + " experts between 1 and " +
+                                    std::to_string(experts - 1) + " can be kept; found " + std::to_string(keep));
+  }
+  const int64_t sets = count_sets(experts, keep, kMostKeptSets);
+  if (sets > kMostKeptSets) {
+    return Status(Code::kUsage, "more than " + std::to_string(kMostKeptSets) + " sets of " + std::to_string(keep) +
+                                    " of " + std::to_string(experts) + " experts: too many to try");
+  }
+  KeptSetLosses result;
+  result.routing_ = routing;
+  result.experts_ = experts;
+  result.keep_ = keep;
+  result.losses_.assign(static_cast<size_t>(sets), 0.0);
+  result.open_.assign(static_cast<size_t>(sets), 0.0);
+  std::vector<int32_t> set;
+  for (int32_t i = 0; i < keep; ++i) set.push_back(i);
+  for (int64_t s = 0; s < sets; ++s) {
+    result.sets_.insert(result.sets_.end(), set.begin(), set.end());
+    // The last member that can move on does, and those behind it follow.
+    for (int64_t i = keep - 1; i >= 0; --i) {
+      if (set[static_cast<size_t>(i)] == experts - keep + i) continue;
+      ++set[static_cast<size_t>(i)];
+      for (int64_t j = i + 1; j < keep; ++j) set[static_cast<size_t>(j)] = set[static_cast<size_t>(j - 1)] + 1;
+      break;
+    }
+  }
+  return result;
+}
+
+void KeptSetLosses::add(ThreadPool& pool, const float* logits, const float* outputs, int64_t tokens, int64_t hidden) {
+  const int64_t n = experts_;
+  grams_.resize(static_cast<size_t>(tokens * n * n));
+  std::vector<double> dense(static_cast<size_t>(tokens * n), 0.0);
+  std::vector<int32_t> all(static_cast<size_t>(n));
+  for (size_t e = 0; e < all.size(); ++e) all[e] = static_cast<int32_t>(e);
+  pool.parallel_for(tokens, 4, [&](int64_t begin, int64_t end) {
+    Chooser chooser(routing_, n);
+    for (int64_t t = begin; t < end; ++t) {
+      gram_of(outputs + t * hidden, tokens * hidden, n, hidden, grams_.data() + t * n * n);
+      chooser.add_gates(logits + t * n, all.data(), n, 1, dense.data() + t * n);
+    }
+  });
+  pool.parallel_for(static_cast<int64_t>(open_.size()), 8, [&](int64_t begin, int64_t end) {
+    Chooser chooser(routing_, n);
+    std::vector<double> change(static_cast<size_t>(n));
+    std::vector<int64_t> changed;
+    for (int64_t s = begin; s < end; ++s) {
+      for (int64_t t = 0; t < tokens; ++t) {
+        std::copy_n(dense.data() + t * n, n, change.begin());
+        chooser.add_gates(logits + t * n, sets_.data() + s * keep_, keep_, -1, change.data());
+        changed.clear();
+        for (int64_t e = 0; e < n; ++e) {
+          if (change[static_cast<size_t>(e)] != 0) changed.push_back(e);
+        }
+        const double* gram = grams_.data() + t * n * n;
+        double square = 0;
+        for (const int64_t i : changed) {
+          for (const int64_t j : changed) {
+            square += change[static_cast<size_t>(i)] * change[static_cast<size_t>(j)] * gram[i * n + j];
+          }
+        }
+        open_[static_cast<size_t>(s)] += std::max(square, 0.0);
+      }
+    }
+  });
+}
+
+void KeptSetLosses::end_batch() {
+  for (size_t s = 0; s < open_.size(); ++s) {
+    losses_[s] += std::sqrt(open_[s]);
+    open_[s] = 0;
+  }
+}
+
+}  // namespace espalier
