@@ -12,7 +12,7 @@ namespace {
 
 // Weights of experts that are trained together: each takes 26 bytes while it is.
 constexpr int64_t kWeightsTogether = int64_t{1} << 27;
-constexpr int64_t kHeldOut = 16;  // one token of so many decides when training has gone far enough
+constexpr int64_t kHeldOut = 32;  // one token of so many decides when training has gone far enough
 
 // How far a layer's experts go from what they gave to what makes up for earlier layers. All the way, they would learn
 // what only the calibration tokens have.

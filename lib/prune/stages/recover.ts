@@ -5,7 +5,7 @@ import { nativeMatrix, nativeWeight } from '../../runtime/native-spec.ts';
 import type { StageKind } from './stage.ts';
 
 export interface RecoverOptions {
-  /** Times that the calibration tokens are gone through. @default 12 */
+  /** Times that the calibration tokens are gone through. @default 16 */
   epochs?: number | undefined;
   /** Tokens of a step. @default 4096 */
   batch?: number | undefined;
@@ -52,7 +52,7 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
     logits: z.boolean().optional(),
     seed: z.int().min(0).optional(),
   }),
-  resolve({ epochs = 12, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
+  resolve({ epochs = 16, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
     return { stage: 'recover', epochs, batch, learningRate, zeros, logits, seed };
   },
   needsCalibration: () => true,
