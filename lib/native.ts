@@ -134,6 +134,9 @@ export interface NativeForward {
   /** File of float32 `[tokens, hidden]`. */
   readonly input: string;
   readonly output?: string;
+  /** Rows of the files where the sequences begin; what else `output` holds is left. @default 0 */
+  readonly firstInput?: number;
+  readonly firstOutput?: number;
   /** Tokens of each sequence. */
   readonly lengths: Int32Array;
   readonly collect: boolean;
@@ -224,6 +227,9 @@ export interface NativeMatrixReport extends NativeMatrixId {
 export interface NativeRecovery {
   readonly input: string;
   readonly lengths: Int32Array;
+  /** File of the layer's output in the dense model, from row `firstDense` on. */
+  readonly dense: string;
+  readonly firstDense: number;
   /** Temporary files lie beside it. */
   readonly scratch: string;
   readonly epochs: number;

@@ -15,7 +15,7 @@ import {
 import type { Recipe } from './recipe.ts';
 import { kurtosisOf, type LayerReport, layerReport } from './report.ts';
 import { kindOf } from './stages/index.ts';
-import type { RestructuredLayer, StageOutcome, Step } from './stages/stage.ts';
+import type { CalibratedLayer, RestructuredLayer, StageOutcome, Step } from './stages/stage.ts';
 import { loadLayer } from './walk.ts';
 
 export interface LayerRun {
@@ -43,9 +43,14 @@ export interface PrunedLayer {
   dispose(): void;
 }
 
+function needsDense({ stages }: Pick<Recipe, 'stages'>): boolean {
+  return stages.some((stage) => kindOf(stage).needsDense === true);
+}
+
 /** What is done to each layer: the steps of its stages, then its forward for the next layer, then writing it. */
-export function stepsOf({ stages }: Recipe): Step[] {
+export function stepsOf({ stages }: Pick<Recipe, 'stages'>): Step[] {
   return [
+    ...(needsDense({ stages }) ? [{ name: 'dense', weight: 23 }] : []),
     ...stages.flatMap((stage) => kindOf(stage).steps(stage)),
     { name: 'forward', weight: 23 },
     { name: 'write', weight: 2 },
@@ -65,7 +70,8 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
     const outcomes: StageOutcome[] = [];
     let matrices = isRouted ? await measure(run, pruner) : [];
     const kurtosis: LayerReport['kurtosis'][number][] = [{ after: null, ...kurtosisOf(matrices) }];
-    let firstStep = 0;
+    const calibrated = await denseOutput(run, pruner);
+    let firstStep = needsDense(recipe) ? 1 : 0;
     for (const [i, stage] of recipe.stages.entries()) {
       const kind = kindOf(stage);
       const step = firstStep;
@@ -76,7 +82,7 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
         spec,
         layer: run.layer,
         pruner,
-        calibrated: run.input === undefined ? undefined : { input: run.input, lengths: run.lengths },
+        calibrated,
         source: checkpoint.dir,
         signal,
         prepared: run.prepared[i],
@@ -107,6 +113,23 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
     native().prunerDispose(pruner);
     throw error;
   }
+}
+
+/**
+ * Runs the dense layer on the dense model's hidden states, where a stage compares with them. They lie behind those of the
+ * pruned model in the same files; what the first layer reads is the same for both.
+ */
+async function denseOutput(run: LayerRun, pruner: NativePruner): Promise<CalibratedLayer | undefined> {
+  const { input, lengths } = run;
+  if (input === undefined) return undefined;
+  const firstDense = lengths.reduce((sum, length) => sum + length, 0);
+  const dense = run.output ?? `${input}.dense`;
+  if (needsDense(run.recipe)) {
+    const firstInput = run.layer === 0 ? 0 : firstDense;
+    const rows = { firstInput, output: dense, firstOutput: firstDense };
+    await forward(run, pruner, 0, { ...rows, collect: false, gram: false, routerWeighted: false });
+  }
+  return { input, lengths, dense, firstDense };
 }
 
 async function measure({ signal }: LayerRun, pruner: NativePruner): Promise<NativeMatrixMoments[]> {

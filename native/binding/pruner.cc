@@ -75,17 +75,22 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-// { input, output?, lengths }
+// { input, firstInput?, output?, firstOutput?, lengths }
 ForwardRequest read_forward(const Napi::Object& object) {
   ForwardRequest request;
   request.input = text(object, "input");
   if (!object.Get("output").IsUndefined()) request.output = text(object, "output");
   const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
   request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
+  if (!object.Get("firstInput").IsUndefined()) request.first_input = static_cast<int64_t>(number(object, "firstInput"));
+  if (!object.Get("firstOutput").IsUndefined()) {
+    request.first_output = static_cast<int64_t>(number(object, "firstOutput"));
+  }
   return request;
 }
 
-// prunerForward(handle, { input, output?, lengths, collect, gram, routerWeighted }, onProgress?) → job
+// prunerForward(handle, { input, firstInput?, output?, firstOutput?, lengths, collect, gram, routerWeighted },
+// onProgress?) → job
 Napi::Value forward(const Napi::CallbackInfo& info) {
   const auto object = info[1].As<Napi::Object>();
   ForwardRequest request = read_forward(object);
@@ -237,8 +242,8 @@ Napi::Value prune(const Napi::CallbackInfo& info) {
       });
 }
 
-// prunerRecover(handle, { input, lengths, scratch, epochs, batch, learningRate, gradual, seed, finalNorm?, head? },
-// files,
+// prunerRecover(handle, { input, lengths, dense, firstDense, scratch, epochs, batch, learningRate, gradual, seed,
+// finalNorm?, head? }, files,
 //   onProgress?) → job of reports
 Napi::Value recover(const Napi::CallbackInfo& info) {
   const auto object = info[1].As<Napi::Object>();
@@ -247,6 +252,8 @@ Napi::Value recover(const Napi::CallbackInfo& info) {
   request.input = text(object, "input");
   const auto lengths = object.Get("lengths").As<Napi::Int32Array>();
   request.lengths.assign(lengths.Data(), lengths.Data() + lengths.ElementLength());
+  request.dense = text(object, "dense");
+  request.first_dense = static_cast<int64_t>(number(object, "firstDense"));
   request.scratch = text(object, "scratch");
   request.options = {.epochs = static_cast<int>(number(object, "epochs")),
                      .batch = static_cast<int64_t>(number(object, "batch")),

@@ -12,19 +12,15 @@ constexpr int64_t kBatchTokens = 4096;
 }  // namespace
 
 Result<std::unique_ptr<CapturedLayer>> CapturedLayer::create(const std::string& scratch, int64_t hidden,
-                                                             std::vector<int32_t> first_expert, bool with_output) {
+                                                             std::vector<int32_t> first_expert) {
   Result<HiddenFile> inputs = HiddenFile::create_temporary(scratch + ".inputs", hidden);
   if (!inputs.is_ok()) return inputs.status();
   Result<HiddenFile> goal = HiddenFile::create_temporary(scratch + ".goal", hidden);
   if (!goal.is_ok()) return goal.status();
-  std::unique_ptr<CapturedLayer> captured(
-      new CapturedLayer(hidden, std::move(first_expert), std::move(inputs.value()), std::move(goal.value())));
-  if (with_output) {
-    Result<HiddenFile> output = HiddenFile::create_temporary(scratch + ".output", hidden);
-    if (!output.is_ok()) return output.status();
-    captured->output_.emplace(std::move(output.value()));
-  }
-  return captured;
+  Result<HiddenFile> output = HiddenFile::create_temporary(scratch + ".output", hidden);
+  if (!output.is_ok()) return output.status();
+  return std::unique_ptr<CapturedLayer>(new CapturedLayer(hidden, std::move(first_expert), std::move(inputs.value()),
+                                                          std::move(goal.value()), std::move(output.value())));
 }
 
 void CapturedLayer::on_expert(const ExpertBatch& batch) {
@@ -59,10 +55,8 @@ Status CapturedLayer::end_batch(int64_t first, int64_t rows, const float* states
     routed_.first.push_back(static_cast<int64_t>(routed_.routes.size()));
   }
   ESPALIER_TRY(inputs_.write(first, rows, input_rows_.data()));
-  if (output_) {
-    for (size_t i = 0; i < size; ++i) output_rows_[i] = states[i] - output_rows_[i];
-    ESPALIER_TRY(output_->write(first, rows, output_rows_.data()));
-  }
+  for (size_t i = 0; i < size; ++i) output_rows_[i] = states[i] - output_rows_[i];
+  ESPALIER_TRY(output_.write(first, rows, output_rows_.data()));
   std::fill(output_rows_.begin(), output_rows_.end(), 0.0f);
   ESPALIER_TRY(goal_.write(first, rows, output_rows_.data()));
   routes_.clear();
@@ -73,6 +67,21 @@ Status CapturedLayer::end_batch(int64_t first, int64_t rows, const float* states
 
 void CapturedLayer::renumber(const std::vector<int32_t>& place) {
   for (RoutedTokens::Route& route : routed_.routes) route.expert = place[static_cast<size_t>(route.expert)];
+}
+
+Status CapturedLayer::aim_at(const HiddenFile& dense, int64_t first, float share) {
+  std::vector<float> wanted, given, goal;
+  for (int64_t begin = 0; begin < routed_.count(); begin += kBatchTokens) {
+    const int64_t count = std::min(kBatchTokens, routed_.count() - begin);
+    for (std::vector<float>* rows : {&wanted, &given, &goal}) rows->resize(static_cast<size_t>(count * hidden_));
+    ESPALIER_TRY(dense.read(first + begin, count, wanted.data()));
+    ESPALIER_TRY(output_.read(begin, count, given.data()));
+    ESPALIER_TRY(goal_.read(begin, count, goal.data()));
+    for (size_t i = 0; i < goal.size(); ++i) goal[i] += share * (wanted[i] - given[i]);
+    ESPALIER_TRY(goal_.write(begin, count, goal.data()));
+    ESPALIER_TRY(output_.write(begin, count, wanted.data()));
+  }
+  return Status::ok();
 }
 
 Result<double> CapturedLayer::add_outputs(ThreadPool& pool, const std::vector<ExpertFloats>& experts, int32_t first,

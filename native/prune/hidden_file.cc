@@ -40,6 +40,12 @@ Result<HiddenFile> HiddenFile::create(const std::string& path, int64_t hidden) {
   return HiddenFile(path, descriptor, hidden);
 }
 
+Result<HiddenFile> HiddenFile::open_for_writing(const std::string& path, int64_t hidden) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  if (descriptor < 0) return describe(path, "open");
+  return HiddenFile(path, descriptor, hidden);
+}
+
 Result<HiddenFile> HiddenFile::create_temporary(const std::string& path, int64_t hidden) {
   const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (descriptor < 0) return describe(path, "create");

@@ -14,6 +14,8 @@ class HiddenFile {
   static Result<HiddenFile> open_for_reading(const std::string& path, int64_t hidden);
   // Creates the file or empties an old one.
   static Result<HiddenFile> create(const std::string& path, int64_t hidden);
+  // Leaves what is there, and creates the file if it is not.
+  static Result<HiddenFile> open_for_writing(const std::string& path, int64_t hidden);
   // One to write and read that is gone with the object, even if the process dies: `path` is only where it lies.
   static Result<HiddenFile> create_temporary(const std::string& path, int64_t hidden);
 

@@ -116,7 +116,7 @@ Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, co
                             const std::atomic<bool>* cancel) {
   std::optional<HiddenFile> output;
   if (!request.output.empty()) {
-    Result<HiddenFile> created = HiddenFile::create(request.output, hidden_);
+    Result<HiddenFile> created = HiddenFile::open_for_writing(request.output, hidden_);
     if (!created.is_ok()) return created.status();
     output.emplace(std::move(created.value()));
   }
@@ -134,16 +134,17 @@ Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, co
   }
   StatisticsObserver observer(*pool_, request.router_weighted, statistics_);
   ESPALIER_TRY(run(
-      request.input, request.lengths, request.collect ? &observer : watcher,
+      request.input, request.first_input, request.lengths, request.collect ? &observer : watcher,
       [&](int64_t first, int64_t rows, const float* states) {
-        return output ? output->write(first, rows, states) : Status::ok();
+        return output ? output->write(request.first_output + first, rows, states) : Status::ok();
       },
       progress, cancel));
   return output ? output->sync() : Status::ok();
 }
 
-Status LayerPruner::run(const std::string& input, const std::vector<int64_t>& lengths, Observer* observer,
-                        const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel) {
+Status LayerPruner::run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths,
+                        Observer* observer, const Visit& visit, const Progress& progress,
+                        const std::atomic<bool>* cancel) {
   Result<HiddenFile> states_file = HiddenFile::open_for_reading(input, hidden_);
   if (!states_file.is_ok()) return states_file.status();
   const Compute compute{*pool_, cpu_kernels()};
@@ -168,7 +169,7 @@ Status LayerPruner::run(const std::string& input, const std::vector<int64_t>& le
       cache_blocks = blocks;
     }
     states.ensure(static_cast<size_t>(batch.rows * hidden_));
-    ESPALIER_TRY(states_file.value().read(done, batch.rows, states.data()));
+    ESPALIER_TRY(states_file.value().read(first_input + done, batch.rows, states.data()));
     layer_.forward(compute, batch, RopeRows::compute(rope_, batch), norm_epsilon_, cache, hidden_, states.data(),
                    observer);
     ESPALIER_TRY(visit(done, batch.rows, states.data()));

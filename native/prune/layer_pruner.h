@@ -23,6 +23,8 @@ struct ForwardRequest {
   std::string input;             // HiddenFile
   std::string output;            // HiddenFile to write; empty: none
   std::vector<int64_t> lengths;  // tokens of each sequence, in file order
+  int64_t first_input = 0;       // rows of the files where the sequences begin
+  int64_t first_output = 0;      // what else `output` holds is left
   bool collect = false;          // gather statistics, replacing earlier ones
   bool gram = false;             // with collect: Gram matrices too
   bool router_weighted = false;  // with collect: weight each token's input by its gate
@@ -38,9 +40,11 @@ struct ExpertMatrixReport {
 struct RecoverLayerRequest {
   std::string input;             // HiddenFile
   std::vector<int64_t> lengths;  // tokens of each sequence, in file order
-  std::string scratch;           // temporary files lie here, with endings of their own
-  WeightRef final_norm, head;    // of the model, if this is its last layer: compares next-token distributions then
-  RecoverOptions options;        // `gradual` counts where the zeros are unstructured
+  std::string dense;             // HiddenFile: the layer's output in the dense model, from row `first_dense` on
+  int64_t first_dense = 0;
+  std::string scratch;         // temporary files lie here, with endings of their own
+  WeightRef final_norm, head;  // of the model, if this is its last layer: compares next-token distributions then
+  RecoverOptions options;      // `gradual` counts where the zeros are unstructured
 };
 
 struct ExpertRecoverReport {
@@ -96,9 +100,11 @@ class LayerPruner {
   Result<std::vector<ExpertMatrixReport>> prune(const MethodPlan& plan, const Progress& progress,
                                                 const std::atomic<bool>* cancel);
 
-  // Trains what the stages before left of the experts until they give together what the dense ones give (recover.h).
-  // Runs the layer over every sequence first. The loss is Σ ‖missing‖² as a part of Σ ‖dense‖², or nats a token in the
-  // last layer. An expert that fewer tokens reached than it has inputs stays as it is, and the others make up for it.
+  // Trains what the stages before left of the experts (recover.h) until the layer gives what its dense experts give on
+  // the same input, and half of what is lacking then of the dense model's output; all of it in the last layer, so that
+  // they make up for what earlier layers lost. Runs the layer over every sequence first. The loss is Σ ‖missing‖² as a
+  // part of Σ ‖dense‖², or nats a token in the last layer. An expert that fewer tokens reached than it has inputs stays
+  // as it is, and the others make up for it.
   Result<std::vector<ExpertRecoverReport>> recover(const RecoverLayerRequest& request, const Progress& progress,
                                                    const std::atomic<bool>* cancel);
 
@@ -119,8 +125,8 @@ class LayerPruner {
                  const std::atomic<bool>* cancel);
   // Runs the layer over every sequence of `input`, some at a time; `visit` sees each batch's rows of the output.
   using Visit = std::function<Status(int64_t first, int64_t rows, const float* states)>;
-  Status run(const std::string& input, const std::vector<int64_t>& lengths, Observer* observer, const Visit& visit,
-             const Progress& progress, const std::atomic<bool>* cancel);
+  Status run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths, Observer* observer,
+             const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel);
 
   // What all experts of a part saw together, for a plan that shrinks Gram matrices to it.
   Result<std::optional<SiteStatistics>> pool_inputs(const MethodPlan& plan, int part);

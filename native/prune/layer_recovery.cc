@@ -12,7 +12,11 @@ namespace {
 
 // Weights of experts that are trained together: each takes 26 bytes while it is.
 constexpr int64_t kWeightsTogether = int64_t{1} << 27;
-constexpr int64_t kHeldOut = 16;  // one token of so many decides when training has gone far enough
+constexpr int64_t kHeldOut = 32;  // one token of so many decides when training has gone far enough
+
+// How far a layer's experts go from what they gave to what makes up for earlier layers. All the way, they would learn
+// what only the calibration tokens have.
+constexpr float kDenseShare = 0.5f;
 
 // What the run over the calibration set takes of the time, in thousandths.
 constexpr int64_t kRunShare = 50;
@@ -55,8 +59,10 @@ class LayerRecovery {
   Status run(const RecoverLayerRequest& request, const RecoverOptions& options, float norm_epsilon,
              const Progress& progress, const std::atomic<bool>* cancel) {
     cancel_ = cancel;
+    const bool is_last = request.head.present();
+    ESPALIER_TRY(aim(request, is_last ? 1.0f : kDenseShare));
     std::optional<LogitsLoss> logits;
-    if (captured_.output() != nullptr) {
+    if (is_last) {
       Result<LogitsLoss> made = logits_loss(request, norm_epsilon);
       if (!made.is_ok()) return made.status();
       logits.emplace(std::move(made.value()));
@@ -132,18 +138,25 @@ class LayerRecovery {
     return captured_.add_outputs(pool_, experts, static_cast<int32_t>(group.begin), sign, sums, cancel_);
   }
 
-  // Completes the layer's output by what the dense experts give.
-  Result<LogitsLoss> logits_loss(const RecoverLayerRequest& request, float norm_epsilon) {
+  // Completes the layer's output by what the dense experts give, and compares with the dense model's.
+  Status aim(const RecoverLayerRequest& request, float share) {
     for (const Group& group : groups_) {
       std::vector<ExpertFloats> dense;
       ESPALIER_TRY(load(group, true, dense));
-      ESPALIER_TRY(add(dense, group, 1, *captured_.output()).status());
+      const Result<double> added = add(dense, group, 1, captured_.output());
+      if (!added.is_ok()) return added.status();
     }
+    const Result<HiddenFile> dense_output = HiddenFile::open_for_reading(request.dense, hidden_);
+    if (!dense_output.is_ok()) return dense_output.status();
+    return captured_.aim_at(dense_output.value(), request.first_dense, share);
+  }
+
+  Result<LogitsLoss> logits_loss(const RecoverLayerRequest& request, float norm_epsilon) const {
     Result<std::vector<float>> norm = load_vector(request.final_norm);
     if (!norm.is_ok()) return norm.status();
     Result<HostMatrix> head = HostMatrix::load(request.head);
     if (!head.is_ok()) return head.status();
-    return LogitsLoss::create(*captured_.output(), std::move(norm.value()), norm_epsilon, head.value().to_floats());
+    return LogitsLoss::create(captured_.output(), std::move(norm.value()), norm_epsilon, head.value().to_floats());
   }
 
   Status train(const Group& group, const std::vector<ExpertFloats>& dense, std::vector<ExpertFloats>& now,
@@ -195,8 +208,7 @@ Result<std::vector<ExpertRecoverReport>> LayerPruner::recover(const RecoverLayer
     first_expert.push_back(static_cast<int32_t>(reports.size()));
     for (int e = 0; e < weights_.experts(part); ++e) reports.push_back({.part = part, .expert = e, .report = {}});
   }
-  Result<std::unique_ptr<CapturedLayer>> created =
-      CapturedLayer::create(request.scratch, hidden_, first_expert, request.head.present());
+  Result<std::unique_ptr<CapturedLayer>> created = CapturedLayer::create(request.scratch, hidden_, first_expert);
   if (!created.is_ok()) return created.status();
   CapturedLayer& captured = *created.value();
   const auto end_batch = [&](int64_t first, int64_t rows, const float* states) {
@@ -205,7 +217,7 @@ Result<std::vector<ExpertRecoverReport>> LayerPruner::recover(const RecoverLayer
   const auto told = [&](int64_t done, int64_t total) {
     if (progress) progress(kRunShare * done / total, kAllShares);
   };
-  ESPALIER_TRY(run(request.input, request.lengths, &captured, end_batch, told, cancel));
+  ESPALIER_TRY(run(request.input, 0, request.lengths, &captured, end_batch, told, cancel));
   if (!captured.finite()) return reports;
   RecoverOptions options = request.options;
   options.gradual = options.gradual && !grouped_zeros_;

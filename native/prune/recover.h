@@ -13,7 +13,7 @@
 namespace espalier {
 
 struct RecoverOptions {
-  int epochs = 12;
+  int epochs = 16;
   int64_t batch = 4096;         // tokens of a step
   double learning_rate = 0.02;  // of Adam, relative to the root mean square of a matrix; falls to 0 as a cosine
   bool gradual = false;         // choose the zeros anew, little by little while training from the dense weights

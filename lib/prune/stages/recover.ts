@@ -6,7 +6,7 @@ import { nativeMatrix, nativeWeight } from '../../runtime/native-spec.ts';
 import type { StageKind } from './stage.ts';
 
 export interface RecoverOptions {
-  /** Times that the calibration tokens are gone through. @default 12 */
+  /** Times that the calibration tokens are gone through. @default 16 */
   epochs?: number | undefined;
   /** Tokens of a step. @default 4096 */
   batch?: number | undefined;
@@ -53,7 +53,7 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
     logits: z.boolean().optional(),
     seed: z.int().min(0).optional(),
   }),
-  resolve({ epochs = 12, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
+  resolve({ epochs = 16, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
     return { stage: 'recover', epochs, batch, learningRate, zeros, logits, seed };
   },
   follow(before) {
@@ -71,7 +71,8 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
   check() {},
   zeros: () => 0,
   steps: ({ epochs }) => [{ name: 'recover', weight: 65 * epochs }],
-  hiddenFiles: 3,
+  needsDense: true,
+  hiddenFiles: 5,
   async run({ epochs, batch, learningRate, zeros, logits, seed }, context) {
     const { checkpoint, spec, layer, pruner, signal, source, calibrated } = context;
     if (calibrated === undefined) throw new Error('unreachable: the stage needs calibration');

@@ -61,14 +61,24 @@ export interface Step {
   readonly weight: number;
 }
 
+export interface CalibratedLayer {
+  /** File of the hidden states that the layer reads. */
+  readonly input: string;
+  /** Tokens of each sequence. */
+  readonly lengths: Int32Array;
+  /** File of what the layer gives in the dense model, from row `firstDense` on; only where a stage `needsDense`. */
+  readonly dense: string;
+  readonly firstDense: number;
+}
+
 /** Where a stage finds the layer that it works on. */
 export interface LayerContext {
   readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly layer: number;
   readonly pruner: NativePruner;
-  /** File of the hidden states that the layer reads, and the tokens of each sequence; undefined without calibration. */
-  readonly calibrated: { readonly input: string; readonly lengths: Int32Array } | undefined;
+  /** Undefined without calibration. */
+  readonly calibrated: CalibratedLayer | undefined;
   /** Folder of the checkpoint, for messages. */
   readonly source: string;
   readonly signal: AbortSignal | undefined;
@@ -117,6 +127,8 @@ export interface StageKind<Given, Stage extends StageBase> {
   /** Experts that it leaves of so many in a layer, for the same forecast; on average, where layers may differ. @default all */
   keeps?(stage: Stage, experts: number): number;
   steps(stage: Stage): readonly Step[];
+  /** Whether it compares with the hidden states of the dense model. @default false */
+  readonly needsDense?: boolean;
   /** Files of the size of the calibration set's hidden states that it needs on the output's disk while it runs. @default 0 */
   readonly hiddenFiles?: number;
   /** Runs once before the first layer; the result is kept with the unfinished run, as JSON. */
