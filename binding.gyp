@@ -43,7 +43,7 @@
         ["target_arch=='x64'", { "dependencies": ["espalier_avx2", "espalier_avx512"] }],
         ["target_arch=='arm64'", { "dependencies": ["espalier_neon"] }]
       ],
-      "sources": ["<@(core_sources)", "<@(binding_sources)"],
+      "sources": ["<@(core_sources)", "<@(no_cuda_sources)", "<@(binding_sources)"],
       "cflags_cc": ["-isystem", "<!(node -p \"require('path').resolve(require('node-addon-api').include_dir)\")"],
       "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS", "NODE_ADDON_API_CPP_EXCEPTIONS_ALL",
         "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],

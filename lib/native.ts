@@ -189,14 +189,21 @@ export interface NativeRestructure {
 }
 
 export interface NativePlan {
-  readonly score: 'magnitude' | 'activation' | 'second-order';
-  readonly comparison: 'matrix' | 'row' | 'block';
-  readonly update: 'none' | 'sparsegpt';
+  readonly score: 'magnitude' | 'activation' | 'relative' | 'second-order';
+  /** given: the zeros that are there stay, and no others go. */
+  readonly comparison: 'matrix' | 'row' | 'block' | 'given';
+  readonly update: 'none' | 'sparsegpt' | 'alps';
+  /** What is kept is rounded to the grids of native/prune/value_grid.h; float: not rounded. */
+  readonly values: 'float' | 'int8' | 'int4';
   /** Unstructured: the fraction zeroed; n:m where `group` is not 0. */
   readonly sparsity: number;
   readonly keep: number;
   readonly group: number;
+  /** What meets an unstructured budget: each matrix, or those of one role of all experts of a layer together. */
+  readonly meeting: 'each' | 'experts';
   readonly damping: number;
+  /** Of Gram matrices (native/prune/hessian.h). */
+  readonly shrinkage: number;
   readonly block: number;
 }
 
@@ -211,6 +218,8 @@ export interface NativeMatrixReport extends NativeMatrixId {
   readonly tokens: number;
   readonly fallback: boolean;
   readonly skipped: boolean;
+  /** Its Gram matrix is of fewer tokens than it has columns. */
+  readonly starved: boolean;
   readonly damping: number;
 }
 
@@ -293,9 +302,19 @@ export interface NativeFeatures {
   readonly expanded: string[];
 }
 
+/** GPUs that the kernels run on, and why there are none. */
+export interface NativeCudaSurvey {
+  /** Whether the kernels are in this build. */
+  readonly compiled: boolean;
+  readonly devices: readonly { readonly name: string; readonly capability: string; readonly memory: number }[];
+  readonly reason: string;
+}
+
 export interface NativeAddon {
   readonly SafetensorsFile: { open(path: string): NativeSafetensorsFile };
   features(): NativeFeatures;
+  /** Starts the driver, where there is one. */
+  cudaDevices(): NativeCudaSurvey;
   /** `spec` as lib/runtime/native-spec.ts makes it. */
   engineLoad(
     spec: object,
@@ -322,6 +341,8 @@ export interface NativeAddon {
     files: NativeSafetensorsFile[],
     onProgress?: NativeProgress,
   ): NativeJob<NativeExpertRecovery[]>;
+  /** Share of the layer's expert weights whose |W_ij| · ‖X_j‖ is above `multiple` times the mean. */
+  prunerOutliers(pruner: NativePruner, multiple: number): NativeJob<number>;
   /** Every expert matrix as it is now. */
   prunerMeasure(pruner: NativePruner): NativeJob<NativeMatrixMoments[]>;
   /** Bytes [begin, end) of an expert matrix as it is now. */

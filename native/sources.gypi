@@ -21,6 +21,9 @@
       "native/kernels/cpu/kernels.cc",
       "native/kernels/cpu/tile_peak.cc",
       "native/kernels/cpu/kernels_scalar.cc",
+      "native/kernels/cuda/tile_codec.cc",
+      "native/kernels/cuda/tiled_weights.cc",
+      "native/kernels/cuda/tile_packed.cc",
       "native/moe/router.cc",
       "native/engine/weight_ref.cc",
       "native/engine/packed_weight.cc",
@@ -38,8 +41,15 @@
       "native/prune/linalg.cc",
       "native/prune/statistics.cc",
       "native/prune/score.cc",
+      "native/prune/rank_search.cc",
       "native/prune/mask.cc",
+      "native/prune/balance.cc",
+      "native/prune/hessian.cc",
       "native/prune/inverse_factor.cc",
+      "native/prune/scaled_hessian.cc",
+      "native/prune/refit.cc",
+      "native/prune/alps.cc",
+      "native/prune/value_grid.cc",
       "native/prune/sparsegpt.cc",
       "native/prune/prune_matrix.cc",
       "native/prune/expert_weights.cc",
@@ -75,6 +85,16 @@
     "neon_sources": [
       "native/kernels/cpu/kernels_neon.cc"
     ],
+    "cuda_sources": [
+      "native/kernels/cuda/device.cu",
+      "native/kernels/cuda/product.cu",
+      "native/kernels/cuda/product_two_four.cu",
+      "native/kernels/cuda/product_balanced.cu",
+      "native/kernels/cuda/product_bitmap.cu"
+    ],
+    "no_cuda_sources": [
+      "native/kernels/cuda/without_cuda.cc"
+    ],
     "binding_sources": [
       "native/binding/addon.cc",
       "native/binding/error_codes.cc",
@@ -83,6 +103,7 @@
       "native/binding/spec_reader.cc",
       "native/binding/engine.cc",
       "native/binding/features.cc",
+      "native/binding/cuda.cc",
       "native/binding/pruner.cc",
       "native/binding/experts.cc",
       "native/binding/moments.cc",
@@ -97,6 +118,7 @@
       "native/test/packed_block_test.cc",
       "native/test/matmul_test.cc",
       "native/test/rows_test.cc",
+      "native/test/cuda_tiles_test.cc",
       "native/test/attend_test.cc",
       "native/test/thread_pool_test.cc",
       "native/test/bench_test.cc",
@@ -107,6 +129,8 @@
       "native/test/prune_mask_test.cc",
       "native/test/prune_moments_test.cc",
       "native/test/prune_sparsegpt_test.cc",
+      "native/test/prune_values_test.cc",
+      "native/test/prune_alps_test.cc",
       "native/test/prune_matrix_test.cc",
       "native/test/naee_test.cc",
       "native/test/merge_experts_test.cc",

@@ -138,7 +138,18 @@ describe('the output folder', () => {
       format: 2,
       version,
       recipe: {
-        stages: [{ stage: 'weights', method: 'sparsegpt', budget: { sparsity: 0.6 }, routerWeighting: true }],
+        stages: [
+          {
+            stage: 'weights',
+            method: 'sparsegpt',
+            budget: { sparsity: 0.6 },
+            routerWeighting: true,
+            values: 'float',
+            layers: 'uniform',
+            experts: 'uniform',
+            shrinkage: 2,
+          },
+        ],
         seed: 5,
         samples: 8,
         sequenceLength: 64,

@@ -33,7 +33,16 @@ describe('a recipe file', () => {
   test('has stages with defaults', () => {
     const { stages } = resolveRecipe(readRecipe(written('- weights:\n')));
     expect(stages).toEqual([
-      { stage: 'weights', method: 'moe-pruner', budget: { sparsity: 0.5 }, routerWeighting: true },
+      {
+        stage: 'weights',
+        method: 'moe-pruner',
+        budget: { sparsity: 0.5 },
+        routerWeighting: true,
+        values: 'float',
+        layers: 'uniform',
+        experts: 'uniform',
+        shrinkage: 2,
+      },
     ]);
   });
 

@@ -50,6 +50,15 @@ export const methods = {
     summary: '|W_ij| · ‖X_j · g‖₂, an equal share of every row',
     source: 'Xie et al. 2024, arXiv 2410.12013, Eq. 9',
   },
+  ria: {
+    statistics: 'norms',
+    score: 'relative',
+    comparison: 'row',
+    update: 'none',
+    routerWeighting: false,
+    summary: '(|W_ij| / Σ|column j| + |W_ij| / Σ|row i|) · ‖X_j‖₂^½, an equal share of every row',
+    source: 'Zhang et al. 2024, Plug-and-Play (ICLR), relative importance and activations',
+  },
   sparsegpt: {
     statistics: 'gram',
     score: 'second-order',
@@ -59,13 +68,49 @@ export const methods = {
     summary: 'W_ij² / U_jj² with H⁻¹ = UᵀU, H = Σ x xᵀ; what is kept makes up for what goes',
     source: 'Frantar and Alistarh 2023, arXiv 2301.00774, Algorithm 1',
   },
+  alps: {
+    statistics: 'gram',
+    score: 'second-order',
+    comparison: 'matrix',
+    update: 'alps',
+    routerWeighting: false,
+    summary: 'min ‖X (W − D)ᵀ‖ over D within the budget: ADMM with a growing penalty, then conjugate gradients',
+    source: 'Meng et al. 2024, arXiv 2406.07831, Algorithm 1',
+  },
 } as const satisfies Record<string, Method>;
 
 export type MethodName = keyof typeof methods;
 export const methodNames = Object.keys(methods) as MethodName[];
 
+export interface PlanOptions {
+  /** What kept weights are rounded to. @default 'float' */
+  readonly values?: NativePlan['values'];
+  /** @default 'each' */
+  readonly meeting?: NativePlan['meeting'];
+  /** @default defaultShrinkage */
+  readonly shrinkage?: number;
+}
+
+/**
+ * How far the Gram matrix of an expert that saw few tokens is shrunk, in a weight update: by the share
+ * s = shrinkage · width / (shrinkage · width + tokens), towards that of all experts of the layer, or towards its diagonal for
+ * the inputs of down projections. Chosen on held-out text at 50 %: a great gain from few tokens (tiny-mixtral, SparseGPT, 512
+ * tokens an expert: 31.28 to 28.32), none to speak of from 16,384; there, ALPS at 70 % is half a percent better with 0, which
+ * is each method as published.
+ */
+export const defaultShrinkage = 2;
+
 /** What the native side runs. */
-export function nativePlan(method: MethodName, budget: Budget): NativePlan {
+export function nativePlan(
+  method: MethodName,
+  budget: Budget,
+  { values = 'float', meeting = 'each', shrinkage = defaultShrinkage }: PlanOptions = {},
+): NativePlan {
   const { score, comparison, update } = methods[method];
-  return { score, comparison, update, ...nativeBudget(budget), damping: 0.01, block: 128 };
+  return { score, comparison, update, values, ...nativeBudget(budget), meeting, damping: 0.01, shrinkage, block: 128 };
+}
+
+/** Rounding with error compensation of whatever is not zero. */
+export function quantizePlan(values: 'int8' | 'int4', shrinkage: number): NativePlan {
+  return { ...nativePlan('sparsegpt', { sparsity: 0 }, { values, shrinkage }), comparison: 'given' };
 }

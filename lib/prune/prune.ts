@@ -26,7 +26,7 @@ import { layerTensorNames, pruneLayer, stepsOf } from './layer.ts';
 import { type Manifest, manifestName, readManifest } from './manifest.ts';
 import { type ProgressReporter, type PruneProgress, progressReporter } from './progress.ts';
 import { type Recipe, type RecipeOptions, resolveRecipe } from './recipe.ts';
-import { countSparsity, type LayerReport, layerWarnings, type SparsityCount } from './report.ts';
+import { countSparsity, type LayerReport, runWarnings, type SparsityCount } from './report.ts';
 import { RunState, recordOf, type ShardRecord } from './run-state.ts';
 import { kindOf } from './stages/index.ts';
 import { denseWalk, writeHidden } from './walk.ts';
@@ -103,7 +103,7 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
 
     await pruneLayers({ options, recipe, checkpoint, spec, sequences, folder, state, progress });
     const layers = state.layers.map(({ report }) => report);
-    for (const layer of layers) for (const message of layerWarnings(layer)) progress.warn(message);
+    for (const message of runWarnings(layers)) progress.warn(message);
     const total = countSparsity(layers);
     const rest = await writeRest(checkpoint, spec, recipe, folder.partial, options.signal);
     const shards = [...state.layers.map(({ shard }) => shard), rest];

@@ -110,7 +110,10 @@ function longStages(given: Record<string, unknown> & { stages: object[] }): Stag
   });
   for (const [i, stage] of stages.entries()) {
     const before = stages[i - 1];
-    if (before === undefined || rankOf(before) < rankOf(stage)) continue;
+    if (before === undefined || rankOf(before) < rankOf(stage)) {
+      within(['stages', i], () => kindOf(stage).follow?.(stages.slice(0, i)));
+      continue;
+    }
     throw fail(
       ['stages', i],
       `${stage.stage} cannot follow ${before.stage}: a recipe has each stage once, in the order ${stageNames.join(', ')}`,
@@ -122,8 +125,13 @@ function longStages(given: Record<string, unknown> & { stages: object[] }): Stag
 function resolveStage(name: string, options: unknown, path: Path): Stage {
   const kind = kindNamed(name)!;
   const given = parse(kind.schema, options, path);
+  return within(path, () => kind.resolve(given) as Stage);
+}
+
+/** What a kind says of one of its options, with the way to it. */
+function within<T>(path: Path, call: () => T): T {
   try {
-    return kind.resolve(given) as Stage;
+    return call();
   } catch (error) {
     if (!(error instanceof EspalierError) || error.field === undefined) throw error;
     throw fail([...path, error.field], error.message);

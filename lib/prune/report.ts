@@ -21,6 +21,8 @@ export interface ExpertReport extends SparsityCount {
   readonly fallback: boolean;
   /** What recovery did: see ExpertOutcome; undefined where the recipe has none. */
   readonly recovery?: ExpertOutcome['recovery'];
+  /** A Gram matrix of it is of fewer tokens than it has columns, and so is not of full rank by itself. */
+  readonly starved: boolean;
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped: readonly string[];
 }
@@ -80,6 +82,7 @@ export function layerReport(
       ...(recovered === undefined ? {} : { recovery: recovered.recovery }),
       tokens: Math.max(0, ...notes.map(({ tokens = 0 }) => tokens)),
       fallback: notes.some(({ fallback }) => fallback),
+      starved: notes.some(({ starved }) => starved),
       skipped: [...new Set(notes.flatMap(({ skipped = [] }) => skipped))],
       ...countSparsity(own),
     };
@@ -89,14 +92,24 @@ export function layerReport(
 }
 
 /** Sentences about what a reader of the result should know. */
-export function layerWarnings({ layer, experts }: LayerReport): string[] {
-  return experts.flatMap(({ expert, tokens, fallback, recovery, skipped }) => [
-    ...(fallback ? [`layer ${layer}, expert ${expert} ${whyFallback(tokens)}`] : []),
-    ...(recovery === null
-      ? [`layer ${layer}, expert ${expert} saw ${tokens} calibration tokens, too few to train it; use more text`]
-      : []),
-    ...skipped.map((role) => `layer ${layer}, expert ${expert}, ${role} holds NaN or infinity and was left as it is`),
-  ]);
+export function runWarnings(layers: readonly LayerReport[]): string[] {
+  const each = layers.flatMap(({ layer, experts }) =>
+    experts.flatMap(({ expert, tokens, fallback, recovery, skipped }) => [
+      ...(fallback ? [`layer ${layer}, expert ${expert} ${whyFallback(tokens)}`] : []),
+      ...(recovery === null
+        ? [`layer ${layer}, expert ${expert} saw ${tokens} calibration tokens, too few to train it; use more text`]
+        : []),
+      ...skipped.map((role) => `layer ${layer}, expert ${expert}, ${role} holds NaN or infinity and was left as it is`),
+    ]),
+  );
+  const all = layers.flatMap(({ experts }) => experts);
+  const starved = all.filter((expert) => expert.starved);
+  if (starved.length === 0) return each;
+  const least = Math.min(...starved.map(({ tokens }) => tokens));
+  const message =
+    `${starved.length} of ${all.length} experts saw fewer calibration tokens than their matrices have inputs ` +
+    `(the least ${least}); what they lack was taken from the other experts of their layers; use more calibration text`;
+  return [...each, message];
 }
 
 function whyFallback(tokens: number): string {

@@ -28,7 +28,7 @@ export function examine(): DoctorReport {
     checkPlatform(),
     addon.check,
     ...checkProcessor(addon.features),
-    { name: 'CUDA', status: 'ok', value: 'not in this version; models run on the CPU' },
+    checkCuda(addon.features !== undefined),
     checkMemory(),
     checkDisk(),
   ];
@@ -92,6 +92,19 @@ function checkFormats({ isa, expanded }: NativeFeatures): Check {
   return keepsBf16
     ? { name, status: 'note', value, advice: 'zeros save time here only with --weights bf16 (or source)' }
     : { name, status: 'note', value };
+}
+
+/** Its kernels can be measured; no model runs on them yet, so that their absence is nothing to mend. */
+function checkCuda(loaded: boolean): Check {
+  const name = 'CUDA';
+  if (!loaded) return { name, status: 'ok', value: 'not known without the addon' };
+  const { compiled, devices, reason } = native().cudaDevices();
+  const onCpu = 'models run on the CPU in this version';
+  if (devices.length > 0) {
+    const list = devices.map((device) => `${device.name} (${device.capability}, ${formatBytes(device.memory)})`);
+    return { name, status: 'ok', value: `kernels for ${list.join(', ')}; ${onCpu}` };
+  }
+  return { name, status: 'ok', value: `${compiled ? 'kernels compiled, ' : 'off: '}${reason}; ${onCpu}` };
 }
 
 function checkMemory(): Check {

@@ -10,6 +10,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   espalier::binding::install_job_runner(env);
   espalier::binding::export_error_codes(env, exports);
   espalier::binding::export_features(env, exports);
+  espalier::binding::export_cuda(env, exports);
   espalier::binding::export_safetensors_file(env, exports);
   espalier::binding::export_engine(env, exports);
   espalier::binding::export_pruner(env, exports);

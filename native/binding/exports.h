@@ -5,6 +5,7 @@
 
 namespace espalier::binding {
 
+void export_cuda(Napi::Env env, Napi::Object exports);
 void export_error_codes(Napi::Env env, Napi::Object exports);
 void export_features(Napi::Env env, Napi::Object exports);
 void export_engine(Napi::Env env, Napi::Object exports);

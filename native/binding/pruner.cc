@@ -27,22 +27,29 @@ Role read_role(const Napi::Value& value) {
   return name == kRoleNames[0] ? Role::kGate : name == kRoleNames[1] ? Role::kUp : Role::kDown;
 }
 
-// { score, comparison, update, sparsity, keep, group, damping, block }
+// { score, comparison, update, values, sparsity, keep, group, meeting, damping, shrinkage, block }
 MethodPlan read_plan(const Napi::Object& object) {
   MethodPlan plan;
   const std::string score = text(object, "score");
   plan.score = score == "magnitude"    ? Score::kMagnitude
                : score == "activation" ? Score::kActivation
+               : score == "relative"   ? Score::kRelative
                                        : Score::kSecondOrder;
   const std::string comparison = text(object, "comparison");
-  plan.comparison = comparison == "matrix" ? Comparison::kMatrix
-                    : comparison == "row"  ? Comparison::kRow
-                                           : Comparison::kBlock;
-  plan.update = text(object, "update") == "sparsegpt" ? Update::kSparseGpt : Update::kNone;
+  plan.comparison = comparison == "matrix"  ? Comparison::kMatrix
+                    : comparison == "row"   ? Comparison::kRow
+                    : comparison == "given" ? Comparison::kGiven
+                                            : Comparison::kBlock;
+  const std::string update = text(object, "update");
+  plan.update = update == "sparsegpt" ? Update::kSparseGpt : update == "alps" ? Update::kAlps : Update::kNone;
+  const std::string values = text(object, "values");
+  plan.values = values == "int8" ? Values::kInt8 : values == "int4" ? Values::kInt4 : Values::kF32;
   const auto group = static_cast<int64_t>(number(object, "group"));
   plan.budget = group > 0 ? Budget::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
                           : Budget::unstructured(number(object, "sparsity"));
+  plan.meeting = text(object, "meeting") == "experts" ? Meeting::kExperts : Meeting::kEach;
   plan.damping = number(object, "damping");
+  plan.shrinkage = number(object, "shrinkage");
   plan.block = static_cast<int64_t>(number(object, "block"));
   return plan;
 }
@@ -113,6 +120,7 @@ Napi::Value to_object(Napi::Env env, const ExpertMatrixReport& report) {
   object.Set("tokens", static_cast<double>(report.tokens));
   object.Set("fallback", report.matrix.fallback);
   object.Set("skipped", report.skipped);
+  object.Set("starved", report.matrix.starved);
   object.Set("damping", report.matrix.damping);
   return object;
 }
@@ -263,6 +271,21 @@ Napi::Value recover(const Napi::CallbackInfo& info) {
       });
 }
 
+// prunerOutliers(handle, multiple) → job of a share
+Napi::Value outliers(const Napi::CallbackInfo& info) {
+  auto share = std::make_shared<double>(0);
+  JobRequest job;
+  job.work = [pruner = PrunerHandle::get(info[0]), multiple = info[1].As<Napi::Number>().DoubleValue(),
+              share](JobContext& context) -> Status {
+    const Result<double> found = pruner->outlier_share(multiple, context.cancel());
+    if (!found.is_ok()) return found.status();
+    *share = found.value();
+    return Status::ok();
+  };
+  job.finish = [share](Napi::Env env) -> Napi::Value { return Napi::Number::New(env, *share); };
+  return start_job(info.Env(), std::move(job));
+}
+
 // prunerMeasure(handle) → job of moments
 Napi::Value measure(const Napi::CallbackInfo& info) {
   return job_of_all<ExpertMatrixMoments>(
@@ -309,6 +332,7 @@ void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerRestructure", Napi::Function::New(env, restructure));
   exports.Set("prunerPrune", Napi::Function::New(env, prune));
   exports.Set("prunerRecover", Napi::Function::New(env, recover));
+  exports.Set("prunerOutliers", Napi::Function::New(env, outliers));
   exports.Set("prunerMeasure", Napi::Function::New(env, measure));
   exports.Set("prunerTensor", Napi::Function::New(env, tensor));
   exports.Set("prunerDispose",

@@ -1,12 +1,28 @@
 #include "engine/inputs.h"
 
+#include "core/scratch.h"
+
 namespace espalier {
 namespace {
 
 // Rows that one range of a loop converts.
 constexpr int64_t kRows = 16;
 
+thread_local Scratch scratch;
+
 }  // namespace
+
+Inputs::Inputs(ThreadPool& pool, const CpuKernels& kernels, Activations activations)
+    : pool_(pool), kernels_(kernels), activations_(activations), start_(scratch.mark()) {}
+
+Inputs::~Inputs() { scratch.release(start_); }
+
+int64_t Inputs::chunk(const PackedMatrix& weights, int64_t tokens) const {
+  if (kind_for(weights.format().values, tokens) != Form::Kind::kTiles) return tokens;
+  constexpr int64_t kPair = 2 * kTileTokens;
+  const int64_t chunks = (tokens + TileLayout::kChunkTokens - 1) / TileLayout::kChunkTokens;
+  return ((tokens + chunks - 1) / chunks + kPair - 1) / kPair * kPair;
+}
 
 Inputs::Form::Kind Inputs::kind_for(Values values, int64_t tokens) const {
   if (is_quantised(values)) return Form::Kind::kQuantised;
@@ -38,11 +54,11 @@ const Inputs::Form& Inputs::form(const PackedMatrix& weights, const float* x, in
 void Inputs::round(Memory& memory, int64_t cols) {
   Form& form = memory.form;
   const int64_t stride = (cols + 1) / 2 * 2;
-  memory.bytes.reset(static_cast<size_t>(form.tokens * stride) * sizeof(float));
-  auto* rounded = reinterpret_cast<float*>(memory.bytes.data());
+  auto* rounded = reinterpret_cast<float*>(scratch.take(static_cast<size_t>(form.tokens * stride) * sizeof(float)));
   pool_.parallel_for(form.tokens, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       kernels_.round_row(form.source + t * form.x_stride, cols, rounded + t * stride);
+      if (cols < stride) rounded[t * stride + cols] = 0;
     }
   });
   form.x = rounded;
@@ -52,8 +68,7 @@ void Inputs::round(Memory& memory, int64_t cols) {
 void Inputs::tile(Memory& memory, int64_t cols) {
   Form& form = memory.form;
   const TileLayout layout = TileLayout::of(form.tokens, cols);
-  memory.bytes.reset_uninitialised(static_cast<size_t>(layout.elements()) * sizeof(uint16_t));
-  auto* out = reinterpret_cast<uint16_t*>(memory.bytes.data());
+  auto* out = reinterpret_cast<uint16_t*>(scratch.take(static_cast<size_t>(layout.elements()) * sizeof(uint16_t)));
   pool_.parallel_for(layout.pairs, 1, [&](int64_t pair, int64_t) {
     kernels_.fill_tiles(form.source, form.x_stride, form.tokens, cols, pair, out);
   });
@@ -63,10 +78,9 @@ void Inputs::tile(Memory& memory, int64_t cols) {
 void Inputs::quantise(Memory& memory, int64_t cols, int64_t groups) {
   Form& form = memory.form;
   const int64_t readable = (form.tokens + kTileTokens - 1) / kTileTokens * kTileTokens;
-  memory.bytes.reset_uninitialised(static_cast<size_t>(readable * groups * kGroup));
   memory.scales.resize(static_cast<size_t>(readable * groups));
   memory.sums.resize(memory.scales.size());
-  auto* q = reinterpret_cast<int8_t*>(memory.bytes.data());
+  auto* q = reinterpret_cast<int8_t*>(scratch.take(static_cast<size_t>(readable * groups * kGroup)));
   pool_.parallel_for(form.tokens, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       kernels_.quantise_row(form.source + t * form.x_stride, cols, q + t * groups * kGroup,

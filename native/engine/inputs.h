@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "core/aligned.h"
+#include "core/scratch.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/kernels.h"
 
@@ -31,16 +31,19 @@ class Inputs {
     QuantisedRows quantised{};
   };
 
-  Inputs(ThreadPool& pool, const CpuKernels& kernels, Activations activations)
-      : pool_(pool), kernels_(kernels), activations_(activations) {}
+  Inputs(ThreadPool& pool, const CpuKernels& kernels, Activations activations);
+  ~Inputs();
+  Inputs(const Inputs&) = delete;
+  Inputs& operator=(const Inputs&) = delete;
 
+  // Tokens that a product by these weights should take at a time, of `tokens`.
+  int64_t chunk(const PackedMatrix& weights, int64_t tokens) const;
   // The form for a matrix of these weights; valid while this object lives.
   const Form& form(const PackedMatrix& weights, const float* x, int64_t x_stride, int64_t tokens);
 
  private:
   struct Memory {
     Form form;
-    AlignedBuffer<uint8_t> bytes;
     std::vector<float> scales;
     std::vector<int32_t> sums;
   };
@@ -53,6 +56,7 @@ class Inputs {
   ThreadPool& pool_;
   const CpuKernels& kernels_;
   Activations activations_;
+  Scratch::Mark start_;
   std::deque<Memory> memories_;  // stable addresses
 };
 

@@ -13,13 +13,13 @@ constexpr int64_t kLeastRangeBytes = 32 * 1024;
 constexpr int64_t kMostRangeBytes = 1024 * 1024;
 
 // Tile rows of a range where tokens are many: enough to use what is in cache again, few enough to balance the threads.
-constexpr int64_t kMostTiledRows = 16;
+constexpr int64_t kMostTiledRows = 64;
 constexpr int64_t kManyTokens = 16;
 
 // A range's tile rows: by the bytes that it reads where reading bounds the products, else by count.
 int64_t range_tiles(const Compute& compute, int64_t tiles, int64_t bytes, int64_t tokens) {
   const auto threads = static_cast<int64_t>(compute.pool.size());
-  if (tokens >= kManyTokens) return std::clamp<int64_t>(tiles / (threads * 8) / 2 * 2, 2, kMostTiledRows);
+  if (tokens >= kManyTokens) return std::clamp<int64_t>(tiles / (threads * 4) / 2 * 2, 2, kMostTiledRows);
   const int64_t range = std::clamp(bytes / (16 * threads), kLeastRangeBytes, kMostRangeBytes);
   return std::clamp<int64_t>(tiles * range / std::max<int64_t>(bytes, 1), 1, tiles);
 }
@@ -66,6 +66,21 @@ void multiply_range(const Compute& compute, const Product& p, const ProductInput
   }
 }
 
+// The products, those of many tokens cut into chunks of tokens, those of none left out.
+std::vector<Product> chunked(const Inputs& forms, std::span<const Product> products) {
+  std::vector<Product> chunks;
+  for (const Product& whole : products) {
+    const int64_t chunk = forms.chunk(whole.linear->weights, whole.tokens);
+    for (int64_t first = 0; first < whole.tokens; first += chunk) {
+      Product& part = chunks.emplace_back(whole);
+      part.x += first * whole.x_stride;
+      part.y += first * whole.y_stride;
+      part.tokens = std::min(chunk, whole.tokens - first);
+    }
+  }
+  return chunks;
+}
+
 }  // namespace
 
 Result<Linear> Linear::load(ThreadPool& pool, WeightPolicy policy, const WeightRef& weights, const WeightRef& bias) {
@@ -91,17 +106,16 @@ Result<Linear> Linear::from_floats(ThreadPool& pool, WeightPolicy policy, DType 
   return linear;
 }
 
-void multiply(const Compute& compute, std::span<const Product> products) {
+void multiply(const Compute& compute, std::span<const Product> whole) {
+  Inputs forms(compute.pool, compute.kernels, compute.activations);
+  const std::vector<Product> products = chunked(forms, whole);
   std::vector<int64_t> first_tile(products.size() + 1, 0);
   std::vector<ProductInputs> inputs(products.size());
-  Inputs forms(compute.pool, compute.kernels, compute.activations);
   int64_t bytes = 0;
   int64_t tokens = 0;
   for (size_t i = 0; i < products.size(); ++i) {
     const Product& p = products[i];
-    first_tile[i + 1] = first_tile[i];
-    if (p.tokens == 0) continue;
-    first_tile[i + 1] += p.linear->weights.tile_rows();
+    first_tile[i + 1] = first_tile[i] + p.linear->weights.tile_rows();
     inputs[i].linear = &forms.form(p.linear->weights, p.x, p.x_stride, p.tokens);
     bytes += p.linear->weights.bytes() * p.tokens;
     tokens = std::max(tokens, p.tokens);

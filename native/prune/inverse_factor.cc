@@ -9,12 +9,11 @@ namespace espalier {
 namespace {
 
 // Fills the upper triangle of H.
-void fill_hessian(ThreadPool& pool, const SiteStatistics& statistics, double scale, double damping, double* h) {
-  const int64_t n = statistics.width();
+void fill(ThreadPool& pool, const Hessian& hessian, double damping, double* h) {
+  const int64_t n = hessian.width();
   pool.parallel_for(n, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = i; j < n; ++j) h[i * n + j] = scale * static_cast<double>(statistics.gram(i, j));
-      if (!(h[i * n + i] > 0)) h[i * n + i] = 1.0;
+      for (int64_t j = i; j < n; ++j) h[i * n + j] = hessian.at(i, j);
       h[i * n + i] += damping;
     }
   });
@@ -22,18 +21,12 @@ void fill_hessian(ThreadPool& pool, const SiteStatistics& statistics, double sca
 
 }  // namespace
 
-Result<InverseFactor> factor_inverse(ThreadPool& pool, const SiteStatistics& statistics, double damping) {
-  const int64_t n = statistics.width();
+Result<InverseFactor> factor_inverse(ThreadPool& pool, const Hessian& hessian, double damping) {
   InverseFactor factor;
+  const int64_t n = hessian.width();
   factor.width = n;
-  double sum = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    const auto diagonal = static_cast<double>(statistics.gram(j, j));
-    sum += diagonal;
-    if (diagonal == 0) factor.dead.push_back(j);
-  }
-  const double mean = sum / static_cast<double>(n - static_cast<int64_t>(factor.dead.size()));
-  if (!std::isfinite(mean) || !(mean > 0)) {
+  factor.dead = hessian.dead();
+  if (!hessian.is_usable()) {
     return Status(Code::kNonFinite,
                   "the calibration inputs have no finite Gram matrix: the model's activations overflow");
   }
@@ -44,7 +37,7 @@ Result<InverseFactor> factor_inverse(ThreadPool& pool, const SiteStatistics& sta
                                           " MiB): free memory, or choose a method without weight update");
   }
   for (factor.damping = damping;; factor.damping = factor.damping > 0 ? 10 * factor.damping : 1e-4) {
-    fill_hessian(pool, statistics, 1.0 / mean, factor.damping, factor.upper.data());
+    fill(pool, hessian, factor.damping, factor.upper.data());
     const Result<int64_t> factored = inverse_upper_factor(pool, factor.upper.data(), n);
     if (!factored.is_ok()) return factored.status();
     if (factored.value() == n) return factor;

@@ -1,10 +1,13 @@
 #include "prune/layer_pruner.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 
+#include "prune/balance.h"
 #include "prune/hidden_file.h"
+#include "prune/score.h"
 
 namespace espalier {
 namespace {
@@ -205,18 +208,97 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
   return replace(report.id, current.value());
 }
 
+Result<std::vector<double>> LayerPruner::sparsities(const MethodPlan& plan, int part, Role role) {
+  const auto experts = static_cast<size_t>(weights_.experts(part));
+  if (plan.meeting == Meeting::kEach || plan.budget.is_grouped() || statistics_.empty()) {
+    return std::vector<double>(experts, plan.budget.sparsity);
+  }
+  std::vector<int64_t> sizes;
+  for (int expert = 0; expert < weights_.experts(part); ++expert) {
+    const WeightRef& ref = weights_.ref({part, expert, role});
+    sizes.push_back(ref.rows * ref.cols);
+  }
+  // The loss of a weight alone, w² · ‖X_j‖², orders as its root does.
+  std::vector<float> scores;
+  return balanced_sparsities(*pool_, plan.budget.sparsity, sizes, [&](size_t e) -> Result<std::span<const float>> {
+    Result<std::vector<float>> found = activation_scores({part, static_cast<int>(e), role});
+    if (!found.is_ok()) return found.status();
+    scores = std::move(found.value());
+    return std::span<const float>(scores);
+  });
+}
+
+Result<std::vector<float>> LayerPruner::activation_scores(const MatrixId& id) const {
+  Result<std::vector<float>> values = weights_.current(id);
+  if (!values.is_ok()) return values.status();
+  const ExpertStatistics& expert = statistics_[static_cast<size_t>(id.part)][static_cast<size_t>(id.expert)];
+  const SiteStatistics& site = id.role == Role::kDown ? expert.activation : expert.input;
+  std::vector<float> norms;
+  for (const double norm : site.squared_norms()) norms.push_back(static_cast<float>(std::sqrt(norm)));
+  std::vector<float> scores(values.value().size());
+  const WeightRef& ref = weights_.ref(id);
+  score_activation(*pool_, values.value().data(), ref.rows, ref.cols, norms.data(), scores.data());
+  for (float& score : scores) score = std::isfinite(score) ? score : 0.0f;
+  return scores;
+}
+
+Result<double> LayerPruner::outlier_share(double multiple, const std::atomic<bool>* cancel) const {
+  if (statistics_.empty()) return 0.0;
+  double sum = 0;
+  int64_t count = 0;
+  int64_t above = 0;
+  const auto each = [&](const auto& use) -> Status {
+    for (const MatrixId& id : weights_.ids()) {
+      if (cancelled(cancel)) return Status(Code::kAborted, "stopped");
+      const Result<std::vector<float>> scores = activation_scores(id);
+      if (!scores.is_ok()) return scores.status();
+      for (const float score : scores.value()) use(static_cast<double>(score));
+    }
+    return Status::ok();
+  };
+  ESPALIER_TRY(each([&](double score) {
+    sum += score;
+    ++count;
+  }));
+  if (count == 0) return 0.0;
+  const double limit = multiple * sum / static_cast<double>(count);
+  ESPALIER_TRY(each([&](double score) { above += score > limit ? 1 : 0; }));
+  return static_cast<double>(above) / static_cast<double>(count);
+}
+
+Result<std::optional<SiteStatistics>> LayerPruner::pool_inputs(const MethodPlan& plan, int part) {
+  std::optional<SiteStatistics> pooled;
+  const bool wanted = plan.update != Update::kNone && plan.shrinkage > 0 && !statistics_.empty();
+  if (!wanted || weights_.experts(part) == 0) return pooled;
+  Result<SiteStatistics> created = SiteStatistics::create(hidden_, true);
+  if (!created.is_ok()) return created.status();
+  pooled = std::move(created.value());
+  for (ExpertStatistics& expert : statistics_[static_cast<size_t>(part)]) pooled->merge(*pool_, expert.input);
+  return pooled;
+}
+
 Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& plan, const Progress& progress,
                                                            const std::atomic<bool>* cancel) {
   grouped_zeros_ = plan.budget.is_grouped();
   std::vector<ExpertMatrixReport> reports;
   const auto total = static_cast<int64_t>(weights_.ids().size());
   for (int part = 0; part < weights_.parts(); ++part) {
+    Result<std::optional<SiteStatistics>> pooled = pool_inputs(plan, part);
+    if (!pooled.is_ok()) return pooled.status();
+    std::array<std::vector<double>, kRoles.size()> shares;
+    for (const Role role : kRoles) {
+      Result<std::vector<double>> found = sparsities(plan, part, role);
+      if (!found.is_ok()) return found.status();
+      shares[static_cast<size_t>(role)] = std::move(found.value());
+    }
+    const SiteStatistics* layer_inputs = pooled.value() ? &*pooled.value() : nullptr;
     for (int expert = 0; expert < weights_.experts(part); ++expert) {
       ExpertStatistics* statistics =
           statistics_.empty() ? nullptr : &statistics_[static_cast<size_t>(part)][static_cast<size_t>(expert)];
-      const auto prune_site = [&](SiteStatistics* site, std::initializer_list<Role> roles) -> Status {
+      const auto prune_site = [&](SiteStatistics* site, const SiteStatistics* layer,
+                                  std::initializer_list<Role> roles) -> Status {
         if (cancelled(cancel)) return {Code::kAborted, "stopped"};
-        Result<PreparedSite> prepared = prepare_site(*pool_, plan, site);
+        Result<PreparedSite> prepared = prepare_site(*pool_, plan, site, layer);
         if (!prepared.is_ok() && prepared.status().code() == Code::kNonFinite && allow_nonfinite_) {
           // What NaN in a weight does to the statistics behind it says nothing about these weights.
           PreparedSite blind;
@@ -230,14 +312,18 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
           ExpertMatrixReport report;
           report.id = {part, expert, role};
           report.tokens = site == nullptr ? 0 : site->tokens();
-          ESPALIER_TRY(prune_one(plan, prepared.value(), report));
+          MethodPlan own = plan;
+          if (!own.budget.is_grouped()) {
+            own.budget.sparsity = shares[static_cast<size_t>(role)][static_cast<size_t>(expert)];
+          }
+          ESPALIER_TRY(prune_one(own, prepared.value(), report));
           reports.push_back(report);
           if (progress) progress(static_cast<int64_t>(reports.size()), total);
         }
         return Status::ok();
       };
-      ESPALIER_TRY(prune_site(statistics ? &statistics->input : nullptr, {Role::kGate, Role::kUp}));
-      ESPALIER_TRY(prune_site(statistics ? &statistics->activation : nullptr, {Role::kDown}));
+      ESPALIER_TRY(prune_site(statistics ? &statistics->input : nullptr, layer_inputs, {Role::kGate, Role::kUp}));
+      ESPALIER_TRY(prune_site(statistics ? &statistics->activation : nullptr, nullptr, {Role::kDown}));
     }
   }
   return reports;

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -107,6 +108,10 @@ class LayerPruner {
   Result<std::vector<ExpertRecoverReport>> recover(const RecoverLayerRequest& request, const Progress& progress,
                                                    const std::atomic<bool>* cancel);
 
+  // The share of all expert weights of the layer whose |W_ij| · ‖X_j‖, by the statistics of the last collecting
+  // forward, is above `multiple` times their mean (OWL, arXiv 2310.05175). 0 for a layer without experts or statistics.
+  Result<double> outlier_share(double multiple, const std::atomic<bool>* cancel) const;
+
   // Zeros and kurtosis of every expert matrix as it is now.
   Result<std::vector<ExpertMatrixMoments>> measure(const std::atomic<bool>* cancel) const;
 
@@ -122,6 +127,13 @@ class LayerPruner {
   using Visit = std::function<Status(int64_t first, int64_t rows, const float* states)>;
   Status run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths, Observer* observer,
              const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel);
+
+  // What all experts of a part saw together, for a plan that shrinks Gram matrices to it.
+  Result<std::optional<SiteStatistics>> pool_inputs(const MethodPlan& plan, int part);
+  // |W_ij| · ‖X_j‖ of a matrix by the statistics at hand; 0 where it is not finite.
+  Result<std::vector<float>> activation_scores(const MatrixId& id) const;
+  // Of the matrices of one role, one an expert: what each loses under the plan.
+  Result<std::vector<double>> sparsities(const MethodPlan& plan, int part, Role role);
   Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
   Status check(int part, const RestructurePlan& plan) const;
   Result<Linear> pack(const WeightRef& ref, const std::vector<float>& values) const;

@@ -1,22 +1,12 @@
 #include "prune/mask.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cmath>
-#include <mutex>
 #include <string>
 
+#include "prune/rank_search.h"
+
 namespace espalier {
-namespace {
-
-// Floats that are not negative compare as their bits do, so a rank is found digit by digit from the top.
-constexpr int kDigitBits = 11;
-constexpr int64_t kDigits = int64_t{1} << kDigitBits;
-using Histogram = std::array<int64_t, kDigits>;
-
-}  // namespace
-
 Status check_budget(const Budget& budget, int64_t cols) {
   if (!budget.is_grouped()) {
     if (budget.sparsity >= 0 && budget.sparsity < 1) return Status::ok();
@@ -38,30 +28,11 @@ int64_t pruned_count(double sparsity, int64_t count) {
 }
 
 float select_rank(ThreadPool& pool, const float* values, int64_t rows, int64_t cols, int64_t stride, int64_t rank) {
-  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(1, cols));
-  uint32_t prefix = 0;  // the digits found
-  uint32_t found = 0;   // and where they are; the last digit overlaps the one before it
-  for (int shift = 32 - kDigitBits;; shift = std::max(0, shift - kDigitBits)) {
-    Histogram total{};
-    std::mutex mutex;
-    pool.parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
-      Histogram part{};
-      for (int64_t r = begin; r < end; ++r) {
-        const float* row = values + r * stride;
-        for (int64_t c = 0; c < cols; ++c) {
-          const uint32_t bits = std::bit_cast<uint32_t>(row[c]);
-          if (((bits ^ prefix) & found) == 0) ++part[(bits >> shift) & (kDigits - 1)];
-        }
-      }
-      std::lock_guard lock(mutex);
-      for (size_t d = 0; d < part.size(); ++d) total[d] += part[d];
-    });
-    uint32_t digit = 0;
-    while (rank >= total[digit]) rank -= total[digit++];
-    prefix |= digit << shift;
-    found |= static_cast<uint32_t>(kDigits - 1) << shift;
-    if (shift == 0) return std::bit_cast<float>(prefix);
-  }
+  RankSearch search(rank);
+  do {
+    search.add(pool, values, rows, cols, stride);
+  } while (search.next_round());
+  return search.value();
 }
 
 float select_threshold(ThreadPool& pool, const float* values, int64_t rows, int64_t cols, int64_t stride,

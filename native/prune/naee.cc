@@ -7,53 +7,58 @@
 namespace espalier {
 namespace {
 
-// The router over some of its rows, in float64.
+// The scores of a token that do not depend on which experts are kept: of a softmax exp(logit − largest), to be divided
+// by their sum over the kept ones.
+void score(const RouterOptions& options, const float* logits, int64_t experts, double* scores) {
+  const double highest = *std::max_element(logits, logits + experts);
+  for (int64_t e = 0; e < experts; ++e) {
+    const double logit = logits[e];
+    scores[e] = options.scoring == Scoring::kSoftmax ? std::exp(logit - highest) : 1 / (1 + std::exp(-logit));
+  }
+}
+
+// Chooses among some of the experts, in float64.
 class Chooser {
  public:
-  Chooser(const RouterOptions& options, int64_t rows)
-      : options_(options), scores_(static_cast<size_t>(rows)), taken_(static_cast<size_t>(rows)) {}
+  explicit Chooser(const RouterOptions& options)
+      : options_(options), best_(static_cast<size_t>(options.top_k)), keys_(best_.size()) {}
 
   // gates[e] += sign · the gate that a router of only these rows gives expert e.
-  void add_gates(const float* logits, const int32_t* rows, int64_t count, double sign, double* gates) {
-    const auto n = static_cast<size_t>(count);
-    double highest = logits[rows[0]];
-    for (size_t i = 1; i < n; ++i) highest = std::max(highest, static_cast<double>(logits[rows[i]]));
-    double total = 0;
-    for (size_t i = 0; i < n; ++i) {
-      const double logit = logits[rows[i]];
-      const bool softmax = options_.scoring == Scoring::kSoftmax;
-      total += scores_[i] = softmax ? std::exp(logit - highest) : 1 / (1 + std::exp(-logit));
-      taken_[i] = false;
-    }
+  void add_gates(const double* scores, const int32_t* rows, int64_t count, double sign, double* gates) {
+    double total = 1;
     if (options_.scoring == Scoring::kSoftmax) {
-      for (size_t i = 0; i < n; ++i) scores_[i] /= total;
+      total = 0;
+      for (int64_t i = 0; i < count; ++i) total += scores[rows[i]];
     }
-    const int64_t top_k = std::min<int64_t>(options_.top_k, count);
-    chosen_.clear();
+    size_t chosen = 0;
+    for (int64_t i = 0; i < count; ++i) push(rows[i], key(rows[i], scores, total), chosen);
     double sum = 0;
-    for (int64_t k = 0; k < top_k; ++k) {
-      size_t best = n;
-      for (size_t i = 0; i < n; ++i) {
-        if (!taken_[i] && (best == n || key(i, rows) > key(best, rows))) best = i;
-      }
-      taken_[best] = true;
-      chosen_.push_back(best);
-      sum += scores_[best];
-    }
+    for (size_t k = 0; k < chosen; ++k) sum += scores[best_[k]] / total;
     const double factor = options_.routed_scaling_factor / (options_.renormalise ? sum + 1e-20 : 1.0);
-    for (const size_t i : chosen_) gates[rows[i]] += sign * factor * scores_[i];
+    for (size_t k = 0; k < chosen; ++k) gates[best_[k]] += sign * factor * (scores[best_[k]] / total);
   }
 
  private:
-  double key(size_t i, const int32_t* rows) const {
-    if (options_.correction_bias.empty()) return scores_[i];
-    return scores_[i] + static_cast<double>(options_.correction_bias[static_cast<size_t>(rows[i])]);
+  double key(int32_t row, const double* scores, double total) const {
+    if (options_.correction_bias.empty()) return scores[row];
+    return scores[row] / total + static_cast<double>(options_.correction_bias[static_cast<size_t>(row)]);
+  }
+
+  // Keeps the largest keys in order, of equal ones the first.
+  void push(int32_t row, double key, size_t& chosen) {
+    if (chosen == best_.size() && !(key > keys_[chosen - 1])) return;
+    size_t at = chosen < best_.size() ? chosen++ : chosen - 1;
+    for (; at > 0 && key > keys_[at - 1]; --at) {
+      keys_[at] = keys_[at - 1];
+      best_[at] = best_[at - 1];
+    }
+    keys_[at] = key;
+    best_[at] = row;
   }
 
   const RouterOptions& options_;
-  std::vector<double> scores_;
-  std::vector<bool> taken_;
-  std::vector<size_t> chosen_;
+  std::vector<int32_t> best_;
+  std::vector<double> keys_;
 };
 
 // G[i][j] = f_i · f_j of one token; outputs lie `stride` apart from one expert to the next.
@@ -118,23 +123,25 @@ void KeptSetLosses::add(ThreadPool& pool, const float* logits, const float* outp
   const int64_t n = experts_;
   grams_.resize(static_cast<size_t>(tokens * n * n));
   std::vector<double> dense(static_cast<size_t>(tokens * n), 0.0);
+  std::vector<double> scores(dense.size());
   std::vector<int32_t> all(static_cast<size_t>(n));
   for (size_t e = 0; e < all.size(); ++e) all[e] = static_cast<int32_t>(e);
   pool.parallel_for(tokens, 4, [&](int64_t begin, int64_t end) {
-    Chooser chooser(routing_, n);
+    Chooser chooser(routing_);
     for (int64_t t = begin; t < end; ++t) {
       gram_of(outputs + t * hidden, tokens * hidden, n, hidden, grams_.data() + t * n * n);
-      chooser.add_gates(logits + t * n, all.data(), n, 1, dense.data() + t * n);
+      score(routing_, logits + t * n, n, scores.data() + t * n);
+      chooser.add_gates(scores.data() + t * n, all.data(), n, 1, dense.data() + t * n);
     }
   });
   pool.parallel_for(static_cast<int64_t>(open_.size()), 8, [&](int64_t begin, int64_t end) {
-    Chooser chooser(routing_, n);
+    Chooser chooser(routing_);
     std::vector<double> change(static_cast<size_t>(n));
     std::vector<int64_t> changed;
     for (int64_t s = begin; s < end; ++s) {
       for (int64_t t = 0; t < tokens; ++t) {
         std::copy_n(dense.data() + t * n, n, change.begin());
-        chooser.add_gates(logits + t * n, sets_.data() + s * keep_, keep_, -1, change.data());
+        chooser.add_gates(scores.data() + t * n, sets_.data() + s * keep_, keep_, -1, change.data());
         changed.clear();
         for (int64_t e = 0; e < n; ++e) {
           if (change[static_cast<size_t>(e)] != 0) changed.push_back(e);

@@ -7,6 +7,7 @@
 
 #include "prune/score.h"
 #include "prune/sparsegpt.h"
+#include "prune/value_grid.h"
 
 namespace espalier {
 namespace {
@@ -36,6 +37,7 @@ Status check_finite(ThreadPool& pool, const float* weights, int64_t rows, int64_
 // Score, choice, and zeros where the mask says so.
 Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights, int64_t rows,
                   int64_t cols) {
+  if (plan.comparison == Comparison::kGiven) return Status::ok();
   const auto size = static_cast<size_t>(rows * cols);
   AlignedBuffer<float> scores(size);
   AlignedBuffer<uint8_t> mask(size);
@@ -45,6 +47,8 @@ Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& 
   }
   if (plan.score == Score::kActivation && !site.fallback) {
     score_activation(pool, weights, rows, cols, site.norms.data(), scores.data());
+  } else if (plan.score == Score::kRelative && !site.fallback) {
+    score_relative(pool, weights, rows, cols, site.norms.data(), plan.power, scores.data());
   } else {
     score_magnitude(pool, weights, rows, cols, scores.data());
   }
@@ -68,7 +72,9 @@ Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& 
 
 Status check_site(const MethodPlan& plan, const PreparedSite& site, int64_t cols) {
   if (site.fallback || plan.score == Score::kMagnitude) return Status::ok();
-  const int64_t width = plan.update == Update::kSparseGpt ? site.factor.width : static_cast<int64_t>(site.norms.size());
+  const int64_t width = plan.update == Update::kSparseGpt ? site.factor.width
+                        : plan.update == Update::kAlps    ? site.hessian.width
+                                                          : static_cast<int64_t>(site.norms.size());
   if (width == cols) return Status::ok();
   return Status(Code::kUsage, "a matrix with " + std::to_string(cols) +
                                   " input columns cannot be pruned with the "
@@ -86,18 +92,44 @@ MethodPlan MethodPlan::activation(Budget budget) {
   return {.score = Score::kActivation, .comparison = Comparison::kRow, .update = Update::kNone, .budget = budget};
 }
 
+MethodPlan MethodPlan::relative(Budget budget) {
+  return {.score = Score::kRelative, .comparison = Comparison::kRow, .update = Update::kNone, .budget = budget};
+}
+
 MethodPlan MethodPlan::sparsegpt(Budget budget) {
   return {
       .score = Score::kSecondOrder, .comparison = Comparison::kBlock, .update = Update::kSparseGpt, .budget = budget};
 }
 
+MethodPlan MethodPlan::quantize(Values values) {
+  MethodPlan plan = sparsegpt(Budget::unstructured(0));
+  plan.comparison = Comparison::kGiven;
+  plan.values = values;
+  return plan;
+}
+
+MethodPlan MethodPlan::alps(Budget budget) {
+  return {.score = Score::kSecondOrder, .comparison = Comparison::kMatrix, .update = Update::kAlps, .budget = budget};
+}
+
 Status check_plan(const MethodPlan& plan) {
-  const bool updates = plan.update == Update::kSparseGpt;
-  if (updates != (plan.score == Score::kSecondOrder) || (updates && plan.comparison != Comparison::kBlock)) {
-    return Status(Code::kUsage,
-                  "the second-order score, the SparseGPT update and comparison by block go together: "
-                  "use all of them, or another score without update");
+  const bool updates = plan.update != Update::kNone;
+  const bool fits = plan.update == Update::kAlps
+                        ? plan.comparison == Comparison::kMatrix
+                        : plan.comparison == Comparison::kBlock || plan.comparison == Comparison::kGiven;
+  if (updates != (plan.score == Score::kSecondOrder) || (updates && !fits)) {
+    return Status(
+        Code::kUsage,
+        "the second-order score, the SparseGPT update and comparison by block (or of nothing, where the zeros "
+        "are given) go together: use all of them, or another score without update");
   }
+  if (plan.values != Values::kF32 && !is_quantised(plan.values)) {
+    return Status(Code::kUsage, "weights are rounded to int8 or int4, or not at all");
+  }
+  if (!(plan.shrinkage >= 0) || !std::isfinite(plan.shrinkage)) {
+    return Status(Code::kUsage, "shrinkage " + std::to_string(plan.shrinkage) + " is out of range: 0 or more, finite");
+  }
+  if (!std::isfinite(plan.power)) return Status(Code::kUsage, "the power of the input's length is not finite");
   if (plan.block < 1) {
     return Status(Code::kUsage, "block of " + std::to_string(plan.block) + " columns is out of range: at least 1");
   }
@@ -107,13 +139,15 @@ Status check_plan(const MethodPlan& plan) {
   return check_budget(plan.budget, plan.budget.is_grouped() ? plan.budget.group : 1);
 }
 
-Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics) {
+Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics,
+                                  const SiteStatistics* pooled) {
   ESPALIER_TRY(check_plan(plan));
   PreparedSite site;
   if (plan.score == Score::kMagnitude) return site;
-  if (statistics == nullptr || (plan.update == Update::kSparseGpt && !statistics->has_gram())) {
-    return Status(Code::kUsage, plan.update == Update::kSparseGpt
-                                    ? "SparseGPT needs the Gram matrix of its inputs: collect statistics with it"
+  const bool updates = plan.update != Update::kNone;
+  if (statistics == nullptr || (updates && !statistics->has_gram())) {
+    return Status(Code::kUsage, updates
+                                    ? "a weight update needs the Gram matrix of the inputs: collect statistics with it"
                                     : "this method needs statistics of its inputs: run calibration first");
   }
   double total = 0;
@@ -122,7 +156,7 @@ Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, Site
     return Status(Code::kNonFinite, "the calibration inputs are NaN or infinite: the model's activations overflow");
   }
   site.fallback = statistics->tokens() == 0 || total == 0;
-  if (plan.update == Update::kSparseGpt && !site.fallback) {
+  if (updates && !site.fallback) {
     statistics->finish(pool);
     // Inputs so small that their squares are zero in float32 say as little as none.
     bool live = false;
@@ -130,10 +164,22 @@ Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, Site
     site.fallback = !live;
   }
   if (site.fallback) return site;
-  if (plan.update == Update::kSparseGpt) {
-    Result<InverseFactor> factor = factor_inverse(pool, *statistics, plan.damping);
-    if (!factor.is_ok()) return factor.status();
-    site.factor = std::move(factor.value());
+  if (updates) {
+    const Hessian hessian(*statistics, {plan.shrinkage, pooled});
+    site.shrunk = hessian.shrunk();
+    site.starved = statistics->tokens() < statistics->width();
+    double damping = plan.damping;
+    if (plan.update == Update::kSparseGpt || is_quantised(plan.values)) {
+      Result<InverseFactor> factor = factor_inverse(pool, hessian, damping);
+      if (!factor.is_ok()) return factor.status();
+      site.factor = std::move(factor.value());
+      damping = site.factor.damping;
+    }
+    if (plan.update == Update::kAlps) {
+      Result<ScaledHessian> scaled = scale_hessian(pool, hessian, damping);
+      if (!scaled.is_ok()) return scaled.status();
+      site.hessian = std::move(scaled.value());
+    }
     return site;
   }
   for (const double norm : statistics->squared_norms()) site.norms.push_back(static_cast<float>(std::sqrt(norm)));
@@ -151,11 +197,26 @@ Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, cons
   ESPALIER_TRY(check_finite(pool, weights, rows, cols));
   MatrixReport report;
   report.fallback = site.fallback;
-  if (plan.update == Update::kSparseGpt && !site.fallback) {
-    ESPALIER_TRY(prune_sparsegpt(pool, site.factor, plan.budget, plan.block, weights, rows));
-    report.damping = site.factor.damping;
+  report.starved = site.starved;
+  report.shrunk = site.shrunk;
+  if (plan.update != Update::kNone && !site.fallback) {
+    SparseGptPlan walk{.budget = plan.budget,
+                       .keep_zeros = plan.comparison == Comparison::kGiven,
+                       .values = plan.values,
+                       .block = plan.block};
+    if (plan.update == Update::kAlps) {
+      const Result<AlpsReport> solved = prune_alps(pool, site.hessian, plan.budget, weights, rows);
+      if (!solved.is_ok()) return solved.status();
+      report.damping = site.hessian.damping;
+      walk.keep_zeros = true;
+    }
+    if (plan.update == Update::kSparseGpt || is_quantised(plan.values)) {
+      ESPALIER_TRY(prune_sparsegpt(pool, site.factor, walk, weights, rows));
+      report.damping = site.factor.damping;
+    }
   } else {
     ESPALIER_TRY(apply_mask(pool, plan, site, weights, rows, cols));
+    if (is_quantised(plan.values)) round_to_nearest(pool, plan.values, weights, rows, cols);
   }
   for (int64_t i = 0; i < rows * cols; ++i) report.zeros += weights[i] == 0.0f ? 1 : 0;
   report.kept = rows * cols - report.zeros;

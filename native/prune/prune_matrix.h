@@ -8,28 +8,39 @@
 
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "prune/alps.h"
 #include "prune/inverse_factor.h"
 #include "prune/mask.h"
 #include "prune/statistics.h"
+#include "sparse/format.h"
 
 namespace espalier {
 
 enum class Score {
   kMagnitude,    // |W|; needs no statistics
   kActivation,   // |W| · ‖X_j‖
+  kRelative,     // (|W| / Σ|its column| + |W| / Σ|its row|) · ‖X_j‖^power
   kSecondOrder,  // w² / U_jj², taken within the update
 };
 
-// Which weights an unstructured choice compares. N:M always compares within its groups.
+// Which weights an unstructured choice compares. N:M compares within its groups, unless the choice is given.
 enum class Comparison {
   kMatrix,  // one threshold
   kRow,     // an equal share of every row
   kBlock,   // one threshold for each block of columns
+  kGiven,   // none: the weights that are zero stay so, and no others go
 };
 
 enum class Update {
   kNone,
-  kSparseGpt,  // makes the choice too: goes with Score::kSecondOrder and Comparison::kBlock, and only with them
+  kSparseGpt,  // makes the choice too: goes with Score::kSecondOrder and Comparison::kBlock or kGiven, only with them
+  kAlps,       // makes the choice too: goes with Score::kSecondOrder and Comparison::kMatrix, only with them
+};
+
+// What meets an unstructured budget.
+enum class Meeting {
+  kEach,     // every matrix
+  kExperts,  // the matrices of one role of all experts of a part together, see prune/balance.h
 };
 
 struct MethodPlan {
@@ -37,13 +48,23 @@ struct MethodPlan {
   Comparison comparison = Comparison::kMatrix;
   Update update = Update::kNone;
   Budget budget;
-  double damping = 0.01;  // added to the Gram matrix, as a fraction of its mean diagonal
-  int64_t block = 128;    // columns of a block
+  Meeting meeting = Meeting::kEach;  // for whoever makes the plans of single matrices
+  double damping = 0.01;             // added to the Gram matrix, as a fraction of its mean diagonal
+  double shrinkage = 0;              // of the Gram matrix, see prune/hessian.h
+  int64_t block = 128;               // columns of a block
+  double power = 0.5;                // of the input's length in Score::kRelative
+  // What is kept is rounded to (prune/value_grid.h): kInt8 or kInt4, within the update where there is one; kF32: not
+  // rounded.
+  Values values = Values::kF32;
 
   static MethodPlan magnitude(Budget budget);
   // Wanda; MoE-Pruner with router-weighted statistics.
   static MethodPlan activation(Budget budget);
+  static MethodPlan relative(Budget budget);  // RIA
   static MethodPlan sparsegpt(Budget budget);
+  static MethodPlan alps(Budget budget);
+  // Rounds with error compensation (GPTQ) and prunes nothing: zeros stay, and nothing but rounding adds to them.
+  static MethodPlan quantize(Values values);
 };
 
 // kUsage where the parts do not go together or are out of range.
@@ -52,25 +73,33 @@ Status check_plan(const MethodPlan& plan);
 // What a plan uses of one input site.
 struct PreparedSite {
   bool fallback = false;     // the method needs statistics and no token reached the expert
-  std::vector<float> norms;  // for Score::kActivation
-  InverseFactor factor;      // for Update::kSparseGpt
+  std::vector<float> norms;  // ‖X_j‖, for Score::kActivation and kRelative
+  InverseFactor factor;      // for Update::kSparseGpt, and to round with compensation after kAlps
+  ScaledHessian hessian;     // for Update::kAlps
+  double shrunk = 0;         // share of H that is not the expert's own Gram matrix
+  bool starved = false;      // its Gram matrix is of fewer tokens than it has columns
 };
 
-// `statistics` may be null for a plan that needs none; it is finished here. Update::kSparseGpt needs its Gram matrix
-// (kUsage without). kNonFinite where calibration inputs were not finite, kOutOfMemory.
-Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics);
+// `statistics` may be null for a plan that needs none; it is finished here. An update needs its Gram matrix (kUsage
+// without). `pooled`, or null: what its Gram matrix is shrunk to. kNonFinite where calibration inputs were not finite,
+// kOutOfMemory.
+Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics,
+                                  const SiteStatistics* pooled = nullptr);
 
 struct MatrixReport {
   int64_t zeros = 0;      // weights that are zero now
   int64_t kept = 0;       // the others
   double sparsity = 0;    // zeros / all
   bool fallback = false;  // no token reached the expert: chosen by magnitude among the same weights, not updated
-  double damping = 0;     // used by the update; more than the plan's where that was not enough
+  bool starved = false;   // as PreparedSite has them
+  double shrunk = 0;
+  double damping = 0;  // used by the update; more than the plan's where that was not enough
 };
 
 // Prunes `weights` [rows, cols], one row for each output, in place: pruned weights become +0, and what is kept changes
-// only through the update. kNonFinite where a weight is not finite (nothing is changed then), kUsage where plan, site
-// and matrix do not fit, kOutOfMemory. The result is the same bytes for any number of threads.
+// only through the update and rounding (a site to fall back on rounds without compensation). kNonFinite where a weight
+// is not finite (nothing is changed then), kUsage where plan, site and matrix do not fit, kOutOfMemory. The result is
+// the same bytes for any number of threads.
 Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights,
                                   int64_t rows, int64_t cols);
 

@@ -16,4 +16,10 @@ void score_magnitude(ThreadPool& pool, const float* weights, int64_t rows, int64
 void score_activation(ThreadPool& pool, const float* weights, int64_t rows, int64_t cols, const float* norms,
                       float* scores);
 
+// (|W_ij| / Σ_k|W_kj| + |W_ij| / Σ_k|W_ik|) · norms[j]^power (RIA, Zhang et al., ICLR 2024; there the power is 1/2):
+// how large a weight is among those of its input and of its output, so that no row or column goes as a whole. Sums are
+// float64.
+void score_relative(ThreadPool& pool, const float* weights, int64_t rows, int64_t cols, const float* norms,
+                    double power, float* scores);
+
 }  // namespace espalier

@@ -1,6 +1,7 @@
 // SparseGPT (arXiv 2301.00774): columns are pruned from left to right, and what each one loses is made up for by the
 // columns to its right, in the least-squares sense of the calibration inputs. The mask is chosen on the way, from
-// weights that already carry the corrections.
+// weights that already carry the corrections. What is kept can be rounded in the same walk, its errors compensated with
+// the others: pruning and GPTQ (arXiv 2210.17323) in one pass.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +10,26 @@
 #include "core/thread_pool.h"
 #include "prune/inverse_factor.h"
 #include "prune/mask.h"
+#include "sparse/format.h"
 
 namespace espalier {
 
-// Prunes `weights` [rows, factor.width] in place, `block` columns at a time. Unstructured: in each block the weights
-// whose w² / U_jj² is up to and including the value at rank floor(sparsity · rows · block) are zeroed. N:M: at every
-// M-th column each row chooses among the next M; blocks are shortened (or widened to M) so that no group straddles two.
-// `budget` must have passed check_budget. The result is the same for any number of threads. kOutOfMemory.
-Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const Budget& budget, int64_t block,
-                       float* weights, int64_t rows);
+struct SparseGptPlan {
+  Budget budget;
+  // Weights that are zero stay so and no others go, whatever the budget: with `values`, GPTQ on a pruned matrix, or on
+  // a dense one.
+  bool keep_zeros = false;
+  // kInt8 or kInt4: kept weights are rounded to the grids of prune/value_grid.h. The scales of a block are chosen from
+  // its weights as they would be without rounding. kF32: not rounded.
+  Values values = Values::kF32;
+  int64_t block = 128;  // columns of a block, made a multiple of the groups of budget and values
+};
+
+// Prunes `weights` [rows, factor.width] in place, block by block. Unstructured: in each block the weights whose
+// w² / U_jj² is up to and including the value at rank floor(sparsity · rows · block) are zeroed. N:M: at every M-th
+// column each row chooses among the next M. `plan.budget` must have passed check_budget. The result is the same for any
+// number of threads. kOutOfMemory.
+Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const SparseGptPlan& plan, float* weights,
+                       int64_t rows);
 
 }  // namespace espalier

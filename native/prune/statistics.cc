@@ -75,6 +75,16 @@ void SiteStatistics::finish(ThreadPool& pool) {
   pending_rows_ = 0;
 }
 
+void SiteStatistics::merge(ThreadPool& pool, SiteStatistics& other) {
+  finish(pool);
+  other.finish(pool);
+  tokens_ += other.tokens_;
+  for (size_t j = 0; j < squared_norms_.size(); ++j) squared_norms_[j] += other.squared_norms_[j];
+  pool.parallel_for(static_cast<int64_t>(gram_.size()), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) gram_.data()[i] += other.gram_.data()[i];
+  });
+}
+
 float SiteStatistics::gram(int64_t i, int64_t j) const {
   const int64_t tile = triangle_index(j / kPanel, i / kPanel);
   return gram_[static_cast<size_t>((tile * kPanel + i % kPanel) * kPanel + j % kPanel)];

@@ -26,6 +26,8 @@ class SiteStatistics {
 
   // Adds `rows` tokens: row r is x[r·stride .. r·stride + width), its weight gate[r], or 1 where `gate` is null.
   void add(ThreadPool& pool, const float* x, int64_t rows, int64_t stride, const float* gate);
+  // Adds what another object of the same width, with a Gram matrix if this has one, has seen. Finishes both.
+  void merge(ThreadPool& pool, SiteStatistics& other);
   // Brings the Gram matrix up to date. To be called before gram() is read.
   void finish(ThreadPool& pool);
 

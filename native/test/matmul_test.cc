@@ -221,7 +221,8 @@ TEST_CASE("tiles of bf16 inputs give the bits of rounded rows, whatever the set,
             int64_t equal = 0;
             for (int64_t k = 0; k < cols; ++k) {
               const int64_t step = k / 32;
-              const int64_t at = layout.offset(step / 32, t / 32) + (step % 32 * 2 + t % 32 / 16) * 512 + t % 16 * 32;
+              const int64_t at = layout.offset(step / TileLayout::kTileSteps, t / 32) +
+                                 (step % TileLayout::kTileSteps * 2 + t % 32 / 16) * 512 + t % 16 * 32;
               equal += bf16_to_float(tiles[static_cast<size_t>(at + k % 32)]) == row[k];
             }
             REQUIRE(equal == cols);

@@ -1,6 +1,7 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include "prune/balance.h"
 #include "prune/mask.h"
 #include "prune/score.h"
 #include "prune_reference.h"
@@ -183,4 +184,44 @@ TEST_CASE("scores are magnitudes, times the length of the input where there is o
   CHECK(scores == std::vector<float>{1, 2, 3, 4, 0, 6});
   score_activation(pool, weights.data(), 2, 3, norms.data(), scores.data());
   CHECK(scores == std::vector<float>{2, 0, 1.5f, 8, 0, 3});
+}
+
+TEST_CASE("matrices that compete lose what is smallest among all their weights, none more than halfway to everything") {
+  const uint64_t seed = reference::fresh_seed();
+  MESSAGE("seed " << seed);
+  std::mt19937_64 random(seed);
+  ThreadPool pool(2);
+  // The last is so small that it would go as a whole.
+  std::vector<std::vector<float>> scores;
+  std::vector<int64_t> sizes;
+  for (const float scale : {1.0f, 3.0f, 0.5f, 1e-6f}) {
+    std::vector<float> own = reference::normal_floats(random, 1000 + 100 * static_cast<int64_t>(sizes.size()), scale);
+    for (float& score : own) score = std::fabs(score);
+    sizes.push_back(static_cast<int64_t>(own.size()));
+    scores.push_back(std::move(own));
+  }
+  const double sparsity = 0.5;
+  const auto result = balanced_sparsities(pool, sparsity, sizes, [&](size_t i) -> Result<std::span<const float>> {
+    return std::span<const float>(scores[i]);
+  });
+  REQUIRE(result.is_ok());
+  std::vector<int64_t> zeros;
+  int64_t total = 0;
+  int64_t all = 0;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    zeros.push_back(pruned_count(result.value()[i], sizes[i]));
+    total += zeros.back();
+    all += sizes[i];
+  }
+  CHECK(total == pruned_count(sparsity, all));
+  CHECK(zeros[3] == 975);  // three quarters of 1300
+  std::vector<float> pooled;
+  for (size_t i = 0; i < 3; ++i) pooled.insert(pooled.end(), scores[i].begin(), scores[i].end());
+  std::sort(pooled.begin(), pooled.end());
+  const float threshold = pooled[static_cast<size_t>(total - 975 - 1)];
+  for (size_t i = 0; i < 3; ++i) {
+    CHECK(zeros[i] == std::count_if(scores[i].begin(), scores[i].end(), [&](float s) { return s <= threshold; }));
+  }
+  CHECK(zeros[1] < zeros[0]);
+  CHECK(zeros[0] < zeros[2]);
 }

@@ -90,11 +90,13 @@ TEST_CASE("SparseGPT equals the column-by-column algorithm with an explicit inve
                                shape.budget.keep, shape.budget.group, block);
       if (expected.margin < 1e-4) continue;
 
-      const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+      const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
       REQUIRE(factor.is_ok());
       CHECK(factor.value().damping == 0.01);
       CHECK(factor.value().dead.size() == (shape.dead ? 2 : 0));
-      REQUIRE(prune_sparsegpt(pool, factor.value(), shape.budget, shape.block, weights.data(), shape.rows).is_ok());
+      REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = shape.budget, .block = shape.block}, weights.data(),
+                              shape.rows)
+                  .is_ok());
       int64_t other_choice = 0;
       double worst = 0;
       for (size_t i = 0; i < weights.size(); ++i) {
@@ -120,12 +122,12 @@ TEST_CASE("the update makes the output error smaller than the same mask without 
   const std::vector<float> x = reference::correlated_inputs(random, 600, cols);
   const SiteStatistics site = collect(pool, x, 600, cols);
   const Matrix gram = gram_of(site);
-  const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+  const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
   REQUIRE(factor.is_ok());
   for (const Budget& budget : {Budget::unstructured(0.5), Budget::unstructured(0.7), Budget::n_of_m(2, 4)}) {
     const std::vector<float> dense = reference::normal_floats(random, rows * cols, 0.02f);
     std::vector<float> pruned = dense;
-    REQUIRE(prune_sparsegpt(pool, factor.value(), budget, 128, pruned.data(), rows).is_ok());
+    REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = budget}, pruned.data(), rows).is_ok());
     std::vector<float> masked = dense;
     for (size_t i = 0; i < masked.size(); ++i) masked[i] = pruned[i] != 0 ? masked[i] : 0;
     const Matrix original = matrix_of(dense, rows, cols);
@@ -143,15 +145,15 @@ TEST_CASE("every group of m keeps n, and every block loses its share") {
   const int64_t cols = 240;
   const std::vector<float> x = reference::correlated_inputs(random, 500, cols);
   const SiteStatistics site = collect(pool, x, 500, cols);
-  const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+  const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
   REQUIRE(factor.is_ok());
   std::vector<float> weights = reference::normal_floats(random, rows * cols);
-  REQUIRE(prune_sparsegpt(pool, factor.value(), Budget::n_of_m(3, 8), 128, weights.data(), rows).is_ok());
+  REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = Budget::n_of_m(3, 8)}, weights.data(), rows).is_ok());
   for (auto begin = weights.begin(); begin != weights.end(); begin += 8) {
     REQUIRE(std::count(begin, begin + 8, 0.0f) == 5);
   }
   weights = reference::normal_floats(random, rows * cols);
-  REQUIRE(prune_sparsegpt(pool, factor.value(), Budget::unstructured(0.4), 128, weights.data(), rows).is_ok());
+  REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = Budget::unstructured(0.4)}, weights.data(), rows).is_ok());
   for (const auto& [first, end] : {std::pair<int64_t, int64_t>{0, 128}, {128, 240}}) {
     int64_t zeros = 0;
     for (int64_t r = 0; r < rows; ++r) {
@@ -174,10 +176,10 @@ TEST_CASE("SparseGPT gives the same bytes for any number of threads") {
     for (const int threads : {1, 2, 3, 5}) {
       ThreadPool pool(threads);
       const SiteStatistics site = collect(pool, x, 400, cols);
-      const Result<InverseFactor> factor = factor_inverse(pool, site, 0.01);
+      const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), 0.01);
       REQUIRE(factor.is_ok());
       std::vector<float> weights = dense;
-      REQUIRE(prune_sparsegpt(pool, factor.value(), budget, 128, weights.data(), rows).is_ok());
+      REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = budget}, weights.data(), rows).is_ok());
       if (first.empty()) first = weights;
       CHECK(weights == first);
     }
@@ -193,7 +195,7 @@ TEST_CASE("fewer tokens than columns leave finite weights, and without damping i
   const std::vector<float> x = reference::correlated_inputs(random, 5, cols);
   const SiteStatistics site = collect(pool, x, 5, cols);
   for (const double damping : {0.01, 0.0}) {
-    const Result<InverseFactor> factor = factor_inverse(pool, site, damping);
+    const Result<InverseFactor> factor = factor_inverse(pool, Hessian(site, {}), damping);
     REQUIRE(factor.is_ok());
     if (damping == 0) {
       CHECK(factor.value().damping > 0);
@@ -201,7 +203,7 @@ TEST_CASE("fewer tokens than columns leave finite weights, and without damping i
       CHECK(factor.value().damping == damping);
     }
     std::vector<float> weights = reference::normal_floats(random, 20 * cols);
-    REQUIRE(prune_sparsegpt(pool, factor.value(), Budget::unstructured(0.5), 128, weights.data(), 20).is_ok());
+    REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = Budget::unstructured(0.5)}, weights.data(), 20).is_ok());
     CHECK(std::all_of(weights.begin(), weights.end(), [](float w) { return std::isfinite(w); }));
     CHECK(std::count(weights.begin(), weights.end(), 0.0f) >= 10 * cols);
   }
@@ -220,10 +222,11 @@ TEST_CASE("the scale of the inputs does not change what is pruned") {
   for (const float scale : {1.0f, 1024.0f, 1.0f / 4096}) {
     std::vector<float> scaled = x;
     for (float& value : scaled) value *= scale;  // a power of two: exact
-    const Result<InverseFactor> factor = factor_inverse(pool, collect(pool, scaled, 300, cols), 0.01);
+    const SiteStatistics collected = collect(pool, scaled, 300, cols);
+    const Result<InverseFactor> factor = factor_inverse(pool, Hessian(collected, {}), 0.01);
     REQUIRE(factor.is_ok());
     std::vector<float> weights = dense;
-    REQUIRE(prune_sparsegpt(pool, factor.value(), Budget::n_of_m(2, 4), 128, weights.data(), 25).is_ok());
+    REQUIRE(prune_sparsegpt(pool, factor.value(), {.budget = Budget::n_of_m(2, 4)}, weights.data(), 25).is_ok());
     results.push_back(weights);
     CHECK(weights == results.front());
   }

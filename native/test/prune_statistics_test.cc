@@ -1,6 +1,7 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include "prune/hessian.h"
 #include "prune/statistics.h"
 #include "prune_reference.h"
 
@@ -154,4 +155,58 @@ TEST_CASE("an expert has one site of its input's width and one of its inner widt
   CHECK(expert.value().activation.width() == 7);
   CHECK(expert.value().activation.has_gram());
   CHECK(ExpertStatistics::create(0, 7, true).status().code() == Code::kUsage);
+}
+
+TEST_CASE("statistics of two experts merge into those of all their tokens") {
+  const uint64_t seed = reference::fresh_seed();
+  MESSAGE("seed " << seed);
+  std::mt19937_64 random(seed);
+  ThreadPool pool(2);
+  const Inputs first(random, 300, 130, true);
+  const Inputs second(random, 70, 130, true);
+  SiteStatistics merged = collect(pool, first, 300);
+  SiteStatistics other = collect(pool, second, 9);
+  merged.merge(pool, other);
+  CHECK(merged.tokens() == 370);
+  double worst = 0;
+  for (int64_t i = 0; i < 130; ++i) {
+    for (int64_t j = i; j < 130; ++j) {
+      double sum = 0;
+      for (int64_t t = 0; t < 300; ++t) sum += first.value(t, i) * first.value(t, j);
+      for (int64_t t = 0; t < 70; ++t) sum += second.value(t, i) * second.value(t, j);
+      worst = std::max(worst, std::fabs(sum - static_cast<double>(merged.gram(i, j))));
+      if (i == j) CHECK(merged.squared_norms()[static_cast<size_t>(i)] == doctest::Approx(sum).epsilon(1e-12));
+    }
+  }
+  CHECK(worst < 1e-3);
+}
+
+TEST_CASE("a Gram matrix of few tokens is shrunk towards the pooled one, or its own diagonal, and keeps its trace") {
+  const uint64_t seed = reference::fresh_seed();
+  MESSAGE("seed " << seed);
+  std::mt19937_64 random(seed);
+  ThreadPool pool(2);
+  const int64_t n = 40;
+  const SiteStatistics own = collect(pool, Inputs(random, 15, n, false), 15);
+  const SiteStatistics pooled = collect(pool, Inputs(random, 500, n, true), 500);
+  const auto trace_of = [&](const SiteStatistics& site) {
+    double trace = 0;
+    for (int64_t j = 0; j < n; ++j) trace += static_cast<double>(site.gram(j, j));
+    return trace;
+  };
+  const double share = 2.0 * 40 / (2.0 * 40 + 15);
+  const Hessian plain(own, {});
+  const Hessian towards_layer(own, {2, &pooled});
+  const Hessian towards_diagonal(own, {2, nullptr});
+  CHECK(plain.shrunk() == 0);
+  CHECK(towards_layer.shrunk() == doctest::Approx(share));
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = i; j < n; ++j) {
+      const double mine = static_cast<double>(own.gram(i, j)) * 40 / trace_of(own);
+      const double layers = static_cast<double>(pooled.gram(i, j)) * 40 / trace_of(pooled);
+      CHECK(plain.at(i, j) == doctest::Approx(mine));
+      CHECK(towards_layer.at(i, j) == doctest::Approx((1 - share) * mine + share * layers));
+      CHECK(towards_diagonal.at(i, j) == doctest::Approx(i == j ? mine : (1 - share) * mine));
+    }
+  }
 }

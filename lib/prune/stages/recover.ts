@@ -1,5 +1,6 @@
 /** The stage that trains what pruning left of the experts until they give again what they gave before. */
 import { z } from 'zod';
+import { EspalierError } from '../../errors.ts';
 import { native, runJob } from '../../native.ts';
 import { nativeMatrix, nativeWeight } from '../../runtime/native-spec.ts';
 import type { StageKind } from './stage.ts';
@@ -54,6 +55,16 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
   }),
   resolve({ epochs = 16, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
     return { stage: 'recover', epochs, batch, learningRate, zeros, logits, seed };
+  },
+  follow(before) {
+    if (!before.some((stage) => 'values' in stage && stage.values !== 'float')) return;
+    throw new EspalierError(
+      'USAGE',
+      'training would undo the rounding of the weights stage; round after it: quantize',
+      {
+        field: 'recover',
+      },
+    );
   },
   needsCalibration: () => true,
   dependsOnIsa: () => true,

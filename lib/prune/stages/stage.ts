@@ -31,6 +31,8 @@ export interface ExpertOutcome {
    * start); null where too few tokens reached the expert to train it.
    */
   readonly recovery?: { readonly before: number; readonly after: number; readonly epoch: number } | null;
+  /** It saw fewer tokens than some Gram matrix of it has columns. */
+  readonly starved?: boolean;
   /** Roles of matrices left as they are because they hold NaN or infinity. */
   readonly skipped?: readonly string[];
 }
@@ -108,6 +110,8 @@ export interface StageKind<Given, Stage extends StageBase> {
   readonly schema: z.ZodType<Given>;
   /** Fills in the defaults. @throws USAGE with the option as `field` */
   resolve(given: Given): Stage;
+  /** @throws USAGE where it undoes what stages before it do */
+  follow?(before: readonly StageBase[]): void;
   /** Whether it looks at calibration data. */
   needsCalibration(stage: Stage): boolean;
   /** Whether `run` looks at calibration data, and not `prepare` alone. @default as needsCalibration says */

@@ -1,10 +1,13 @@
 /** The stage that zeroes weights of the experts. */
 import { z } from 'zod';
 import { EspalierError } from '../../errors.ts';
-import { native, runJob } from '../../native.ts';
+import { expertMatrices } from '../../models/targets.ts';
+import { type NativePlan, native, runJob } from '../../native.ts';
 import { type Budget, checkFits, checkSparsity, describeBudget, parsePattern } from '../budget.ts';
-import { type Method, type MethodName, methodNames, methods, nativePlan } from '../methods.ts';
-import type { ExpertOutcome, StageKind } from './stage.ts';
+import { defaultShrinkage, type Method, type MethodName, methodNames, methods, nativePlan } from '../methods.ts';
+import { owlMultiple, owlSparsities } from '../owl.ts';
+import { runPlan } from './run-plan.ts';
+import type { StageKind } from './stage.ts';
 
 export interface WeightsOptions {
   /** How weights are scored and updated; see `methods`. @default 'moe-pruner' */
@@ -18,6 +21,26 @@ export interface WeightsOptions {
   pattern?: string | undefined;
   /** Weight each token's input by its gate in the statistics. @default true for moe-pruner, false for the others */
   routerWeighting?: boolean | undefined;
+  /**
+   * What kept weights are rounded to in the same pass, on the grids of int8 and int4 packing; a method with weight update
+   * makes up for the rounding too. `float`: not rounded. @default 'float'
+   */
+  values?: NativePlan['values'] | undefined;
+  /**
+   * How layers share an unstructured budget: each meets it, or those with more outliers keep more (`owl`). The layers together
+   * meet it either way. @default 'uniform'
+   */
+  layers?: 'uniform' | 'owl' | undefined;
+  /**
+   * How the experts of a layer share it: each matrix meets it, or the same matrices of all experts compete by |W_ij| · ‖X_j‖,
+   * none losing more than halfway between the budget and everything (`balanced`). @default 'uniform'
+   */
+  experts?: 'uniform' | 'balanced' | undefined;
+  /**
+   * How far the Gram matrices of experts that saw few tokens are shrunk towards the layer's, in methods with weight update:
+   * see `defaultShrinkage`. 0: not at all. @default 2
+   */
+  shrinkage?: number | undefined;
 }
 
 export interface WeightsStage {
@@ -25,8 +48,13 @@ export interface WeightsStage {
   readonly method: MethodName;
   readonly budget: Budget;
   readonly routerWeighting: boolean;
+  readonly values: NativePlan['values'];
+  readonly layers: 'uniform' | 'owl';
+  readonly experts: 'uniform' | 'balanced';
+  readonly shrinkage: number;
 }
 
+/** Those that may stand at the top of a recipe. */
 export const weightsOptions = {
   method: z.enum(methodNames as [MethodName, ...MethodName[]]).optional(),
   sparsity: z.number().optional(),
@@ -36,8 +64,23 @@ export const weightsOptions = {
 
 export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
   name: 'weights',
-  schema: z.strictObject(weightsOptions),
-  resolve({ method = 'moe-pruner', sparsity, pattern, routerWeighting }) {
+  schema: z.strictObject({
+    ...weightsOptions,
+    values: z.enum(['float', 'int8', 'int4']).optional(),
+    layers: z.enum(['uniform', 'owl']).optional(),
+    experts: z.enum(['uniform', 'balanced']).optional(),
+    shrinkage: z.number().min(0).max(1000).optional(),
+  }),
+  resolve({
+    method = 'moe-pruner',
+    sparsity,
+    pattern,
+    routerWeighting,
+    values = 'float',
+    layers = 'uniform',
+    experts = 'uniform',
+    shrinkage = defaultShrinkage,
+  }) {
     if (sparsity !== undefined && pattern !== undefined) {
       throw new EspalierError('USAGE', 'sparsity and pattern exclude each other; give one of them', {
         field: 'pattern',
@@ -51,7 +94,27 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
       });
     }
     const budget = pattern === undefined ? checkSparsity(sparsity ?? 0.5) : parsePattern(pattern);
-    return { stage: 'weights', method, budget, routerWeighting: weighted };
+    for (const [field, wish] of [
+      ['layers', layers],
+      ['experts', experts],
+    ] as const) {
+      if (wish === 'uniform') continue;
+      if ('group' in budget) {
+        throw new EspalierError(
+          'USAGE',
+          `${field}: ${wish} shares out an unstructured sparsity; a pattern is the same everywhere`,
+          { field },
+        );
+      }
+      if (row.statistics === 'none') {
+        throw new EspalierError(
+          'USAGE',
+          `${field}: ${wish} goes by calibration data, which ${method} does not look at`,
+          { field },
+        );
+      }
+    }
+    return { stage: 'weights', method, budget, routerWeighting: weighted, values, layers, experts, shrinkage };
   },
   needsCalibration: ({ method }) => methods[method].statistics !== 'none',
   dependsOnIsa: ({ method }) => methods[method].statistics !== 'none',
@@ -72,32 +135,27 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
     { name: 'statistics', weight: 50 },
     { name: 'weights', weight: 25 },
   ],
-  async run({ method, budget, routerWeighting }, context) {
-    const { pruner, signal, source } = context;
+  async prepare({ budget, layers, routerWeighting }, { spec, walk, signal }) {
+    if (layers === 'uniform' || 'group' in budget) return undefined;
+    const shares = await walk(async ({ pruner, input, lengths }) => {
+      const request = { input, lengths, collect: true, gram: false, routerWeighted: routerWeighting };
+      await runJob(() => native().prunerForward(pruner, request), signal);
+      return await runJob(() => native().prunerOutliers(pruner, owlMultiple), signal);
+    });
+    const sizes = shares.map(() => 0);
+    for (const { layer, source } of expertMatrices(spec)) sizes[layer]! += source.shape.reduce((a, b) => a * b);
+    return owlSparsities(shares, sizes, budget.sparsity);
+  },
+  async run({ method, budget: given, routerWeighting, values, experts, shrinkage }, context) {
+    const byLayer = context.prepared as readonly number[] | null;
+    const budget = byLayer === null ? given : { sparsity: byLayer[context.layer]! };
+    const meeting = experts === 'balanced' ? 'experts' : 'each';
     const { statistics } = methods[method];
     if (statistics !== 'none') {
       await context.collect({ gram: statistics === 'gram', routerWeighted: routerWeighting }, 0);
     }
-    const plan = nativePlan(method, budget);
-    const reports = await runJob(
-      () => native().prunerPrune(pruner, plan, (done, total) => context.progress(1, done, total)),
-      signal,
-      { file: source },
-    );
-    const experts = new Map<string, ExpertOutcome>();
-    for (const { part, expert, role, tokens, fallback, skipped } of reports) {
-      const key = `${part}.${expert}`;
-      const before = experts.get(key);
-      experts.set(key, {
-        part,
-        expert,
-        tokens,
-        fallback: fallback || before?.fallback === true,
-        skipped: [...(before?.skipped ?? []), ...(skipped ? [role] : [])],
-      });
-    }
-    return { experts: [...experts.values()] };
+    return await runPlan(context, nativePlan(method, budget, { values, meeting, shrinkage }), 1);
   },
-  describe: ({ method, budget, routerWeighting }) =>
-    `${method}${routerWeighting ? ' with router weighting' : ''}, ${describeBudget(budget)}`,
+  describe: ({ method, budget, routerWeighting, values }) =>
+    `${method}${routerWeighting ? ' with router weighting' : ''}, ${describeBudget(budget)}${values === 'float' ? '' : ` and ${values}`}`,
 };

@@ -16,6 +16,12 @@ ESPALIER_INLINE void tile_load(const void* rows, int64_t stride) {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(stride), "i"(kRegister) : "memory");
 }
 
+// What is read once: it leaves L1 to what is read again.
+template <int kRegister>
+ESPALIER_INLINE void tile_stream(const void* rows, int64_t stride) {
+  __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(stride), "i"(kRegister) : "memory");
+}
+
 template <int kRegister>
 ESPALIER_INLINE void tile_store(void* rows, int64_t stride) {
   __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(rows), "r"(stride), "i"(kRegister) : "memory");

@@ -50,6 +50,8 @@ struct MatmulTask {
 // [block of kTileSteps steps of 32 inputs][pair of tiles of tokens][step][2][16][32], the last block with fewer steps.
 struct TileLayout {
   static constexpr int64_t kTileSteps = 32;
+  // Tokens of which a block stays in L2: 512 KB.
+  static constexpr int64_t kChunkTokens = 256;
   static constexpr int64_t kElements = kTileTokens * kBlockInputs;
 
   int64_t pairs;

@@ -1,0 +1,29 @@
+// What GPUs there are, and why they are not used where they are not. Works in every build, with or without CUDA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace espalier::cuda {
+
+struct Device {
+  std::string name;
+  int major = 0;  // compute capability
+  int minor = 0;
+  int64_t memory = 0;  // bytes
+};
+
+struct DeviceSurvey {
+  // Whether the kernels are in this build.
+  bool compiled = false;
+  // Devices that the kernels run on: compute capability 9.0 or newer.
+  std::vector<Device> devices;
+  // Why there are none; empty where there are.
+  std::string reason;
+};
+
+// Starts the driver at its first call, where there is one.
+DeviceSurvey survey_devices();
+
+}  // namespace espalier::cuda

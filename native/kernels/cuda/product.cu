@@ -1,0 +1,164 @@
+// Checks products and starts their kernels.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <climits>
+#include <string>
+
+#include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/product.cuh"
+
+namespace espalier::cuda {
+namespace {
+
+// What a launch needs to know of the device.
+struct Limits {
+  int multiprocessors = 0;
+  int shared_bytes = 0;
+};
+
+Result<Limits> current_limits() {
+  int device = 0;
+  Limits limits;
+  ESPALIER_CUDA_TRY(cudaGetDevice(&device));
+  ESPALIER_CUDA_TRY(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  ESPALIER_CUDA_TRY(cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return limits;
+}
+
+ProductKernel find_kernel(TileLayout layout, int tokens) {
+  switch (layout) {
+    case TileLayout::kTwoFour: return two_four_kernel(tokens);
+    case TileLayout::kBalanced: return balanced_kernel(tokens);
+    case TileLayout::kBitmap: return bitmap_kernel(tokens);
+  }
+  return {};
+}
+
+// Where the moved words of a bitmap's tile come from, in a stage: where they go to, if one round can move them all.
+int tail_at(const DeviceTiles& weights) {
+  const bool in_place = weights.most_slots - weights.slots <= kMoved;
+  return kMaskBytes + (in_place ? weights.slots : weights.most_slots) * kSlotBytes;
+}
+
+// Bytes of shared memory for one tile.
+int stage_bytes(const DeviceTiles& weights) {
+  switch (weights.layout) {
+    case TileLayout::kTwoFour: return kTwoFourBytes;
+    case TileLayout::kBalanced: return balanced_bytes(weights.slots);
+    case TileLayout::kBitmap:
+      return std::max(kMaskBytes + weights.most_slots * kSlotBytes, tail_at(weights) + weights.most_tail);
+  }
+  return 0;
+}
+
+// Tiles that a warp has under way where nothing else is asked for: more do not make it faster, and what they leave of
+// the multiprocessor's memory caches x.
+constexpr int kStages = 2;
+constexpr int kMostStages = 8;
+
+// Whether teams of `split` warps make up a block, and there are barriers for all of them.
+bool splits(int warps, int split) { return warps % split == 0 && (split == 1 || warps / split <= 15); }
+
+// The split whose busiest team takes the fewest tiles; adding up an item costs about a third of a tile.
+int choose_split(int items, int col_tiles, int warps, int multiprocessors) {
+  int best = warps;
+  int64_t least = INT64_MAX;
+  for (int split = warps; split >= 1; --split) {
+    if (!splits(warps, split)) continue;
+    const int64_t teams = static_cast<int64_t>(warps / split) * multiprocessors;
+    const int64_t rounds = (items + teams - 1) / teams;
+    const int64_t cost = rounds * (3 * ((col_tiles + split - 1) / split) + 1);
+    if (cost < least) {
+      least = cost;
+      best = split;
+    }
+  }
+  return best;
+}
+
+Status check(const Product& product) {
+  const DeviceTiles& weights = product.weights;
+  const int most = most_tokens(weights.layout);
+  if (product.tokens < 1 || product.tokens > most) {
+    return Status(Code::kUsage, "a " + layout_name(weights.layout, weights.slots) + " product takes 1 to " +
+                                    std::to_string(most) + " tokens, not " + std::to_string(product.tokens));
+  }
+  const bool sized = product.groups >= 1 && weights.rows >= 1 && weights.rows < INT_MAX / 2 && weights.cols >= 32 &&
+                     weights.cols % 32 == 0 && weights.cols < INT_MAX / 2 &&
+                     (weights.rows + 15) / 16 * product.groups < INT_MAX / 2;
+  if (!sized) return Status(Code::kUsage, "a product needs groups, rows, and a multiple of 32 columns, below 2³⁰");
+  if (product.experts == nullptr && product.groups > weights.count) {
+    return Status(Code::kUsage, std::to_string(product.groups) + " groups of " + std::to_string(weights.count) +
+                                    " matrices need to say which they use");
+  }
+  if (reinterpret_cast<uintptr_t>(product.x) % 16 != 0) return Status(Code::kUsage, "x is not 16-byte aligned");
+  return Status::ok();
+}
+
+}  // namespace
+
+int most_tokens(TileLayout layout) { return layout == TileLayout::kTwoFour ? 64 : 16; }
+
+DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
+  return {host.layout, host.count, host.rows, host.cols, host.slots, host.most_slots, host.most_tail, tiles, starts};
+}
+
+Status launch_product(const Product& product, cudaStream_t stream, const ProductTuning& tuning) {
+  ESPALIER_TRY(check(product));
+  const Result<Limits> limits = current_limits();
+  if (!limits.is_ok()) return limits.status();
+  const DeviceTiles& weights = product.weights;
+  const ProductKernel kernel = find_kernel(weights.layout, product.tokens);
+
+  ProductArgs args{};
+  args.tiles = weights.tiles;
+  args.starts = weights.starts;
+  args.x = product.x;
+  args.experts = product.experts;
+  args.inputs = product.inputs;
+  args.y = product.y;
+  args.rows = static_cast<int>(weights.rows);
+  args.cols = static_cast<int>(weights.cols);
+  args.row_tiles = (args.rows + kTileHeight - 1) / kTileHeight;
+  args.col_tiles = (args.cols + kTileWidth - 1) / kTileWidth;
+  args.row_blocks = (args.row_tiles + kernel.row_tiles - 1) / kernel.row_tiles;
+  args.items = args.row_blocks * product.groups;
+  args.tokens = product.tokens;
+  args.slots = weights.slots;
+  args.tail_at = tail_at(weights);
+  args.early = product.experts == nullptr || product.experts_settled;
+  args.float_output = product.output == OutputType::kF32;
+  args.stage_bytes = stage_bytes(weights);
+  args.split = tuning.split > 0
+                   ? tuning.split
+                   : choose_split(args.items, args.col_tiles, kernel.warps, limits.value().multiprocessors);
+  if (args.split > kernel.warps || !splits(kernel.warps, args.split)) {
+    return Status(Code::kUsage, "split is " + std::to_string(args.split) + ", which does not divide the " +
+                                    std::to_string(kernel.warps) + " warps of a block into 1 to 15 teams");
+  }
+  // A stage of all warps, with its barriers.
+  const int stage_total = kernel.warps * (args.stage_bytes * kernel.row_tiles + 8);
+  const int room = (limits.value().shared_bytes - kernel.sum_bytes) / stage_total;
+  args.stages = std::min({tuning.stages > 0 ? tuning.stages : kStages, room, kMostStages});
+  if (args.stages < 1) return Status(Code::kUsage, "this device has too little shared memory for the product");
+  const int shared = kernel.sum_bytes + args.stages * stage_total;
+
+  ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  const int teams = kernel.warps / args.split;
+  cudaLaunchConfig_t launch{};
+  launch.gridDim =
+      dim3(static_cast<unsigned>(std::min((args.items + teams - 1) / teams, limits.value().multiprocessors)));
+  launch.blockDim = dim3(static_cast<unsigned>(kernel.warps) * 32);
+  launch.dynamicSmemBytes = static_cast<size_t>(shared);
+  launch.stream = stream;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  launch.attrs = &overlap;
+  launch.numAttrs = 1;
+  ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&launch, kernel.function, args));
+  return Status::ok();
+}
+
+}  // namespace espalier::cuda

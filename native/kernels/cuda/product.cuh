@@ -1,0 +1,282 @@
+// What the products of all layouts share: how warps find their tiles, keep them coming, and add up what they found.
+//
+// A block of kWarps warps is cut into groups of `split`. A group takes 16 · kRowTiles rows of one expert at a time (an
+// item), and its warps every split-th tile of these rows. The copies of the next item run while this one is added up.
+// Sums are made in the same order whatever the grid is.
+//
+// A layout is a struct Tile:
+//   begin(args, stage, lane)           reads from the tile in shared memory what it needs first
+//   multiply<kQuarter>(acc, b)         products of a quarter of the 128 inputs
+//   input(quarter, t)                  the first of the 8 inputs whose x lane 4g + t loads for the quarter
+//   arrange(b)                         from these to the B operand's registers
+//   finish()                           before the stage is filled again
+//   Source                             where tiles lie, see FixedSource
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/ptx/barrier.cuh"
+#include "kernels/cuda/ptx/launch.cuh"
+#include "kernels/cuda/ptx/memory.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/tile_codec.h"
+
+namespace espalier::cuda {
+
+struct ProductArgs {
+  const uint8_t* tiles;
+  const uint32_t* starts;
+  const uint16_t* x;
+  const int32_t* experts;
+  const int32_t* inputs;
+  void* y;
+  int rows;
+  int cols;
+  int row_tiles;
+  int col_tiles;
+  int row_blocks;  // items of a group
+  int items;
+  int tokens;
+  int split;
+  int stages;
+  int stage_bytes;  // of one tile
+  int slots;
+  int tail_at;  // bitmap: where in a stage the bytes after the fixed part go
+  bool early;   // weights may be fetched while the previous kernel runs
+  bool float_output;
+};
+
+// Floats between the 16 sums of one token and those of the next: with 20, lanes store to different banks.
+inline constexpr int kSumStride = 20;
+
+template <int kBlocks>
+constexpr int kSumBuffers = kBlocks <= 2 ? 2 : 1;
+// Bytes of partial sums of a block.
+template <int kBlocks, int kWarps>
+constexpr int kSumBytes = kSumBuffers<kBlocks>* kWarps* kBlocks * 8 * kSumStride * 4;
+
+// The tiles that a warp fetches, in order.
+template <class Tile, int kRowTiles>
+class Fetcher {
+ public:
+  __device__ Fetcher(const ProductArgs& args, int item, int stride, int part)
+      : args_(args), item_(part < args.col_tiles ? item : args.items), stride_(stride), part_(part), col_(part) {
+    if (more()) find_rows();
+  }
+  __device__ bool more() const { return item_ < args_.items; }
+  // Called by one lane: copies the tiles of the current place to `stage`, and goes on.
+  __device__ void fetch(uint32_t stage, uint32_t barrier) {
+    const uint64_t policy = ptx::read_once_policy();
+    uint32_t bytes = 0;
+#pragma unroll
+    for (int q = 0; q < kRowTiles; ++q) bytes += source_[q].bytes(args_);
+    ptx::barrier_expect(barrier, bytes);
+#pragma unroll
+    for (int q = 0; q < kRowTiles; ++q) {
+      source_[q].copy(args_, index(q), stage + q * args_.stage_bytes, barrier, policy);
+    }
+    col_ += args_.split;
+    if (col_ < args_.col_tiles) {
+      find_tiles();
+      return;
+    }
+    col_ = part_;
+    item_ += stride_;
+    if (more()) find_rows();
+  }
+
+ private:
+  __device__ void find_rows() {
+    const int group = item_ / args_.row_blocks;
+    const int expert = args_.experts != nullptr ? args_.experts[group] : group;
+    row_tile_ = (item_ - group * args_.row_blocks) * kRowTiles;
+    expert_rows_ = static_cast<int64_t>(expert) * args_.row_tiles;
+    find_tiles();
+  }
+  __device__ void find_tiles() {
+#pragma unroll
+    for (int q = 0; q < kRowTiles; ++q) source_[q].find(args_, index(q));
+  }
+  // Beyond the last row, the last tile again: what comes of it is not stored.
+  __device__ int64_t index(int q) const {
+    return (expert_rows_ + min(row_tile_ + q, args_.row_tiles - 1)) * args_.col_tiles + col_;
+  }
+
+  const ProductArgs& args_;
+  typename Tile::Source source_[kRowTiles];
+  int64_t expert_rows_ = 0;
+  int row_tile_ = 0;
+  int item_;
+  const int stride_;
+  const int part_;
+  int col_;
+};
+
+// 16 bytes of a row of x, zeros beyond its end.
+__device__ __forceinline__ uint4 load_inputs(const ProductArgs& args, int row, int first) {
+  if (first >= args.cols) return uint4{};
+  return __ldg(reinterpret_cast<const uint4*>(args.x + static_cast<int64_t>(row) * args.cols + first));
+}
+
+template <class Tile, int kBlocks, int kRowTiles, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_constant__ ProductArgs args) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int part = warp % args.split;
+  const int team = warp / args.split;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  // Quarters of x that a lane holds at a time.
+  constexpr int kAhead = kBlocks <= 2 ? 4 : kBlocks <= 4 ? 2 : 1;
+
+  const int ring_bytes = args.stages * args.stage_bytes * kRowTiles;
+  const uint32_t ring = ptx::shared_address(shared) + warp * ring_bytes;
+  float* const sums = reinterpret_cast<float*>(shared + kWarps * ring_bytes);
+  const uint32_t barriers =
+      ptx::shared_address(shared) + kWarps * ring_bytes + kSumBytes<kBlocks, kWarps> + warp * args.stages * 8;
+  if (lane == 0) {
+    for (int i = 0; i < args.stages; ++i) ptx::barrier_init(barriers + 8 * i, 1);
+    ptx::barrier_init_fence();
+  }
+  __syncwarp();
+
+  const int teams = kWarps / args.split;
+  const int first_item = blockIdx.x * teams + team;
+  const int stride = gridDim.x * teams;
+  if (!args.early) ptx::wait_for_previous();
+  Fetcher<Tile, kRowTiles> fetcher(args, first_item, stride, part);
+  if (lane == 0) {
+    for (int i = 0; i < args.stages && fetcher.more(); ++i) {
+      fetcher.fetch(ring + i * args.stage_bytes * kRowTiles, barriers + 8 * i);
+    }
+  }
+  if (args.early) ptx::wait_for_previous();
+  ptx::allow_next();
+
+  int stage = 0;
+  uint32_t parity = 0;
+  int sum_buffer = 0;
+  for (int item = first_item; item < args.items; item += stride) {
+    const int group = item / args.row_blocks;
+    const int first_row = (item - group * args.row_blocks) * kRowTiles * kTileHeight;
+    int x[kBlocks];
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      // A column of B beyond the last token gives a column of sums that is not stored.
+      const int token = group * args.tokens + min(b * 8 + g, args.tokens - 1);
+      x[b] = args.inputs != nullptr ? args.inputs[token] : token;
+    }
+    float acc[kRowTiles][kBlocks][4] = {};
+    for (int col = part; col < args.col_tiles; col += args.split) {
+      const int first = col * kTileWidth;
+      uint4 ahead[kAhead][kBlocks];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b) ahead[i][b] = load_inputs(args, x[b], first + Tile::input(i, t));
+      }
+      ptx::barrier_wait(barriers + 8 * stage, parity);
+      const uint32_t base = ring + stage * args.stage_bytes * kRowTiles;
+      Tile tile[kRowTiles];
+#pragma unroll
+      for (int q = 0; q < kRowTiles; ++q) tile[q].begin(args, base + q * args.stage_bytes, lane);
+      const auto quarter = [&]<int kQuarter>() {
+        uint4 operand[kBlocks];
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b) {
+          operand[b] = Tile::arrange(ahead[kQuarter % kAhead][b], t);
+          if constexpr (kQuarter + kAhead < 4) {
+            ahead[kQuarter % kAhead][b] = load_inputs(args, x[b], first + Tile::input(kQuarter + kAhead, t));
+          }
+        }
+#pragma unroll
+        for (int q = 0; q < kRowTiles; ++q) tile[q].template multiply<kQuarter>(acc[q], operand);
+      };
+      quarter.template operator()<0>();
+      quarter.template operator()<1>();
+      quarter.template operator()<2>();
+      quarter.template operator()<3>();
+      Tile::finish();
+      __syncwarp();
+      if (lane == 0 && fetcher.more()) fetcher.fetch(base, barriers + 8 * stage);
+      if (++stage == args.stages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+
+    // Sums of a team, 16 rows at a time.
+#pragma unroll
+    for (int q = 0; q < kRowTiles; ++q) {
+      constexpr int kPartial = kBlocks * 8 * kSumStride;
+      float* const buffer = sums + (sum_buffer * kWarps + team * args.split) * kPartial;
+      float* const mine = buffer + part * kPartial;
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) mine[(b * 8 + 2 * t + i % 2) * kSumStride + g + i / 2 * 8] = acc[q][b][i];
+      }
+      const auto meet = [&] {
+        if (args.split == 1) {
+          __syncwarp();
+        } else {
+          ptx::named_barrier(1 + team, args.split * 32);
+        }
+      };
+      meet();
+      for (int i = part * 32 + lane; i < args.tokens * kTileHeight; i += args.split * 32) {
+        const int token = i / kTileHeight;
+        const int row = first_row + q * kTileHeight + i % kTileHeight;
+        float sum = 0;
+        for (int p = 0; p < args.split; ++p) sum += buffer[p * kPartial + token * kSumStride + i % kTileHeight];
+        if (row < args.rows) {
+          const int64_t at = static_cast<int64_t>(group * args.tokens + token) * args.rows + row;
+          if (args.float_output) {
+            static_cast<float*>(args.y)[at] = sum;
+          } else {
+            static_cast<__nv_bfloat16*>(args.y)[at] = __float2bfloat16_rn(sum);
+          }
+        }
+      }
+      // With two buffers, the next meeting keeps writers of this one away until it has been read.
+      if constexpr (kSumBuffers<kBlocks> == 2) {
+        sum_buffer ^= 1;
+      } else {
+        meet();
+      }
+    }
+  }
+}
+
+// Where a tile comes from: find() asks for what copy() will need when the tile's turn comes. This is for tiles of one
+// size, of which nothing has to be asked.
+template <class Size>
+struct FixedSource {
+  __device__ static uint32_t bytes(const ProductArgs& args) { return Size::bytes(args); }
+  __device__ static void find(const ProductArgs&, int64_t) {}
+  __device__ static void copy(const ProductArgs& args, int64_t tile, uint32_t to, uint32_t barrier, uint64_t policy) {
+    ptx::bulk_load(to, args.tiles + tile * Size::bytes(args), Size::bytes(args), barrier, policy);
+  }
+};
+
+// A kernel and what a block of it is made of.
+struct ProductKernel {
+  void (*function)(ProductArgs) = nullptr;
+  int warps = 0;
+  int row_tiles = 0;
+  int sum_bytes = 0;
+};
+
+template <class Tile, int kBlocks, int kRowTiles, int kWarps>
+ProductKernel make_kernel() {
+  return {&product_kernel<Tile, kBlocks, kRowTiles, kWarps>, kWarps, kRowTiles, kSumBytes<kBlocks, kWarps>};
+}
+
+// The kernels of each layout for so many tokens.
+ProductKernel two_four_kernel(int tokens);
+ProductKernel balanced_kernel(int tokens);
+ProductKernel bitmap_kernel(int tokens);
+
+}  // namespace espalier::cuda

@@ -1,0 +1,73 @@
+// Decode products on the GPU: y = W x for up to a few dozen tokens, of one matrix or of the experts that a router
+// chose, in one launch. Plain C++; kernels are in product_*.cu.
+//
+// A product is bound by the bytes of the weights. Each warp walks its own tiles through a ring of buffers in shared
+// memory that bulk copies fill, and multiplies on the tensor cores even for one token: that leaves arithmetic out of
+// the account, and 7 further tokens cost nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "core/status.h"
+#include "kernels/cuda/tiled_weights.h"
+
+struct CUstream_st;
+
+namespace espalier::cuda {
+
+// TiledWeights whose `tiles` and `starts` are in device memory.
+struct DeviceTiles {
+  TileLayout layout = TileLayout::kTwoFour;
+  int64_t count = 0;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int slots = 0;
+  int most_slots = 0;
+  int most_tail = 0;
+  const uint8_t* tiles = nullptr;
+  const uint32_t* starts = nullptr;
+};
+
+// The same weights where `tiles` and `starts` of the host were copied to.
+DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts);
+
+enum class OutputType : uint8_t { kBf16, kF32 };
+
+// The weights must not be what the launch just before on the stream writes: a product begins to fetch them while that
+// one still runs, and waits for it before it touches anything else.
+//
+// For each group g and each token n of it: y[g · tokens + n] = W[experts[g]] · x[inputs[g · tokens + n]]. Pointers are
+// to device memory.
+struct Product {
+  DeviceTiles weights;
+  int groups = 1;
+  int tokens = 1;
+  // bf16 [inputs][cols], 16-byte aligned.
+  const uint16_t* x = nullptr;
+  // [groups] matrices; without: group g uses matrix g.
+  const int32_t* experts = nullptr;
+  // Whether `experts` was written before the previous launch on the stream, not by it: then weights are fetched while
+  // that one still runs.
+  bool experts_settled = false;
+  // [groups][tokens] rows of x; without: in order.
+  const int32_t* inputs = nullptr;
+  // [groups][tokens][rows]
+  void* y = nullptr;
+  OutputType output = OutputType::kBf16;
+};
+
+// How a launch uses the GPU; 0 lets the launcher choose. The result's bits depend on `split` alone.
+struct ProductTuning {
+  // Warps that share 16 rows (of some layouts more), each with a part of the inputs.
+  int split = 0;
+  // Tiles that a warp has under way.
+  int stages = 0;
+};
+
+// The most tokens of a group.
+int most_tokens(TileLayout layout);
+
+// Starts the product. Errors: kUsage for what no kernel takes, kInternal if the launch failed. Nothing is allocated.
+Status launch_product(const Product& product, CUstream_st* stream, const ProductTuning& tuning = {});
+
+}  // namespace espalier::cuda

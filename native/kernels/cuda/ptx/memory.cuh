@@ -1,0 +1,109 @@
+// Loads and copies that C++ has no words for.
+#pragma once
+
+#include <cstdint>
+
+namespace espalier::cuda::ptx {
+
+// A cache hint for what is read once.
+__device__ __forceinline__ uint64_t read_once_policy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// Starts to copy `bytes` (a multiple of 16, both sides aligned so) to shared memory; they count towards `barrier`.
+__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier,
+                                          uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+// Orders this thread's stores to shared memory before copies by the copy engine that some thread starts later.
+__device__ __forceinline__ void copy_engine_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+__device__ __forceinline__ uint32_t load_shared(uint32_t from) {
+  uint32_t value;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint2 load_shared_8(uint32_t from) {
+  uint2 value;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(from) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
+  uint4 value;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_shared(uint32_t to, uint32_t value) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
+
+// Two neighbours of a run of 16-bit values of which only those with a bit in a mask are stored: zero or the value at
+// `at` for bit kBit, then for bit kBit + 1 in the high half. For each stored one, `at` moves on by `kStep`.
+template <int kBit, int kStep>
+__device__ __forceinline__ uint32_t expand_pair(uint32_t mask, uint32_t& at) {
+  uint32_t pair;
+  asm volatile(
+      "{\n"
+      ".reg .pred p, q;\n"
+      ".reg .b32 b, low, high;\n"
+      "and.b32 b, %2, %3;\n"
+      "setp.ne.u32 p, b, 0;\n"
+      "and.b32 b, %2, %4;\n"
+      "setp.ne.u32 q, b, 0;\n"
+      "mov.b32 low, 0;\n"
+      "mov.b32 high, 0;\n"
+      "@p ld.shared.u16 low, [%1];\n"
+      "@p add.u32 %1, %1, %5;\n"
+      "@q ld.shared.u16 high, [%1];\n"
+      "@q add.u32 %1, %1, %5;\n"
+      "prmt.b32 %0, low, high, 0x5410;\n"
+      "}"
+      : "=r"(pair), "+r"(at)
+      : "r"(mask), "n"(1u << kBit), "n"(1u << (kBit + 1)), "n"(kStep)
+      : "memory");
+  return pair;
+}
+
+// The same for values that lie two in each 32-bit word of which the next one is `kStep` bytes on: `step` is what leads
+// from the value at `at` to the next, 2 or kStep − 2 in turns.
+template <int kBit, int kStep>
+__device__ __forceinline__ uint32_t expand_pair(uint32_t mask, uint32_t& at, uint32_t& step) {
+  uint32_t pair;
+  asm volatile(
+      "{\n"
+      ".reg .pred p, q;\n"
+      ".reg .b32 b, low, high;\n"
+      "and.b32 b, %3, %4;\n"
+      "setp.ne.u32 p, b, 0;\n"
+      "and.b32 b, %3, %5;\n"
+      "setp.ne.u32 q, b, 0;\n"
+      "mov.b32 low, 0;\n"
+      "mov.b32 high, 0;\n"
+      "@p ld.shared.u16 low, [%1];\n"
+      "@p add.u32 %1, %1, %2;\n"
+      "@p xor.b32 %2, %2, %6;\n"
+      "@q ld.shared.u16 high, [%1];\n"
+      "@q add.u32 %1, %1, %2;\n"
+      "@q xor.b32 %2, %2, %6;\n"
+      "prmt.b32 %0, low, high, 0x5410;\n"
+      "}"
+      : "=r"(pair), "+r"(at), "+r"(step)
+      : "r"(mask), "n"(1u << kBit), "n"(1u << (kBit + 1)), "n"((kStep - 2) ^ 2)
+      : "memory");
+  return pair;
+}
+
+}  // namespace espalier::cuda::ptx

@@ -1,0 +1,226 @@
+#include "kernels/cuda/tile_codec.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace espalier::cuda {
+namespace {
+
+// Inputs of a lane's mask.
+constexpr int kRun = 32;
+
+int row_of(int lane, int half) { return lane / 4 + 8 * half; }
+
+uint32_t load32(const uint8_t* at) {
+  uint32_t value;
+  std::memcpy(&value, at, 4);
+  return value;
+}
+
+void store32(uint8_t* at, uint32_t value) { std::memcpy(at, &value, 4); }
+
+// The input of bit `bit` of a lane's masks.
+int balanced_input(int lane, int bit) { return lane % 4 * kRun + bit; }
+int bitmap_input(int lane, int bit) { return bit / 8 * kRun + lane % 4 * 8 + bit % 8; }
+
+// The mask of the inputs that a lane owns in one of its rows.
+template <class Input>
+uint32_t mask_of(const Tile& tile, int lane, int half, const Input& input) {
+  uint32_t mask = 0;
+  for (int i = 0; i < kRun; ++i) mask |= static_cast<uint32_t>(tile.at[row_of(lane, half)][input(lane, i)] != 0) << i;
+  return mask;
+}
+
+// Where a lane's mask of one row lies.
+int mask_at(int lane, int half) { return lane * 8 + half * 4; }
+
+// Where register j of a lane's A operand comes from: its row, and the first of two neighbouring stored values of the
+// sixteen that the row has in 32 inputs.
+struct Fragment {
+  int row;
+  int value;
+};
+Fragment fragment(int lane, int j) { return {row_of(lane, j % 2), lane % 4 * 2 + j / 2 * 8}; }
+
+// Where the positions of the 8 groups of four in row `row` and 32 inputs u begin: 4 groups in each 16 bits.
+int positions_at(int row, int u, int half) {
+  const int lane = row % 8 * 4 + u % 2 * 2 + half;
+  return 4 * 512 + u / 2 * 128 + lane * 4 + row / 8 * 2;
+}
+
+}  // namespace
+
+bool encode_two_four(const Tile& tile, uint8_t* out) {
+  std::memset(out, 0, kTwoFourBytes);
+  for (int u = 0; u < 4; ++u) {
+    uint16_t kept[kTileHeight][16];
+    for (int row = 0; row < kTileHeight; ++row) {
+      uint32_t positions = 0;
+      for (int group = 0; group < 8; ++group) {
+        const uint16_t* four = tile.at[row] + u * 32 + group * 4;
+        int where[2] = {0, 0};
+        int count = 0;
+        for (int i = 0; i < 4; ++i) {
+          if (four[i] == 0) continue;
+          if (count == 2) return false;
+          where[count++] = i;
+        }
+        // The hardware wants two different positions in ascending order.
+        if (count == 0) where[1] = 1;
+        if (count == 1) where[where[0] == 3 ? 0 : 1] = where[0] == 3 ? 2 : where[0] + 1;
+        if (where[0] > where[1]) std::swap(where[0], where[1]);
+        kept[row][2 * group] = four[where[0]];
+        kept[row][2 * group + 1] = four[where[1]];
+        positions |= static_cast<uint32_t>(where[0] | where[1] << 2) << (4 * group);
+      }
+      for (int half = 0; half < 2; ++half) {
+        const auto part = static_cast<uint16_t>(positions >> (16 * half));
+        std::memcpy(out + positions_at(row, u, half), &part, 2);
+      }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int j = 0; j < 4; ++j) {
+        const Fragment from = fragment(lane, j);
+        std::memcpy(out + u * 512 + lane * 16 + j * 4, &kept[from.row][from.value], 4);
+      }
+    }
+  }
+  return true;
+}
+
+bool decode_two_four(const uint8_t* data, Tile& tile) {
+  std::memset(&tile, 0, sizeof tile);
+  for (int u = 0; u < 4; ++u) {
+    uint16_t kept[kTileHeight][16];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int j = 0; j < 4; ++j) {
+        const Fragment to = fragment(lane, j);
+        std::memcpy(&kept[to.row][to.value], data + u * 512 + lane * 16 + j * 4, 4);
+      }
+    }
+    for (int row = 0; row < kTileHeight; ++row) {
+      for (int group = 0; group < 8; ++group) {
+        uint16_t positions;
+        std::memcpy(&positions, data + positions_at(row, u, group / 4), 2);
+        const int pair = positions >> (4 * (group % 4));
+        const int first = pair & 3;
+        const int second = pair >> 2 & 3;
+        if (first >= second) return false;
+        tile.at[row][u * 32 + group * 4 + first] = kept[row][2 * group];
+        tile.at[row][u * 32 + group * 4 + second] = kept[row][2 * group + 1];
+      }
+    }
+  }
+  return true;
+}
+
+bool encode_balanced(const Tile& tile, int n, uint8_t* out) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int half = 0; half < 2; ++half) {
+      uint32_t mask = mask_of(tile, lane, half, balanced_input);
+      if (std::popcount(mask) > n) return false;
+      // Stores the first zeros too, up to n values.
+      while (std::popcount(mask) < n) mask |= ~mask & (mask + 1);
+      store32(out + mask_at(lane, half), mask);
+      const uint16_t* row = tile.at[row_of(lane, half)];
+      uint8_t* to = out + kMaskBytes + lane * 4 + half * 2;
+      for (int i = 0; i < kRun; ++i) {
+        if ((mask >> i & 1u) == 0) continue;
+        std::memcpy(to, row + balanced_input(lane, i), 2);
+        to += kSlotBytes;
+      }
+    }
+  }
+  return true;
+}
+
+bool decode_balanced(const uint8_t* data, int n, Tile& tile) {
+  std::memset(&tile, 0, sizeof tile);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t mask = load32(data + mask_at(lane, half));
+      if (std::popcount(mask) != n) return false;
+      uint16_t* row = tile.at[row_of(lane, half)];
+      const uint8_t* from = data + kMaskBytes + lane * 4 + half * 2;
+      for (int i = 0; i < kRun; ++i) {
+        if ((mask >> i & 1u) == 0) continue;
+        std::memcpy(row + balanced_input(lane, i), from, 2);
+        from += kSlotBytes;
+      }
+    }
+  }
+  return true;
+}
+
+void bitmap_words(const Tile& tile, int (&words)[kLanes]) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    words[lane] = (std::popcount(mask_of(tile, lane, 0, bitmap_input)) +
+                   std::popcount(mask_of(tile, lane, 1, bitmap_input)) + 1) /
+                  2;
+  }
+}
+
+void bitmap_words(const uint8_t* data, int (&words)[kLanes]) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    words[lane] =
+        (std::popcount(load32(data + mask_at(lane, 0))) + std::popcount(load32(data + mask_at(lane, 1))) + 1) / 2;
+  }
+}
+
+int bitmap_bytes(const int (&words)[kLanes], int prefix) {
+  int tail = 0;
+  for (const int count : words) tail += std::max(count - prefix, 0);
+  return kMaskBytes + prefix * kSlotBytes + (tail * 4 + 15) / 16 * 16;
+}
+
+void encode_bitmap(const Tile& tile, int prefix, uint8_t* out) {
+  int words[kLanes];
+  bitmap_words(tile, words);
+  std::memset(out, 0, static_cast<size_t>(bitmap_bytes(words, prefix)));
+  uint8_t* tail = out + kMaskBytes + prefix * kSlotBytes;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    uint16_t values[2 * kMostSlots] = {};
+    int count = 0;
+    for (int half = 0; half < 2; ++half) {
+      store32(out + mask_at(lane, half), mask_of(tile, lane, half, bitmap_input));
+      const uint16_t* row = tile.at[row_of(lane, half)];
+      for (int i = 0; i < kRun; ++i) {
+        if (row[bitmap_input(lane, i)] != 0) values[count++] = row[bitmap_input(lane, i)];
+      }
+    }
+    for (int i = 0; i < words[lane]; ++i) {
+      uint8_t* to = i < prefix ? out + kMaskBytes + i * kSlotBytes + lane * 4 : tail;
+      if (i >= prefix) tail += 4;
+      std::memcpy(to, values + 2 * i, 4);
+    }
+  }
+}
+
+bool decode_bitmap(const uint8_t* data, int64_t bytes, int prefix, Tile& tile) {
+  std::memset(&tile, 0, sizeof tile);
+  if (bytes < kMaskBytes + prefix * kSlotBytes) return false;
+  int words[kLanes];
+  bitmap_words(data, words);
+  if (bitmap_bytes(words, prefix) != bytes) return false;
+  const uint8_t* tail = data + kMaskBytes + prefix * kSlotBytes;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    uint16_t values[2 * kMostSlots];
+    for (int i = 0; i < words[lane]; ++i) {
+      const uint8_t* from = i < prefix ? data + kMaskBytes + i * kSlotBytes + lane * 4 : tail;
+      if (i >= prefix) tail += 4;
+      std::memcpy(values + 2 * i, from, 4);
+    }
+    int count = 0;
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t mask = load32(data + mask_at(lane, half));
+      uint16_t* row = tile.at[row_of(lane, half)];
+      for (int i = 0; i < kRun; ++i) {
+        if ((mask >> i & 1u) != 0) row[bitmap_input(lane, i)] = values[count++];
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace espalier::cuda

@@ -1,0 +1,62 @@
+// Weight matrices packed for the GPU's decode products: tiles as tile_codec.h has them, on the host. Plain C++, so that
+// it is made and checked where there is no GPU.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/aligned.h"
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "sparse/matrix_source.h"
+
+namespace espalier {
+class PackedMatrix;
+}
+
+namespace espalier::cuda {
+
+enum class TileLayout : uint8_t { kTwoFour, kBalanced, kBitmap };
+
+// "2:4", "16:32" for n = 16, "bitmap".
+std::string layout_name(TileLayout layout, int n);
+
+// Matrices of the same shape, such as the experts of a layer, that one launch can multiply by. Tiles lie matrix by
+// matrix, 16 rows after 16 rows, and within these by inputs; rows are padded to 16 and inputs to 128 with zeros.
+struct TiledWeights {
+  TileLayout layout = TileLayout::kTwoFour;
+  int64_t count = 0;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  // n:32: n. Bitmap: words of each lane that have a fixed place.
+  int slots = 0;
+  // Bitmap: the most words of any lane, at least `slots`; the most bytes that a tile has after its fixed part.
+  int most_slots = 0;
+  int most_tail = 0;
+  AlignedBuffer<uint8_t> tiles;
+  // Bitmap: where each tile begins and the last one ends, in units of 16 bytes.
+  std::vector<uint32_t> starts;
+
+  int64_t row_tiles() const { return (rows + 15) / 16; }
+  int64_t col_tiles() const { return (cols + 127) / 128; }
+  int64_t tile_count() const { return count * row_tiles() * col_tiles(); }
+  // What one product by all of them reads of weights.
+  int64_t bytes() const { return static_cast<int64_t>(tiles.size() + starts.size() * sizeof(uint32_t)); }
+};
+
+// Rounds to bf16 and packs matrices of one shape; `n` is for n:32 only. kUsage if there is none, if the shapes differ,
+// if cols is not a multiple of 32, if n is not 1 … 32, or if a matrix does not fit the layout; kOutOfMemory.
+Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, std::span<const MatrixSource> matrices,
+                                  int n = 0);
+// The same of one matrix packed for the CPU.
+Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, const PackedMatrix& matrix, int n = 0);
+
+// Writes row-major [rows, cols] floats of one of the matrices. kSparse if its tiles contradict themselves.
+Status untile_weights(ThreadPool& pool, const TiledWeights& weights, int64_t index, float* out);
+
+// Checks sizes, starts, masks and positions against each other, so that no product leaves the tiles; kSparse.
+Status validate_tiles(ThreadPool& pool, const TiledWeights& weights);
+
+}  // namespace espalier::cuda

@@ -1,0 +1,185 @@
+// Layouts of the GPU's products, on the host: against the matrix that was packed, and against positions written out by
+// hand.
+#include <cstring>
+
+#include "core/dtype.h"
+#include "kernels/cuda/tile_codec.h"
+#include "kernels/cuda/tiled_weights.h"
+#include "packing.h"
+#include "test_main.h"
+
+using namespace espalier;
+using namespace espalier::cuda;
+
+namespace {
+
+struct Case {
+  TileLayout layout;
+  int n;
+  Format zeros;  // what zeros it wants
+  double density;
+};
+const Case kCases[] = {{TileLayout::kTwoFour, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
+                       {TileLayout::kBalanced, 16, {Storage::kNm, Values::kBf16, 16, 32}, 0.5},
+                       {TileLayout::kBalanced, 10, {Storage::kNm, Values::kBf16, 10, 32}, 0.5},
+                       {TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.5},
+                       {TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.05},
+                       {TileLayout::kBitmap, 0, {Storage::kDense, Values::kBf16}, 1.0}};
+constexpr int64_t kShapes[][2] = {{16, 128}, {1, 32}, {50, 288}, {33, 1056}};
+
+MatrixSource source(const std::vector<float>& values, int64_t rows, int64_t cols) {
+  return {DType::kF32, rows, cols, values.data()};
+}
+
+uint32_t word(const uint8_t* at) {
+  uint32_t value;
+  std::memcpy(&value, at, 4);
+  return value;
+}
+
+}  // namespace
+
+TEST_CASE("tiles give back the matrices they were made of") {
+  std::mt19937 random(test::fresh_seed());
+  ThreadPool pool(2);
+  for (const Case& sample : kCases) {
+    for (const auto& [rows, cols] : kShapes) {
+      CAPTURE(layout_name(sample.layout, sample.n));
+      CAPTURE(rows);
+      CAPTURE(cols);
+      std::vector<std::vector<float>> matrices;
+      std::vector<MatrixSource> sources;
+      for (int i = 0; i < 3; ++i)
+        matrices.push_back(test::sparse_weights(random, rows, cols, sample.zeros, sample.density));
+      for (const std::vector<float>& values : matrices) sources.push_back(source(values, rows, cols));
+      const Result<TiledWeights> tiled = tile_weights(pool, sample.layout, sources, sample.n);
+      REQUIRE_MESSAGE(tiled.is_ok(), tiled.status().message());
+      CHECK(validate_tiles(pool, tiled.value()).is_ok());
+      for (size_t i = 0; i < matrices.size(); ++i) {
+        std::vector<float> out(matrices[i].size(), -1.0f);
+        REQUIRE(untile_weights(pool, tiled.value(), static_cast<int64_t>(i), out.data()).is_ok());
+        CHECK(out == matrices[i]);
+      }
+    }
+  }
+}
+
+TEST_CASE("a matrix packed for the CPU gives the tiles of its elements") {
+  std::mt19937 random(test::fresh_seed());
+  ThreadPool pool(2);
+  const Format format{Storage::kBitmap, Values::kBf16};
+  const std::vector<float> values = test::sparse_weights(random, 40, 192, format);
+  const MatrixSource plain = source(values, 40, 192);
+  const Result<TiledWeights> expected = tile_weights(pool, TileLayout::kBitmap, std::span(&plain, 1));
+  const Result<TiledWeights> tiled = tile_weights(pool, TileLayout::kBitmap, test::pack(values, 40, 192, format));
+  REQUIRE(expected.is_ok());
+  REQUIRE(tiled.is_ok());
+  REQUIRE(tiled.value().tiles.size() == expected.value().tiles.size());
+  CHECK(std::memcmp(tiled.value().tiles.data(), expected.value().tiles.data(), tiled.value().tiles.size()) == 0);
+  CHECK(tiled.value().starts == expected.value().starts);
+}
+
+TEST_CASE("half of the weights take nine bits each, and a bitmap hardly more") {
+  std::mt19937 random(test::fresh_seed());
+  ThreadPool pool(2);
+  for (const Case& sample : kCases) {
+    if (sample.density != 0.5 || sample.n == 10) continue;
+    const std::vector<float> values = test::sparse_weights(random, 256, 2048, sample.zeros, 0.5);
+    const MatrixSource matrix = source(values, 256, 2048);
+    const Result<TiledWeights> tiled = tile_weights(pool, sample.layout, std::span(&matrix, 1), sample.n);
+    REQUIRE(tiled.is_ok());
+    const double bits = 8.0 * static_cast<double>(tiled.value().bytes()) / (256 * 2048);
+    CAPTURE(layout_name(sample.layout, sample.n));
+    if (sample.layout == TileLayout::kBitmap) {
+      CHECK(bits > 9.0);
+      CHECK(bits < 9.4);
+    } else {
+      CHECK(bits == 9.0);
+    }
+  }
+}
+
+TEST_CASE("values and positions of 2:4 lie where mma.sp wants them") {
+  Tile tile{};
+  // Lane 4g + t = 14 has rows 3 and 11. Second 32 inputs, group 5 (inputs 52 to 55): values 10 and 11 of the row's 16,
+  // which are register 2 of lanes with t = 1, so of lane 13.
+  tile.at[3][52] = 0x3f80;
+  tile.at[3][55] = 0x4000;
+  tile.at[11][54] = 0x4040;
+  uint8_t data[kTwoFourBytes];
+  REQUIRE(encode_two_four(tile, data));
+  CHECK(word(data + 512 + 13 * 16 + 8) == 0x40003f80u);
+  // A lone value at 2 goes with the place after it.
+  CHECK(word(data + 512 + 13 * 16 + 12) == 0x00004040u);
+  // Groups 4 to 7 of the second 32 inputs: the lane of its four with t = 3, rows 3 and 11; group 5 is the second
+  // nibble.
+  const uint32_t positions = word(data + 2048 + (3 * 4 + 3) * 4);
+  CHECK((positions >> 4 & 15u) == (0u | 3u << 2));
+  CHECK((positions >> 20 & 15u) == (2u | 3u << 2));
+}
+
+TEST_CASE("a bitmap's lane has its rows one after the other, and its late words after all early ones") {
+  Tile tile{};
+  // Lane 4g + t = 2: row 0 inputs 16 to 23 of each 32, row 8 likewise.
+  tile.at[0][16] = 1;
+  tile.at[0][32 + 17] = 2;
+  tile.at[0][96 + 23] = 3;
+  tile.at[8][16] = 4;
+  int words[kLanes];
+  bitmap_words(tile, words);
+  CHECK(words[2] == 2);
+  CHECK(words[3] == 0);
+  std::vector<uint8_t> data(static_cast<size_t>(bitmap_bytes(words, 1)));
+  CHECK(data.size() == 256 + 128 + 16);
+  encode_bitmap(tile, 1, data.data());
+  CHECK(word(data.data() + 16) == (1u | 1u << 9 | 1u << 31));
+  CHECK(word(data.data() + 20) == 1u);
+  CHECK(word(data.data() + 256 + 8) == 0x00020001u);
+  CHECK(word(data.data() + 256 + 128) == 0x00040003u);
+}
+
+TEST_CASE("what a layout cannot hold is an error that says where") {
+  ThreadPool pool(1);
+  std::vector<float> values(32 * 256, 0.0f);
+  for (int k = 132; k < 135; ++k) values[20 * 256 + static_cast<size_t>(k)] = 1.0f;
+  const MatrixSource matrix = source(values, 32, 256);
+  const Result<TiledWeights> three = tile_weights(pool, TileLayout::kTwoFour, std::span(&matrix, 1));
+  REQUIRE(!three.is_ok());
+  CHECK(three.status().code() == Code::kUsage);
+  CHECK(three.status().message() == "matrix 0 at row 16, column 128 has more non-zeros than 2:4 holds");
+  CHECK(tile_weights(pool, TileLayout::kBalanced, std::span(&matrix, 1), 2).status().code() == Code::kUsage);
+  CHECK(tile_weights(pool, TileLayout::kBalanced, std::span(&matrix, 1), 33).status().code() == Code::kUsage);
+  CHECK(tile_weights(pool, TileLayout::kBalanced, std::span(&matrix, 1), 3).is_ok());
+  const MatrixSource odd = source(values, 4, 48);
+  CHECK(tile_weights(pool, TileLayout::kBitmap, std::span(&odd, 1)).status().code() == Code::kUsage);
+  CHECK(tile_weights(pool, TileLayout::kBitmap, std::span<const MatrixSource>()).status().code() == Code::kUsage);
+  const MatrixSource two[] = {matrix, source(values, 16, 256)};
+  CHECK(tile_weights(pool, TileLayout::kBitmap, two).status().code() == Code::kUsage);
+}
+
+TEST_CASE("tiles that contradict themselves are refused") {
+  std::mt19937 random(test::fresh_seed());
+  ThreadPool pool(1);
+  for (const Case& sample : kCases) {
+    if (sample.density == 1.0) continue;
+    const std::vector<float> values = test::sparse_weights(random, 32, 256, sample.zeros, sample.density);
+    const MatrixSource matrix = source(values, 32, 256);
+    Result<TiledWeights> tiled = tile_weights(pool, sample.layout, std::span(&matrix, 1), sample.n);
+    REQUIRE(tiled.is_ok());
+    TiledWeights& weights = tiled.value();
+    // The last word of the first tile's positions, or its first mask, without any bit.
+    const int at = sample.layout == TileLayout::kTwoFour ? kTwoFourBytes - 4 : 0;
+    uint32_t saved = word(weights.tiles.data() + at);
+    CAPTURE(layout_name(sample.layout, sample.n));
+    std::memset(weights.tiles.data() + at, sample.layout == TileLayout::kBitmap ? 0xff : 0, 4);
+    if (sample.layout == TileLayout::kBitmap) std::memset(weights.tiles.data() + 4, 0xff, 4);
+    CHECK(validate_tiles(pool, weights).code() == Code::kSparse);
+    if (sample.layout != TileLayout::kBitmap) {
+      std::memcpy(weights.tiles.data() + at, &saved, 4);
+      CHECK(validate_tiles(pool, weights).is_ok());
+      continue;
+    }
+    std::swap(weights.starts[1], weights.starts[2]);
+    CHECK(validate_tiles(pool, weights).code() == Code::kSparse);
+  }
+}
