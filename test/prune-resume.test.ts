@@ -164,7 +164,7 @@ describe('resume', () => {
     const output = join(temporaryFolder(), 'out');
     const first = await prune({ ...recipe, output });
     const second = await resumed(output);
-    expect(second).toEqual({ ...first, alreadyFinished: true, resumedLayers: 4 });
+    expect(second).toEqual({ ...first, warnings: [], alreadyFinished: true, resumedLayers: 4 });
     await expect(prune({ ...recipe, output })).rejects.toMatchObject({ code: 'OUTPUT' });
     await expect(prune({ ...recipe, output, resume: true, sparsity: 0.6 })).rejects.toMatchObject({ code: 'OUTPUT' });
     expect(hashesOf(output)).toEqual(await uninterrupted());
