@@ -47,7 +47,7 @@ describe('prune', () => {
     const result = await json(line);
     expect(result).toMatchObject({ output, alreadyFinished: false, sparsity: 0.5, warnings: [], resumedLayers: 0 });
     const weights = { stage: 'weights', method: 'moe-pruner', routerWeighting: true, budget: { keep: 2, group: 4 } };
-    expect(result.recipe.stages).toEqual([weights]);
+    expect(result.recipe.stages).toMatchObject([weights]);
     expect(result.layers.map((layer: { sparsity: number }) => layer.sparsity)).toEqual([0.5, 0.5, 0.5, 0.5]);
     expect((await json(['inspect', output])).sparsity).toBe(0.5);
     const again = await json([...line, '--resume']);
