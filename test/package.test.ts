@@ -101,6 +101,7 @@ describe('the packed package', { timeout: 600_000 }, () => {
       'lib/index.ts',
       'models/demo/README.md',
       'models/demo/model.safetensors.index.json',
+      'recipes/best-2of4.yaml',
       'native/sources.gypi',
       'native/addon.map',
       'native/binding/addon.cc',
@@ -110,7 +111,7 @@ describe('the packed package', { timeout: 600_000 }, () => {
     ];
     expect(paths).toEqual(expect.arrayContaining(needed));
     const allowed =
-      /^(bin|dist|lib|models\/demo|native|scripts)\/|^(CMakeLists\.txt|LICENSE|README\.md|binding\.gyp|package\.json)$/;
+      /^(bin|dist|lib|models\/demo|native|recipes|scripts)\/|^(CMakeLists\.txt|LICENSE|README\.md|binding\.gyp|package\.json)$/;
     expect(paths.filter((path) => !allowed.test(path))).toEqual([]);
     const unwanted = /(^|\/)\.|\.stamp$|^native\/(test|fuzz)\/|golden|\.test\./;
     expect(paths.filter((path) => unwanted.test(path))).toEqual([]);
