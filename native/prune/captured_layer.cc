@@ -87,6 +87,7 @@ Status CapturedLayer::aim_at(const HiddenFile& dense, int64_t first, float share
 Result<double> CapturedLayer::add_outputs(ThreadPool& pool, const std::vector<ExpertFloats>& experts, int32_t first,
                                           float sign, HiddenFile& sums, const std::atomic<bool>* cancel) const {
   std::vector<ExpertTrainer> forward;
+  forward.reserve(experts.size());
   for (const ExpertFloats& weights : experts) forward.push_back(trainer_of(weights, weights, hidden_));
   RoutedBatch batch(pool, forward, first, routed_, inputs_, sums, hidden_);
   std::vector<int64_t> tokens;

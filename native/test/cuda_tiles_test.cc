@@ -43,7 +43,9 @@ TEST_CASE("tiles give back the matrices they were made of") {
   std::mt19937 random(test::fresh_seed());
   ThreadPool pool(2);
   for (const Case& sample : kCases) {
-    for (const auto& [rows, cols] : kShapes) {
+    for (const auto& shape : kShapes) {
+      const auto rows = shape[0];
+      const auto cols = shape[1];
       CAPTURE(layout_name(sample.layout, sample.n));
       CAPTURE(rows);
       CAPTURE(cols);

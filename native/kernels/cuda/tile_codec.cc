@@ -205,7 +205,7 @@ bool decode_bitmap(const uint8_t* data, int64_t bytes, int prefix, Tile& tile) {
   if (bitmap_bytes(words, prefix) != bytes) return false;
   const uint8_t* tail = data + kMaskBytes + prefix * kSlotBytes;
   for (int lane = 0; lane < kLanes; ++lane) {
-    uint16_t values[2 * kMostSlots];
+    uint16_t values[2 * kMostSlots] = {};
     for (int i = 0; i < words[lane]; ++i) {
       const uint8_t* from = i < prefix ? data + kMaskBytes + i * kSlotBytes + lane * 4 : tail;
       if (i >= prefix) tail += 4;
