@@ -110,6 +110,14 @@ describe('a cache that is too small for all', () => {
     expect(tight.kv.free).toBe(tight.kv.size);
   });
 
+  test('that somebody else has taken is an error, and not a wait without end', async () => {
+    const taken = model.kv.take(model.kv.size - 1);
+    await expect(idsOf(randomIds(1, 40))).rejects.toMatchObject({ code: 'CONTEXT_FULL' });
+    expect((await idsOf([1, 2, 3], { maxTokens: 5 })).length).toBe(5);
+    model.kv.release(taken);
+    expect((await idsOf(randomIds(1, 40), { maxTokens: 5 })).length).toBe(5);
+  });
+
   test('refuses at once what can never fit, while others run', async () => {
     await using tight = await Model.load(demoModel, { kvTokens: 64 });
     const running = idsOf([1, 2, 3], { maxTokens: 30 }, tight);

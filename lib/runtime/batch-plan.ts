@@ -56,7 +56,7 @@ export interface PlannedSlice<S> {
 
 export interface Plan<S> {
   readonly slices: PlannedSlice<S>[];
-  /** Sequences that cannot go on: even alone they need more blocks than there are. */
+  /** Sequences that cannot go on: even alone they need more blocks than are free. */
   readonly stuck: S[];
 }
 
@@ -118,6 +118,12 @@ export function planStep<S extends PlannedSequence>(
     waiting.shift();
     running.push(next);
     if (isReady(next)) add(next);
+  }
+  // The blocks are somebody else's, who will not say when they are free again.
+  const first = waiting[0];
+  if (!wereVacated && running.length === 0 && first !== undefined) {
+    waiting.shift();
+    stuck.push(first);
   }
   return { slices, stuck };
 }
