@@ -22,6 +22,6 @@ test('loading a model fifty times, disposed or left to the collector, does not a
   console.log(
     `resident: ${(early / 2 ** 20).toFixed(0)} MiB after 15 models, ${(late / 2 ** 20).toFixed(0)} MiB after 45`,
   );
-  // Thirty models lie between the two.
-  expect(late - early).toBeLessThan(size / 2);
+  // Thirty models lie between the two; what is resident goes up and down by half of one, over 200 rounds too.
+  expect(late - early).toBeLessThan(size);
 });
