@@ -25,9 +25,16 @@ interface Finished {
   readonly stderr: string;
 }
 
+/** Where the build goes through ccache, it knows again in the package what it compiled in the tree. */
+const cache = process.env.CCACHE_DIR === undefined ? {} : { CCACHE_BASEDIR: scratch };
+
 function run(command: string, args: string[], cwd: string, env: Record<string, string> = {}): Promise<Finished> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { cwd, env: { ...environment, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(command, args, {
+      cwd,
+      env: { ...environment, ...cache, ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
     let [stdout, stderr] = ['', ''];
     child.stdout.setEncoding('utf8').on('data', (part: string) => {
       stdout += part;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 
 namespace espalier {
@@ -104,8 +105,8 @@ Result<KeptSetLosses> KeptSetLosses::create(const RouterOptions& routing, int64_
   result.keep_ = keep;
   result.losses_.assign(static_cast<size_t>(sets), 0.0);
   result.open_.assign(static_cast<size_t>(sets), 0.0);
-  std::vector<int32_t> set;
-  for (int32_t i = 0; i < keep; ++i) set.push_back(i);
+  std::vector<int32_t> set(static_cast<size_t>(keep));
+  std::iota(set.begin(), set.end(), 0);
   for (int64_t s = 0; s < sets; ++s) {
     result.sets_.insert(result.sets_.end(), set.begin(), set.end());
     // The last member that can move on does, and those behind it follow.
