@@ -79,14 +79,20 @@ void LogitsLoss::predict(int64_t count, Block& block) const {
   panel_kernels().training.softmax_columns(vocabulary_, logits);
 }
 
-Result<double> LogitsLoss::loss(const int64_t* tokens, int64_t count, const float* missing) const {
-  Block dense;
+Status LogitsLoss::predict_both(const int64_t* tokens, int64_t count, const float* missing, Block& dense,
+                                Block& trained) const {
   ESPALIER_TRY(read(tokens, count, dense));
-  Block trained;
   ESPALIER_TRY(read(tokens, count, trained));
   for (int64_t i = 0; i < count * hidden(); ++i) trained.states.data()[i] -= missing[i];
   predict(count, dense);
   predict(count, trained);
+  return Status::ok();
+}
+
+Result<double> LogitsLoss::loss(const int64_t* tokens, int64_t count, const float* missing) const {
+  Block dense;
+  Block trained;
+  ESPALIER_TRY(predict_both(tokens, count, missing, dense, trained));
   double sum = 0;
   constexpr float kLeast = 1e-30f;  // below it a term is nothing, and its logarithm may not exist
   for (int64_t v = 0; v < vocabulary_; ++v) {
@@ -101,12 +107,8 @@ Result<double> LogitsLoss::loss(const int64_t* tokens, int64_t count, const floa
 
 Status LogitsLoss::gradient(const int64_t* tokens, int64_t count, float* missing) const {
   Block dense;
-  ESPALIER_TRY(read(tokens, count, dense));
   Block trained;
-  ESPALIER_TRY(read(tokens, count, trained));
-  for (int64_t i = 0; i < count * hidden(); ++i) trained.states.data()[i] -= missing[i];
-  predict(count, dense);
-  predict(count, trained);
+  ESPALIER_TRY(predict_both(tokens, count, missing, dense, trained));
   float* error = trained.probabilities.data();
   for (int64_t i = 0; i < vocabulary_ * kPanel; ++i) error[i] -= dense.probabilities[static_cast<size_t>(i)];
   AlignedBuffer<float> back(static_cast<size_t>(panel_count(hidden()) * kPanel * kPanel));

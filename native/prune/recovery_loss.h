@@ -56,6 +56,8 @@ class LogitsLoss final : public RecoveryLoss {
   int64_t hidden() const { return static_cast<int64_t>(norm_.size()); }
   Status read(const int64_t* tokens, int64_t count, Block& block) const;
   void predict(int64_t count, Block& block) const;
+  // What the dense hidden states predict, and what those that lack `missing` do.
+  Status predict_both(const int64_t* tokens, int64_t count, const float* missing, Block& dense, Block& trained) const;
 
   const HiddenFile* dense_output_;
   std::vector<float> norm_;

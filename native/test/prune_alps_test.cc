@@ -6,36 +6,15 @@
 #include "prune/inverse_factor.h"
 #include "prune/refit.h"
 #include "prune/sparsegpt.h"
-#include "prune_reference.h"
+#include "prune_site.h"
 
 using namespace espalier;
+using reference::collect;
+using reference::damped;
 using reference::Matrix;
+using reference::output_error;
 
 namespace {
-
-SiteStatistics collect(ThreadPool& pool, std::mt19937_64& random, int64_t width) {
-  const int64_t tokens = 3 * width;
-  const std::vector<float> x = reference::correlated_inputs(random, tokens, width);
-  Result<SiteStatistics> site = SiteStatistics::create(width, true);
-  REQUIRE(site.is_ok());
-  site.value().add(pool, x.data(), tokens, width, nullptr);
-  site.value().finish(pool);
-  return std::move(site.value());
-}
-
-// H with a mean diagonal of 1 and the damping on it.
-Matrix damped(const SiteStatistics& site, double damping) {
-  Matrix h(site.width(), site.width());
-  double trace = 0;
-  for (int64_t j = 0; j < h.rows; ++j) trace += static_cast<double>(site.gram(j, j));
-  for (int64_t i = 0; i < h.rows; ++i) {
-    for (int64_t j = i; j < h.cols; ++j) {
-      h.at(i, j) = h.at(j, i) = static_cast<double>(site.gram(i, j)) * static_cast<double>(h.rows) / trace;
-    }
-    h.at(i, i) += damping;
-  }
-  return h;
-}
 
 // The same with a unit diagonal; `lengths` are what its columns were divided by.
 Matrix unit_diagonal(Matrix h, std::vector<double>& lengths) {
@@ -45,20 +24,6 @@ Matrix unit_diagonal(Matrix h, std::vector<double>& lengths) {
       h.at(i, j) /= lengths[static_cast<size_t>(i)] * lengths[static_cast<size_t>(j)];
   }
   return h;
-}
-
-double output_error(const std::vector<float>& a, const std::vector<float>& b, const Matrix& h) {
-  double total = 0;
-  const auto n = static_cast<size_t>(h.rows);
-  for (size_t first = 0; first < a.size(); first += n) {
-    for (size_t i = 0; i < n; ++i) {
-      for (size_t j = 0; j < n; ++j) {
-        total += static_cast<double>(a[first + i] - b[first + i]) * h.data[i * n + j] *
-                 static_cast<double>(a[first + j] - b[first + j]);
-      }
-    }
-  }
-  return total;
 }
 
 struct Admm {

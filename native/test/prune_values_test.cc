@@ -6,50 +6,16 @@
 #include "prune/prune_matrix.h"
 #include "prune/sparsegpt.h"
 #include "prune/value_grid.h"
-#include "prune_reference.h"
+#include "prune_site.h"
 #include "sparse/packed_matrix.h"
 
 using namespace espalier;
+using reference::collect;
+using reference::damped;
 using reference::Matrix;
+using reference::output_error;
 
 namespace {
-
-SiteStatistics collect(ThreadPool& pool, std::mt19937_64& random, int64_t width) {
-  const std::vector<float> x = reference::correlated_inputs(random, 3 * width, width);
-  Result<SiteStatistics> site = SiteStatistics::create(width, true);
-  REQUIRE(site.is_ok());
-  site.value().add(pool, x.data(), 3 * width, width, nullptr);
-  site.value().finish(pool);
-  return std::move(site.value());
-}
-
-// H with a mean diagonal of 1 and 0.01 on it.
-Matrix damped(const SiteStatistics& site) {
-  Matrix h(site.width(), site.width());
-  double trace = 0;
-  for (int64_t j = 0; j < h.rows; ++j) trace += static_cast<double>(site.gram(j, j));
-  for (int64_t i = 0; i < h.rows; ++i) {
-    for (int64_t j = i; j < h.cols; ++j) {
-      h.at(i, j) = h.at(j, i) = static_cast<double>(site.gram(i, j)) * static_cast<double>(h.rows) / trace;
-    }
-    h.at(i, i) += 0.01;
-  }
-  return h;
-}
-
-double output_error(const std::vector<float>& a, const std::vector<float>& b, const Matrix& h) {
-  double total = 0;
-  const auto n = static_cast<size_t>(h.rows);
-  for (size_t first = 0; first < a.size(); first += n) {
-    for (size_t i = 0; i < n; ++i) {
-      for (size_t j = 0; j < n; ++j) {
-        total += static_cast<double>(a[first + i] - b[first + i]) * h.data[i * n + j] *
-                 static_cast<double>(a[first + j] - b[first + j]);
-      }
-    }
-  }
-  return total;
-}
 
 PackedMatrix pack(const std::vector<float>& weights, DType dtype, int64_t rows, int64_t cols, Values values) {
   std::vector<uint8_t> stored(weights.size() * 4);
@@ -108,7 +74,7 @@ TEST_CASE("every step of the rounding walk is a nearest grid value and moves its
     REQUIRE(prune_sparsegpt(pool, factor.value(), walk, got.data(), shape.rows).is_ok());
     const PackedMatrix packed = pack(got, DType::kF32, shape.rows, shape.cols, shape.values);
 
-    const Matrix u = reference::cholesky_upper(reference::inverse(damped(site)));
+    const Matrix u = reference::cholesky_upper(reference::inverse(damped(site, 0.01)));
     const double high = shape.values == Values::kInt4 ? 7 : 127;
     const double low = shape.values == Values::kInt4 ? -8 : -127;
     int64_t far = 0;
@@ -217,7 +183,7 @@ TEST_CASE("rounding with compensation leaves less error than rounding without, a
   const int64_t rows = 40;
   const int64_t cols = 192;
   SiteStatistics site = collect(pool, random, cols);
-  const Matrix h = damped(site);
+  const Matrix h = damped(site, 0.01);
   for (const double sparsity : {0.0, 0.5}) {
     std::vector<float> start = reference::normal_floats(random, rows * cols, 0.02f);
     const MethodPlan prune = MethodPlan::sparsegpt(Budget::unstructured(sparsity));
