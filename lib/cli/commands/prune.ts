@@ -1,6 +1,6 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { expertMethodNames } from '../../prune/experts/methods.ts';
-import { methodNames } from '../../prune/methods.ts';
+import { defaultEpochs, methodNames } from '../../prune/methods.ts';
 import type { PruneProgress } from '../../prune/progress.ts';
 import type { PruneOptions } from '../../prune/prune.ts';
 import type { RecipeOptions } from '../../prune/recipe.ts';
@@ -9,6 +9,8 @@ import { addGlobalOptions, decimal, integer, path } from '../options.ts';
 import type { Terminal } from '../terminal.ts';
 
 interface Options extends Omit<RecipeOptions, 'seed'> {
+  recover?: RecipeOptions['recoverEpochs'];
+  quantize?: RecipeOptions['quantizeValues'];
   output: string;
   recipe?: string;
   calibration?: string;
@@ -56,6 +58,17 @@ export function definePrune(program: Command, start: Start): void {
         '--experts-scope <scope>',
         'global lets layers differ; only Espalier loads that (default: uniform)',
       ).choices(['uniform', 'global']),
+    )
+    .addOption(
+      new Option('--recover [epochs]', 'train what is left to give again what the dense experts gave')
+        .preset(String(defaultEpochs))
+        .argParser(integer(1, 10_000)),
+    )
+    .addOption(
+      new Option('--quantize <values>', 'round the experts to these values, errors made up for').choices([
+        'int8',
+        'int4',
+      ]),
     )
     .option('--calibration <file>', 'text, .jsonl, .parquet, .u16, .u32, or self: the model writes its own', path)
     .option('--samples <n>', 'calibration sequences (default: 128)', integer(1, 1_000_000))
@@ -106,6 +119,8 @@ async function readOptions({ args, options, terminal, signal }: Context<Options>
   const experts = { expertsMethod, expertsRatio, expertsKeep, expertsScope };
   const flags = {
     ...experts,
+    recoverEpochs: options.recover,
+    quantizeValues: options.quantize,
     method,
     routerWeighting,
     sparsity,

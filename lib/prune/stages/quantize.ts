@@ -17,6 +17,12 @@ export interface QuantizeOptions {
   shrinkage?: number | undefined;
 }
 
+export const quantizeOptions = {
+  values: z.enum(['int8', 'int4']).optional(),
+  routerWeighting: z.boolean().optional(),
+  shrinkage: z.number().min(0).max(1000).optional(),
+};
+
 export interface QuantizeStage {
   readonly stage: 'quantize';
   readonly values: 'int8' | 'int4';
@@ -26,11 +32,7 @@ export interface QuantizeStage {
 
 export const quantizeStage: StageKind<QuantizeOptions, QuantizeStage> = {
   name: 'quantize',
-  schema: z.strictObject({
-    values: z.enum(['int8', 'int4']).optional(),
-    routerWeighting: z.boolean().optional(),
-    shrinkage: z.number().min(0).max(1000).optional(),
-  }),
+  schema: z.strictObject(quantizeOptions),
   resolve: ({ values = 'int4', routerWeighting = true, shrinkage = defaultShrinkage }) => ({
     stage: 'quantize',
     values,

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { EspalierError } from '../../errors.ts';
 import { native, runJob } from '../../native.ts';
 import { nativeMatrix, nativeWeight } from '../../runtime/native-spec.ts';
+import { defaultEpochs } from '../methods.ts';
 import type { StageKind } from './stage.ts';
 
 export interface RecoverOptions {
@@ -29,6 +30,15 @@ export interface RecoverOptions {
   seed?: number | undefined;
 }
 
+export const recoverOptions = {
+  epochs: z.int().min(1).max(10_000).optional(),
+  batch: z.int().min(1).max(1_048_576).optional(),
+  learningRate: z.number().positive().max(1).optional(),
+  zeros: z.enum(['gradual', 'fixed']).optional(),
+  logits: z.boolean().optional(),
+  seed: z.int().min(0).optional(),
+};
+
 export interface RecoverStage {
   readonly stage: 'recover';
   readonly epochs: number;
@@ -45,15 +55,8 @@ export interface RecoverStage {
  */
 export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
   name: 'recover',
-  schema: z.strictObject({
-    epochs: z.int().min(1).max(10_000).optional(),
-    batch: z.int().min(1).max(1_048_576).optional(),
-    learningRate: z.number().positive().max(1).optional(),
-    zeros: z.enum(['gradual', 'fixed']).optional(),
-    logits: z.boolean().optional(),
-    seed: z.int().min(0).optional(),
-  }),
-  resolve({ epochs = 16, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
+  schema: z.strictObject(recoverOptions),
+  resolve({ epochs = defaultEpochs, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
     return { stage: 'recover', epochs, batch, learningRate, zeros, logits, seed };
   },
   follow(before) {
