@@ -53,6 +53,7 @@
       "native/prune/sparsegpt.cc",
       "native/prune/prune_matrix.cc",
       "native/prune/expert_weights.cc",
+      "native/prune/layer_statistics.cc",
       "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
       "native/prune/naee.cc",
@@ -69,6 +70,7 @@
       "native/prune/captured_layer.cc",
       "native/prune/layer_recovery.cc",
       "native/prune/layer_restructure.cc",
+      "native/prune/layer_prune.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [

@@ -14,6 +14,7 @@ interface Options extends Omit<RecipeOptions, 'seed'> {
   output: string;
   recipe?: string;
   calibration?: string;
+  memory?: number;
   resume?: boolean;
   overwrite?: boolean;
   dryRun?: boolean;
@@ -74,6 +75,11 @@ export function definePrune(program: Command, start: Start): void {
     .option('--samples <n>', 'calibration sequences (default: 128)', integer(1, 1_000_000))
     .option('--sequence-length <n>', 'tokens of each (default: 2048, at most the context)', integer(2, 1_048_576))
     .addOption(new Option('--save <layout>', 'how to store it (default: dense)').choices(['dense', 'sparse']))
+    .addOption(
+      new Option('--memory <GiB>', "what the run may take, if it can (default: half of the machine's)").argParser(
+        decimal('a number above 0', (size) => size > 0),
+      ),
+    )
     .option('--resume', 'go on where an unfinished run at the output stopped')
     .option('--overwrite', 'replace a checkpoint that is there, discard an unfinished run')
     .option('--allow-nonfinite', 'leave matrices with NaN or infinity as they are')
@@ -113,7 +119,7 @@ async function run(context: Context<Options>): Promise<undefined> {
 /** The recipe file, with what the flags say in its place. */
 async function readOptions({ args, options, terminal, signal }: Context<Options>): Promise<PruneOptions> {
   const { readRecipe } = await import('../../prune/recipe-file.ts');
-  const { output, calibration, resume, overwrite, threads } = options;
+  const { output, calibration, resume, overwrite, threads, memory: memoryGiB } = options;
   const { expertsMethod, expertsRatio, expertsKeep, expertsScope } = options;
   const { method, routerWeighting, sparsity, pattern, samples, sequenceLength, save, allowNonfinite, seed } = options;
   const experts = { expertsMethod, expertsRatio, expertsKeep, expertsScope };
@@ -144,6 +150,7 @@ async function readOptions({ args, options, terminal, signal }: Context<Options>
     resume,
     overwrite,
     threads,
+    memoryGiB,
     ...recipe,
     ...given,
     signal,

@@ -4,6 +4,7 @@ import { EspalierError } from '../../errors.ts';
 import { native, runJob } from '../../native.ts';
 import { nativeMatrix, nativeWeight } from '../../runtime/native-spec.ts';
 import { defaultEpochs } from '../methods.ts';
+import { recoveryBytes } from './memory.ts';
 import type { StageKind } from './stage.ts';
 
 export interface RecoverOptions {
@@ -75,7 +76,8 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
   zeros: () => 0,
   steps: ({ epochs }) => [{ name: 'recover', weight: 65 * epochs }],
   needsDense: true,
-  hiddenFiles: 5,
+  hiddenFiles: () => 5,
+  memory: ({ batch, logits }, shape) => ({ each: 0, rest: recoveryBytes(batch, logits, shape) }),
   async run({ epochs, batch, learningRate, zeros, logits, seed }, context) {
     const { checkpoint, spec, layer, pruner, signal, source, calibrated } = context;
     if (calibrated === undefined) throw new Error('unreachable: the stage needs calibration');
