@@ -34,8 +34,8 @@ export interface MemoryOptions {
   readonly threads: number;
 }
 
-/** Node.js, this library and what they keep of their own. */
-const processBytes = 128 * 2 ** 20;
+/** Node.js, this library, and what was written and waits for the garbage collector. */
+const processBytes = 224 * 2 ** 20;
 
 /** Tokens that a layer runs on together (native/prune/layer_pruner.cc), unless a sequence is longer. */
 const batchTokens = 4096;
