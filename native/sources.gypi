@@ -134,6 +134,7 @@
       "native/test/prune_values_test.cc",
       "native/test/prune_alps_test.cc",
       "native/test/prune_matrix_test.cc",
+      "native/test/layer_statistics_test.cc",
       "native/test/naee_test.cc",
       "native/test/merge_experts_test.cc",
       "native/test/recover_test.cc"

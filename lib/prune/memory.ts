@@ -8,7 +8,7 @@ import { EspalierError } from '../errors.ts';
 import type { FeedForwardPart, LayerSpec, ModelSpec, WeightSource } from '../models/spec.ts';
 import type { Recipe } from './recipe.ts';
 import { kindOf } from './stages/index.ts';
-import { readBytes, type StageShape } from './stages/memory.ts';
+import { allocated, readBytes, type StageShape } from './stages/memory.ts';
 
 export interface LayerMemory {
   /** The layer as it runs. */
@@ -35,7 +35,7 @@ export interface MemoryOptions {
 }
 
 /** Node.js, this library, and what was written and waits for the garbage collector. */
-const processBytes = 224 * 2 ** 20;
+const processBytes = 160 * 2 ** 20;
 
 /** Tokens that a layer runs on together (native/prune/layer_pruner.cc), unless a sequence is longer. */
 const batchTokens = 4096;
@@ -54,8 +54,8 @@ export function layerMemory(options: MemoryOptions, layer: number): LayerMemory 
   const { checkpoint, spec, recipe, limit } = options;
   const shape = shapeOf(options, layer);
   const weights = sum(
-    sourcesOf(spec.layers[layer]!).map(
-      ({ tensor, shape: size }) => elements(size) * runningBytes(checkpoint.get(tensor).dtype),
+    sourcesOf(spec.layers[layer]!).map(({ tensor, shape: size }) =>
+      allocated(elements(size) * runningBytes(checkpoint.get(tensor).dtype)),
     ),
   );
   const activations = activationBytes(spec.layers[layer]!, shape);

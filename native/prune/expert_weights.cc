@@ -47,8 +47,7 @@ std::vector<MatrixId> ExpertWeights::ids() const {
 }
 
 Result<std::vector<float>> ExpertWeights::dense(const MatrixId& id) const {
-  const Slot& slot =
-      slots_[static_cast<size_t>(id.part)][static_cast<size_t>(id.expert)][static_cast<size_t>(id.role)];
+  const Slot& slot = slots_[static_cast<size_t>(id.part)][static_cast<size_t>(id.expert)][static_cast<size_t>(id.role)];
   if (slot.stored.empty()) {
     Result<HostMatrix> host = HostMatrix::load(slot.ref);
     if (!host.is_ok()) return host.status();

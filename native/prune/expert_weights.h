@@ -48,8 +48,8 @@ class ExpertWeights {
   // Row-major.
   Result<std::vector<float>> dense(const MatrixId& id) const;
 
-  // Puts other experts in the place of a part's. Expert i takes over old expert from[i] as it is, or, where merged[i] is
-  // not empty, becomes that, named after it.
+  // Puts other experts in the place of a part's. Expert i takes over old expert from[i] as it is, or, where merged[i]
+  // is not empty, becomes that, named after it.
   void restructure(int part, const std::vector<int32_t>& from, std::vector<Stored> merged);
 
  private:

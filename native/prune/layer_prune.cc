@@ -23,8 +23,8 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
   return replace(report.id, values);
 }
 
-Result<std::vector<double>> LayerPruner::sparsities(const MethodPlan& plan, const LayerStatistics* statistics,
-                                                    int part, Role role) {
+Result<std::vector<double>> LayerPruner::sparsities(const MethodPlan& plan, const LayerStatistics* statistics, int part,
+                                                    Role role) {
   const auto experts = static_cast<size_t>(weights_.experts(part));
   if (plan.meeting == Meeting::kEach || plan.budget.is_grouped() || statistics == nullptr) {
     return std::vector<double>(experts, plan.budget.sparsity);

@@ -12,18 +12,26 @@ namespace {
 // Tokens that are run together: enough for products at full speed, whatever the length of the sequences.
 constexpr int64_t kBatchTokens = 4096;
 
-Status check_finite(const WeightRef& ref) {
+Status check_finite(ThreadPool& pool, const WeightRef& ref) {
   if (!ref.present()) return Status::ok();
-  Result<HostMatrix> host = HostMatrix::load(ref);
+  const Result<HostMatrix> host = HostMatrix::load(ref, &pool);
   if (!host.is_ok()) return host.status();
-  int64_t bad = 0;
-  for (const float value : host.value().to_floats()) bad += !std::isfinite(value);
+  std::atomic<int64_t> bad{0};
+  pool.parallel_for(ref.rows, 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> values(static_cast<size_t>(ref.cols));
+    int64_t own = 0;
+    for (int64_t row = begin; row < end; ++row) {
+      host.value().read_row(row, values.data());
+      for (const float value : values) own += std::isfinite(value) ? 0 : 1;
+    }
+    bad += own;
+  });
   if (bad == 0) return Status::ok();
-  return Status(Code::kNonFinite, ref.name + " holds " + std::to_string(bad) + " values that are NaN or infinite")
+  return Status(Code::kNonFinite, ref.name + " holds " + std::to_string(bad.load()) + " values that are NaN or infinite")
       .with_tensor(ref.name);
 }
 
-Status check_finite(const LayerSpec& spec) {
+Status check_finite(ThreadPool& pool, const LayerSpec& spec) {
   const AttentionSpec& a = spec.attention;
   std::vector<const WeightRef*> refs = {&spec.attention_norm,
                                         &spec.feed_forward_norm,
@@ -41,7 +49,7 @@ Status check_finite(const LayerSpec& spec) {
     refs.insert(refs.end(), {&part.mlp.gate, &part.mlp.up, &part.mlp.down, &part.output_gate, &part.router});
     for (const MlpSpec& mlp : part.experts) refs.insert(refs.end(), {&mlp.gate, &mlp.up, &mlp.down});
   }
-  for (const WeightRef* ref : refs) ESPALIER_TRY(check_finite(*ref));
+  for (const WeightRef* ref : refs) ESPALIER_TRY(check_finite(pool, *ref));
   return Status::ok();
 }
 
@@ -67,9 +75,9 @@ Linear& linear_of(Mlp& mlp, Role role) {
 
 Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerSpec& spec, const RopeSpec& rope,
                                                        int64_t hidden, float norm_epsilon, bool allow_nonfinite) {
-  if (!allow_nonfinite) ESPALIER_TRY(check_finite(spec));
   std::unique_ptr<LayerPruner> pruner(new LayerPruner(spec));
   pruner->pool_ = ThreadPool::shared(threads);
+  if (!allow_nonfinite) ESPALIER_TRY(check_finite(*pruner->pool_, spec));
   pruner->rope_ = rope;
   pruner->hidden_ = hidden;
   pruner->norm_epsilon_ = norm_epsilon;

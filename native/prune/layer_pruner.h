@@ -21,11 +21,11 @@
 namespace espalier {
 
 struct ForwardRequest {
-  std::string input;             // HiddenFile
-  std::string output;            // HiddenFile to write; empty: none
-  std::vector<int64_t> lengths;  // tokens of each sequence, in file order
-  int64_t first_input = 0;       // rows of the files where the sequences begin
-  int64_t first_output = 0;      // what else `output` holds is left
+  std::string input;                         // HiddenFile
+  std::string output;                        // HiddenFile to write; empty: none
+  std::vector<int64_t> lengths;              // tokens of each sequence, in file order
+  int64_t first_input = 0;                   // rows of the files where the sequences begin
+  int64_t first_output = 0;                  // what else `output` holds is left
   std::optional<StatisticsRequest> collect;  // statistics, replacing earlier ones
 };
 

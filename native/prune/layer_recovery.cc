@@ -224,9 +224,9 @@ Result<std::vector<ExpertRecoverReport>> LayerPruner::recover(const RecoverLayer
   if (!captured.finite()) return reports;
   RecoverOptions options = request.options;
   options.gradual = options.gradual && !grouped_zeros_;
-  LayerRecovery recovery(*pool_, weights_, hidden_, captured, reports,
-                         [this](const MatrixId& id) { return current(id); },
-                         [this](const MatrixId& id, std::vector<float>& values) { return replace(id, values); });
+  LayerRecovery recovery(
+      *pool_, weights_, hidden_, captured, reports, [this](const MatrixId& id) { return current(id); },
+      [this](const MatrixId& id, std::vector<float>& values) { return replace(id, values); });
   ESPALIER_TRY(recovery.run(request, options, norm_epsilon_, progress, cancel));
   return reports;
 }

@@ -53,8 +53,8 @@ Status LayerPruner::restructure(int part, const RestructurePlan& plan, const std
     Result<ExpertValues> mean = merge_experts(*pool_, members, plan.align, load, cancel);
     if (!mean.is_ok()) return mean.status();
     ExpertValues& values = mean.value();
-    for (auto [role, own] :
-         {std::pair{Role::kGate, &values.gate}, std::pair{Role::kUp, &values.up}, std::pair{Role::kDown, &values.down}}) {
+    for (auto [role, own] : {std::pair{Role::kGate, &values.gate}, std::pair{Role::kUp, &values.up},
+                             std::pair{Role::kDown, &values.down}}) {
       const WeightRef& ref = weights_.ref({part, from[i], role});
       round_floats(*pool_, ref.dtype, *own);
       merged[i][static_cast<size_t>(role)] = store_floats(*pool_, ref.dtype, *own);

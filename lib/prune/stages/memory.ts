@@ -35,10 +35,18 @@ const chunk = 256;
 /** Tokens of an expert that are read back together (native/prune/layer_statistics.cc). */
 const gathered = 1024;
 
+const hugePage = 2 * 2 ** 20;
+
+/** What an allocation takes: whole huge pages from one on (native/core/aligned.h). */
+export function allocated(bytes: number): number {
+  return bytes < hugePage ? bytes : Math.ceil(bytes / hugePage) * hugePage;
+}
+
 /** Half of the Gram matrix of `width` columns, and the tokens that are not added yet (native/prune/statistics.h). */
 function gramBytes(width: number): number {
   const panels = Math.ceil(width / panel);
-  return ((panels * (panels + 1)) / 2) * panel * panel * 4 + panels * panel * chunk * 4 + 8 * width;
+  const tiles = (panels * (panels + 1)) / 2;
+  return allocated(tiles * panel * panel * 4) + allocated(panels * panel * chunk * 4) + 8 * width;
 }
 
 /** A matrix unpacked, and unpacked and stored: what is reported and written is. */
