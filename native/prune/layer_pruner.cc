@@ -27,7 +27,8 @@ Status check_finite(ThreadPool& pool, const WeightRef& ref) {
     bad += own;
   });
   if (bad == 0) return Status::ok();
-  return Status(Code::kNonFinite, ref.name + " holds " + std::to_string(bad.load()) + " values that are NaN or infinite")
+  return Status(Code::kNonFinite,
+                ref.name + " holds " + std::to_string(bad.load()) + " values that are NaN or infinite")
       .with_tensor(ref.name);
 }
 
