@@ -156,9 +156,10 @@ export const expertsStage: StageKind<ExpertsOptions, ExpertsStage> = {
   zeros: () => 0,
   keeps: ({ amount, saveMerges }, experts) => (saveMerges === 'repeat' ? experts : keptOf(amount, experts)),
   memory(stage, shape) {
-    const { needs, merges }: ExpertMethod = methodOf(stage);
+    const method = methodOf(stage);
     const left = keptOf(stage.amount, shape.experts);
-    const surveyed = surveyBytes(needs(stage) ?? {}, shape);
+    const merges = method.merges?.(stage, left);
+    const surveyed = surveyBytes(method.needs(stage) ?? {}, shape);
     const merged = merges === undefined ? 0 : mergingBytes(merges === 'aligned', left, shape);
     return { each: 0, rest: Math.max(surveyed, merged) };
   },
