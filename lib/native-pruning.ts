@@ -95,6 +95,8 @@ export interface NativePlan {
   readonly group: number;
   /** What meets an unstructured budget: each matrix, or those of one role of all experts of a layer together. */
   readonly meeting: 'each' | 'experts';
+  /** n:m in the order of an expert's inner channels in which it keeps most (native/prune/channel_permutation.h). */
+  readonly permuteChannels: boolean;
   readonly damping: number;
   /** Of Gram matrices (native/prune/hessian.h). */
   readonly shrinkage: number;

@@ -60,6 +60,7 @@
       "native/prune/expert_survey.cc",
       "native/prune/expert_distances.cc",
       "native/prune/assignment.cc",
+      "native/prune/channel_permutation.cc",
       "native/prune/merge_experts.cc",
       "native/prune/router_rows.cc",
       "native/prune/expert_trainer.cc",
@@ -71,6 +72,7 @@
       "native/prune/layer_recovery.cc",
       "native/prune/layer_restructure.cc",
       "native/prune/layer_prune.cc",
+      "native/prune/layer_permutation.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
@@ -135,6 +137,7 @@
       "native/test/prune_alps_test.cc",
       "native/test/prune_matrix_test.cc",
       "native/test/layer_statistics_test.cc",
+      "native/test/channel_permutation_test.cc",
       "native/test/naee_test.cc",
       "native/test/merge_experts_test.cc",
       "native/test/recover_test.cc"

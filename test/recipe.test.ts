@@ -41,6 +41,7 @@ describe('a recipe file', () => {
         values: 'float',
         layers: 'uniform',
         experts: 'uniform',
+        channelPermutation: false,
         shrinkage: 2,
       },
     ]);

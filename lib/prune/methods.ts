@@ -87,6 +87,8 @@ export interface PlanOptions {
   readonly values?: NativePlan['values'];
   /** @default 'each' */
   readonly meeting?: NativePlan['meeting'];
+  /** @default false */
+  readonly permuteChannels?: boolean;
   /** @default defaultShrinkage */
   readonly shrinkage?: number;
 }
@@ -107,10 +109,11 @@ export const defaultEpochs = 16;
 export function nativePlan(
   method: MethodName,
   budget: Budget,
-  { values = 'float', meeting = 'each', shrinkage = defaultShrinkage }: PlanOptions = {},
+  { values = 'float', meeting = 'each', permuteChannels = false, shrinkage = defaultShrinkage }: PlanOptions = {},
 ): NativePlan {
   const { score, comparison, update } = methods[method];
-  return { score, comparison, update, values, ...nativeBudget(budget), meeting, damping: 0.01, shrinkage, block: 128 };
+  const what = { score, comparison, update, values, ...nativeBudget(budget), meeting, permuteChannels };
+  return { ...what, damping: 0.01, shrinkage, block: 128 };
 }
 
 /** Rounding with error compensation of whatever is not zero. */

@@ -27,7 +27,7 @@ Role read_role(const Napi::Value& value) {
   return name == kRoleNames[0] ? Role::kGate : name == kRoleNames[1] ? Role::kUp : Role::kDown;
 }
 
-// { score, comparison, update, values, sparsity, keep, group, meeting, damping, shrinkage, block }
+// { score, comparison, update, values, sparsity, keep, group, meeting, permuteChannels, damping, shrinkage, block }
 MethodPlan read_plan(const Napi::Object& object) {
   MethodPlan plan;
   const std::string score = text(object, "score");
@@ -48,6 +48,7 @@ MethodPlan read_plan(const Napi::Object& object) {
   plan.budget = group > 0 ? Budget::n_of_m(static_cast<int64_t>(number(object, "keep")), group)
                           : Budget::unstructured(number(object, "sparsity"));
   plan.meeting = text(object, "meeting") == "experts" ? Meeting::kExperts : Meeting::kEach;
+  plan.permute_channels = flag(object, "permuteChannels");
   plan.damping = number(object, "damping");
   plan.shrinkage = number(object, "shrinkage");
   plan.block = static_cast<int64_t>(number(object, "block"));

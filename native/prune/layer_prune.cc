@@ -113,6 +113,9 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
         input = std::move(taken.value().input);
         activation = std::move(taken.value().activation);
       }
+      if (plan.permute_channels) {
+        ESPALIER_TRY(permute_channels(plan, activation ? &*activation : nullptr, part, expert, cancel));
+      }
       const auto prune_site = [&](std::optional<SiteStatistics>& site, const SiteStatistics* layer,
                                   std::initializer_list<Role> roles) -> Status {
         ESPALIER_TRY(check_cancelled(cancel));

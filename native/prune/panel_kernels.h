@@ -18,6 +18,8 @@ struct PanelKernels {
   void (*update)(int64_t depth, const T* a, const T* b, T alpha, T* c, int64_t stride);
   // tile[i, :] -= factors[i] · row[:] for 0 <= i < count; tile is [count, kPanel], row is [kPanel].
   void (*eliminate)(T* tile, int64_t count, const T* row, const T* factors);
+  // c[i, j] += Σ_k max(0, a[k, i] − b[k, j]) for 0 <= i, j < kPanel; c is [kPanel, kPanel].
+  void (*excess)(int64_t depth, const T* a, const T* b, T* c);
 };
 
 struct PanelKernelSet {

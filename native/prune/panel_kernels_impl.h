@@ -67,10 +67,46 @@ void eliminate(T* tile, int64_t count, const T* row, const T* factors) {
   }
 }
 
+template <class T, int kBytes, int kRows>
+inline void excess_block(int64_t depth, const T* a, const T* b, T* c) {
+  using V = typename Vector<T, kBytes>::type;
+  constexpr int kLanes = kBytes / sizeof(T);
+  const V zero = {};
+  V sum[kRows][2] = {};
+  for (int64_t k = 0; k < depth; ++k, a += kPanel, b += kPanel) {
+    const V b0 = *reinterpret_cast<const V*>(b);
+    const V b1 = *reinterpret_cast<const V*>(b + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const V d0 = a[i] - b0;
+      const V d1 = a[i] - b1;
+      sum[i][0] += d0 > zero ? d0 : zero;
+      sum[i][1] += d1 > zero ? d1 : zero;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    V* out = reinterpret_cast<V*>(c + i * kPanel);
+    out[0] += sum[i][0];
+    out[1] += sum[i][1];
+  }
+}
+
+template <class T, int kBytes, int kRows>
+void excess(int64_t depth, const T* a, const T* b, T* c) {
+  constexpr int64_t kColumns = 2 * kBytes / sizeof(T);
+  static_assert(kPanel % kRows == 0 && kPanel % kColumns == 0);
+  for (int64_t j = 0; j < kPanel; j += kColumns) {
+    for (int64_t i = 0; i < kPanel; i += kRows) {
+      excess_block<T, kBytes, kRows>(depth, a + i, b + j, c + i * kPanel + j);
+    }
+  }
+}
+
 template <int kBytes, int kRows>
 constexpr PanelKernelSet make_panel_kernels() {
-  return {{update<float, kBytes, kRows>, eliminate<float, kBytes>},
-          {update<double, kBytes, kRows>, eliminate<double, kBytes>},
+  return {{update<float, kBytes, kRows>, eliminate<float, kBytes>, excess<float, kBytes, kRows>},
+          {update<double, kBytes, kRows>, eliminate<double, kBytes>, excess<double, kBytes, kRows>},
           {swiglu, swiglu_backward, adam, softmax_columns}};
 }
 

@@ -45,13 +45,7 @@ Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& 
     return Status(Code::kOutOfMemory, "no memory for the scores of a " + std::to_string(rows) + " x " +
                                           std::to_string(cols) + " matrix: free memory and run again");
   }
-  if (plan.score == Score::kActivation && !site.fallback) {
-    score_activation(pool, weights, rows, cols, site.norms.data(), scores.data());
-  } else if (plan.score == Score::kRelative && !site.fallback) {
-    score_relative(pool, weights, rows, cols, site.norms.data(), plan.power, scores.data());
-  } else {
-    score_magnitude(pool, weights, rows, cols, scores.data());
-  }
+  score_matrix(pool, plan, site, weights, rows, cols, scores.data());
   const Budget& budget = plan.budget;
   if (budget.is_grouped()) {
     mask_groups(pool, scores.data(), rows, cols, budget.keep, budget.group, mask.data());
@@ -129,6 +123,9 @@ Status check_plan(const MethodPlan& plan) {
   if (!(plan.shrinkage >= 0) || !std::isfinite(plan.shrinkage)) {
     return Status(Code::kUsage, "shrinkage " + std::to_string(plan.shrinkage) + " is out of range: 0 or more, finite");
   }
+  if (plan.permute_channels && !plan.budget.is_grouped()) {
+    return Status(Code::kUsage, "channels are permuted for n:m only: leave permute_channels out");
+  }
   if (!std::isfinite(plan.power)) return Status(Code::kUsage, "the power of the input's length is not finite");
   if (plan.block < 1) {
     return Status(Code::kUsage, "block of " + std::to_string(plan.block) + " columns is out of range: at least 1");
@@ -184,6 +181,17 @@ Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, Site
   }
   for (const double norm : statistics->squared_norms()) site.norms.push_back(static_cast<float>(std::sqrt(norm)));
   return site;
+}
+
+void score_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, const float* weights,
+                  int64_t rows, int64_t cols, float* scores) {
+  if (plan.score == Score::kActivation && !site.fallback) {
+    score_activation(pool, weights, rows, cols, site.norms.data(), scores);
+  } else if (plan.score == Score::kRelative && !site.fallback) {
+    score_relative(pool, weights, rows, cols, site.norms.data(), plan.power, scores);
+  } else {
+    score_magnitude(pool, weights, rows, cols, scores);
+  }
 }
 
 Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights,

@@ -49,6 +49,7 @@ struct MethodPlan {
   Update update = Update::kNone;
   Budget budget;
   Meeting meeting = Meeting::kEach;  // for whoever makes the plans of single matrices
+  bool permute_channels = false;     // likewise: n:m in the order of channels of prune/channel_permutation.h
   double damping = 0.01;             // added to the Gram matrix, as a fraction of its mean diagonal
   double shrinkage = 0;              // of the Gram matrix, see prune/hessian.h
   int64_t block = 128;               // columns of a block
@@ -85,6 +86,11 @@ struct PreparedSite {
 // kOutOfMemory.
 Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics,
                                   const SiteStatistics* pooled = nullptr);
+
+// The score stage: scores [rows, cols] of `weights`; |W| where the site has nothing to go by. Score::kSecondOrder is
+// taken within the update and has none.
+void score_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, const float* weights,
+                  int64_t rows, int64_t cols, float* scores);
 
 struct MatrixReport {
   int64_t zeros = 0;      // weights that are zero now

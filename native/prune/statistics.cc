@@ -85,6 +85,33 @@ void SiteStatistics::merge(ThreadPool& pool, SiteStatistics& other) {
   });
 }
 
+Status SiteStatistics::permute(ThreadPool& pool, const std::vector<int32_t>& order) {
+  finish(pool);
+  std::vector<double> norms;
+  norms.reserve(order.size());
+  for (const int32_t j : order) norms.push_back(squared_norms_[static_cast<size_t>(j)]);
+  squared_norms_ = std::move(norms);
+  if (!has_gram()) return Status::ok();
+  AlignedBuffer<float> permuted(gram_.size());
+  if (permuted.size() == 0) {
+    return Status(Code::kOutOfMemory, "no memory to permute a Gram matrix of " + std::to_string(width_) + " columns");
+  }
+  pool.parallel_for(triangle_index(panel_count(width_), 0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const TriangleTile tile = triangle_tile(t);
+      for (int64_t i = 0; i < panel_width(width_, tile.column); ++i) {
+        for (int64_t j = 0; j < panel_width(width_, tile.row); ++j) {
+          const auto [low, high] = std::minmax(order[static_cast<size_t>(tile.column * kPanel + i)],
+                                               order[static_cast<size_t>(tile.row * kPanel + j)]);
+          permuted[static_cast<size_t>((t * kPanel + i) * kPanel + j)] = gram(low, high);
+        }
+      }
+    }
+  });
+  gram_ = std::move(permuted);
+  return Status::ok();
+}
+
 float SiteStatistics::gram(int64_t i, int64_t j) const {
   const int64_t tile = triangle_index(j / kPanel, i / kPanel);
   return gram_[static_cast<size_t>((tile * kPanel + i % kPanel) * kPanel + j % kPanel)];

@@ -28,6 +28,9 @@ class SiteStatistics {
   void add(ThreadPool& pool, const float* x, int64_t rows, int64_t stride, const float* gate);
   // Adds what another object of the same width, with a Gram matrix if this has one, has seen. Finishes both.
   void merge(ThreadPool& pool, SiteStatistics& other);
+  // Column i becomes what column order[i] was, as if the inputs had come so. Finishes; with a Gram matrix another is in
+  // memory meanwhile: kOutOfMemory.
+  Status permute(ThreadPool& pool, const std::vector<int32_t>& order);
   // Brings the Gram matrix up to date. To be called before gram() is read.
   void finish(ThreadPool& pool);
 

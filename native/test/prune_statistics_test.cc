@@ -209,3 +209,35 @@ TEST_CASE("a Gram matrix of few tokens is shrunk towards the pooled one, or its 
     }
   }
 }
+
+TEST_CASE("statistics with their columns permuted are those of inputs that came permuted, bit for bit") {
+  const uint64_t seed = reference::fresh_seed();
+  MESSAGE("seed " << seed);
+  std::mt19937_64 random(seed);
+  ThreadPool pool(2);
+  const int64_t width = 230;
+  const int64_t tokens = 300;
+  const std::vector<float> x = reference::normal_floats(random, tokens * width);
+  std::vector<int32_t> order(static_cast<size_t>(width));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  std::vector<float> moved(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t row = i - i % order.size();
+    moved[i] = x[row + static_cast<size_t>(order[i % order.size()])];
+  }
+  for (const bool gram : {false, true}) {
+    SiteStatistics found = std::move(SiteStatistics::create(width, gram).value());
+    SiteStatistics wanted = std::move(SiteStatistics::create(width, gram).value());
+    found.add(pool, x.data(), tokens, width, nullptr);
+    wanted.add(pool, moved.data(), tokens, width, nullptr);
+    wanted.finish(pool);
+    REQUIRE(found.permute(pool, order).is_ok());
+    CHECK(found.squared_norms() == wanted.squared_norms());
+    int64_t wrong = 0;
+    for (int64_t i = 0; gram && i < width; ++i) {
+      for (int64_t j = i; j < width; ++j) wrong += found.gram(i, j) != wanted.gram(i, j);
+    }
+    CHECK(wrong == 0);
+  }
+}

@@ -38,6 +38,12 @@ export interface WeightsOptions {
    */
   experts?: 'uniform' | 'balanced' | undefined;
   /**
+   * Put the inner channels of each expert (rows of its gate and up projections, columns of its down projection) in the order
+   * in which the pattern keeps most of the down projection's scores, which changes nothing that the expert computes. Needs
+   * a `pattern`. @default false
+   */
+  channelPermutation?: boolean | undefined;
+  /**
    * How far the Gram matrices of experts that saw few tokens are shrunk towards the layer's, in methods with weight update:
    * see `defaultShrinkage`. 0: not at all. @default 2
    */
@@ -52,6 +58,7 @@ export interface WeightsStage {
   readonly values: NativePlan['values'];
   readonly layers: 'uniform' | 'owl';
   readonly experts: 'uniform' | 'balanced';
+  readonly channelPermutation: boolean;
   readonly shrinkage: number;
 }
 
@@ -70,6 +77,7 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
     values: z.enum(['float', 'int8', 'int4']).optional(),
     layers: z.enum(['uniform', 'owl']).optional(),
     experts: z.enum(['uniform', 'balanced']).optional(),
+    channelPermutation: z.boolean().optional(),
     shrinkage: z.number().min(0).max(1000).optional(),
   }),
   resolve({
@@ -80,6 +88,7 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
     values = 'float',
     layers = 'uniform',
     experts = 'uniform',
+    channelPermutation = false,
     shrinkage = defaultShrinkage,
   }) {
     if (sparsity !== undefined && pattern !== undefined) {
@@ -95,6 +104,13 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
       });
     }
     const budget = pattern === undefined ? checkSparsity(sparsity ?? 0.5) : parsePattern(pattern);
+    if (channelPermutation && !('group' in budget)) {
+      throw new EspalierError(
+        'USAGE',
+        'channelPermutation: the order of channels matters to a pattern only; give one, such as 2:4, or leave it out',
+        { field: 'channelPermutation' },
+      );
+    }
     for (const [field, wish] of [
       ['layers', layers],
       ['experts', experts],
@@ -115,7 +131,8 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
         );
       }
     }
-    return { stage: 'weights', method, budget, routerWeighting: weighted, values, layers, experts, shrinkage };
+    const shared = { layers, experts, channelPermutation, shrinkage };
+    return { stage: 'weights', method, budget, routerWeighting: weighted, values, ...shared };
   },
   needsCalibration: ({ method }) => methods[method].statistics !== 'none',
   dependsOnIsa: ({ method }) => methods[method].statistics !== 'none',
@@ -150,7 +167,7 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
     for (const { layer, source } of expertMatrices(spec)) sizes[layer]! += source.shape.reduce((a, b) => a * b);
     return owlSparsities(shares, sizes, budget.sparsity);
   },
-  async run({ method, budget: given, routerWeighting, values, experts, shrinkage }, context) {
+  async run({ method, budget: given, routerWeighting, values, experts, channelPermutation, shrinkage }, context) {
     const byLayer = context.prepared as readonly number[] | null;
     const budget = byLayer === null ? given : { sparsity: byLayer[context.layer]! };
     const meeting = experts === 'balanced' ? 'experts' : 'each';
@@ -159,7 +176,8 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
       const gram = statistics === 'gram';
       await context.collect({ gram, pooled: gram && shrinkage > 0, routerWeighted: routerWeighting }, 0);
     }
-    return await runPlan(context, nativePlan(method, budget, { values, meeting, shrinkage }), 1);
+    const options = { values, meeting, permuteChannels: channelPermutation, shrinkage } as const;
+    return await runPlan(context, nativePlan(method, budget, options), 1);
   },
   describe: ({ method, budget, routerWeighting, values }) =>
     `${method}${routerWeighting ? ' with router weighting' : ''}, ${describeBudget(budget)}${values === 'float' ? '' : ` and ${values}`}`,
