@@ -129,6 +129,8 @@ const refused: [args: string, ...says: string[]][] = [
   ['generate MODEL --prompt a --min-p 1', '--min-p', 'below 1'],
   ['generate MODEL --prompt a --repetition-penalty 0', '--repetition-penalty', 'above 0'],
   ['generate MODEL --prompt a --stop ', '--stop'],
+  ['prune MODEL --method magnitude --weights int8 --output OUT', '--weights', 'packed copy'],
+  ['prune MODEL --method magnitude --packed OUT --output OUT', '--packed', 'a folder of its own'],
   ['convert MODEL --output OUT', '--to'],
   ['convert MODEL --to smaller --output OUT', '--to', 'dense, sparse, packed'],
   ['convert MODEL --to sparse --weights int8 --output OUT', '--weights', '--to packed'],

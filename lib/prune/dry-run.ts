@@ -7,6 +7,7 @@ import { expertMatrices } from '../models/targets.ts';
 import { calibrate, needsCalibration } from './calibrate.ts';
 import { stepsOf } from './layer.ts';
 import { type LayerMemory, memoryLimit, mostMemory } from './memory.ts';
+import { checkPackedCopy } from './packed-copy.ts';
 import { progressReporter } from './progress.ts';
 import { bytesNeeded, type PruneOptions, recipeOptions } from './prune.ts';
 import { type Recipe, resolveRecipe } from './recipe.ts';
@@ -45,6 +46,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   const recipe = resolveRecipe(recipeOptions(options));
   const { threads = 0 } = options;
   const limit = memoryLimit(options);
+  checkPackedCopy(options, recipe);
   using checkpoint = openCheckpoint(options.model);
   refusePacked(checkpoint);
   checkpoint.validate();

@@ -19,12 +19,14 @@ import { stateExperts } from '../models/experts-config.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ModelSpec } from '../models/spec.ts';
 import { native } from '../native.ts';
+import type { Weights } from '../runtime/weights.ts';
 import { version } from '../version.ts';
 import { type Calibration, type CalibrationSource, calibrate } from './calibrate.ts';
 import { checkFiniteOutsideLayers } from './finite.ts';
 import { layerTensorNames, pruneLayer, stepsOf } from './layer.ts';
 import { type Manifest, manifestName, readManifest } from './manifest.ts';
 import { layerMemory, memoryLimit } from './memory.ts';
+import { checkPackedCopy, writePackedCopy } from './packed-copy.ts';
 import { type ProgressReporter, type PruneProgress, progressReporter } from './progress.ts';
 import { type Recipe, type RecipeOptions, resolveRecipe } from './recipe.ts';
 import { countSparsity, type LayerReport, runWarnings, type SparsityCount } from './report.ts';
@@ -46,6 +48,13 @@ export interface PruneOptions extends RecipeOptions {
   resume?: boolean | undefined;
   /** Replace a checkpoint at the output, and discard an unfinished run. @default false */
   overwrite?: boolean | undefined;
+  /**
+   * Folder to make beside the output: the same result packed, as `packCheckpoint` does it. Experts that the recipe rounds are
+   * stored in the codes and scales that it chose for them. @default no packed copy
+   */
+  packed?: string | undefined;
+  /** What matrices of the packed copy become. @default the experts as the recipe rounds them, all else as it is */
+  weights?: Weights | undefined;
   /** Threads of the native code; 0: one for each core. The result does not depend on it. @default 0 */
   threads?: number | undefined;
   /**
@@ -80,6 +89,13 @@ export interface PruneResult extends SparsityCount {
 export async function prune(options: PruneOptions): Promise<PruneResult> {
   const recipe = resolveRecipe(recipeOptions(options));
   memoryLimit(options);
+  checkPackedCopy(options, recipe);
+  const result = await pruneCheckpoint(options, recipe);
+  await writePackedCopy(options, recipe);
+  return result;
+}
+
+async function pruneCheckpoint(options: PruneOptions, recipe: Recipe): Promise<PruneResult> {
   using checkpoint = openCheckpoint(options.model);
   refusePacked(checkpoint);
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
@@ -188,6 +204,8 @@ export function recipeOptions(options: PruneOptions): RecipeOptions {
     calibration: _c,
     resume: _r,
     overwrite: _w,
+    packed: _k,
+    weights: _v,
     threads: _t,
     memoryGiB: _g,
     signal: _s,

@@ -13,7 +13,8 @@ float decode(Values values, uint32_t code, const uint16_t* scales, int64_t group
     case Values::kInt8:
     case Values::kInt4: {
       const int q = static_cast<int>(code) - static_cast<int>(zero_code(values));
-      return static_cast<float>(q) * f16_to_float(scales[group * kTileRows + row]);
+      // A scale of int4 can be negative; + 0 makes its zero the one that counts as pruned.
+      return static_cast<float>(q) * f16_to_float(scales[group * kTileRows + row]) + 0.0f;
     }
   }
   return 0;

@@ -1,3 +1,4 @@
+#include <bit>
 #include <cmath>
 
 #include "packing.h"
@@ -72,7 +73,7 @@ TEST_CASE("int8 and int4 formats give back what is within half a step of the val
           for (int64_t k = first; k < last; ++k) {
             const auto at = static_cast<size_t>(r * shape.cols + k);
             const double value = static_cast<double>(values[at]);
-            if (values[at] == 0) CHECK(back[at] == 0);
+            if (values[at] == 0) CHECK(std::bit_cast<uint32_t>(back[at]) == 0);
             largest = std::max(largest, std::abs(value));
             error = std::max(error, std::abs(static_cast<double>(back[at]) - value));
             squares += (static_cast<double>(back[at]) - value) * (static_cast<double>(back[at]) - value);

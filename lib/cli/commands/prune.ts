@@ -4,6 +4,7 @@ import { defaultEpochs, methodNames } from '../../prune/methods.ts';
 import type { PruneProgress } from '../../prune/progress.ts';
 import type { PruneOptions } from '../../prune/prune.ts';
 import type { RecipeOptions } from '../../prune/recipe.ts';
+import type { Weights } from '../../runtime/weights.ts';
 import type { Context, Start } from '../context.ts';
 import { addGlobalOptions, decimal, integer, path } from '../options.ts';
 import type { Terminal } from '../terminal.ts';
@@ -15,6 +16,8 @@ interface Options extends Omit<RecipeOptions, 'seed'> {
   recipe?: string;
   calibration?: string;
   memory?: number;
+  packed?: string;
+  weights?: Weights;
   resume?: boolean;
   overwrite?: boolean;
   dryRun?: boolean;
@@ -80,6 +83,11 @@ export function definePrune(program: Command, start: Start): void {
         decimal('a number above 0', (size) => size > 0),
       ),
     )
+    .option(
+      '--packed <dir>',
+      'make a packed copy too, which starts at once; --weights says what its matrices become',
+      path,
+    )
     .option('--resume', 'go on where an unfinished run at the output stopped')
     .option('--overwrite', 'replace a checkpoint that is there, discard an unfinished run')
     .option('--allow-nonfinite', 'leave matrices with NaN or infinity as they are')
@@ -119,7 +127,7 @@ async function run(context: Context<Options>): Promise<undefined> {
 /** The recipe file, with what the flags say in its place. */
 async function readOptions({ args, options, terminal, signal }: Context<Options>): Promise<PruneOptions> {
   const { readRecipe } = await import('../../prune/recipe-file.ts');
-  const { output, calibration, resume, overwrite, threads, memory: memoryGiB } = options;
+  const { output, calibration, packed, weights, resume, overwrite, threads, memory: memoryGiB } = options;
   const { expertsMethod, expertsRatio, expertsKeep, expertsScope } = options;
   const { method, routerWeighting, sparsity, pattern, samples, sequenceLength, save, allowNonfinite, seed } = options;
   const experts = { expertsMethod, expertsRatio, expertsKeep, expertsScope };
@@ -147,6 +155,8 @@ async function readOptions({ args, options, terminal, signal }: Context<Options>
     model: args[0]!,
     output,
     calibration,
+    packed,
+    weights,
     resume,
     overwrite,
     threads,
