@@ -109,8 +109,12 @@ describe('zeros', () => {
 
   test('an N:M that does not divide is refused before anything is written', async () => {
     const folder = temporaryFolder();
-    const run = prune({ ...small, output: join(folder, 'out'), pattern: '2:5' });
-    await expect(run).rejects.toMatchObject({ code: 'USAGE' });
+    const tensor = 'model.layers.0.block_sparse_moe.experts.0.w1.weight';
+    const short = prune({ ...small, output: join(folder, 'out'), pattern: '2:5' });
+    await expect(short).rejects.toMatchObject({ code: 'USAGE', field: 'pattern', tensor });
+    const stages = [{ experts: { keep: 4 } }, { weights: { method: 'magnitude', pattern: '2:5' } }] as const;
+    const long = prune({ ...small, output: join(folder, 'out'), stages });
+    await expect(long).rejects.toMatchObject({ code: 'USAGE', field: 'stages.1.weights.pattern', tensor });
     expect(readdirSync(folder)).toEqual([]);
   });
 });

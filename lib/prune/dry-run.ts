@@ -10,7 +10,7 @@ import { type LayerMemory, memoryLimit, mostMemory } from './memory.ts';
 import { checkPackedCopy } from './packed-copy.ts';
 import { progressReporter } from './progress.ts';
 import { bytesNeeded, type PruneOptions, recipeOptions } from './prune.ts';
-import { type Recipe, resolveRecipe } from './recipe.ts';
+import { checkRecipe, type Recipe, resolveRecipe } from './recipe.ts';
 import { kindOf } from './stages/index.ts';
 
 export interface DryRunLayer {
@@ -53,7 +53,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
   const progress = progressReporter(options.onProgress, spec.layers.length, stepsOf(recipe));
   for (const message of warnings) progress.warn(message);
-  for (const stage of recipe.stages) kindOf(stage).check(stage, spec);
+  checkRecipe(recipe, options, spec);
   const layers = spec.layers.map((_, layer): DryRunLayer => ({ layer, matrices: 0, weights: 0, zeros: 0 }));
   for (const { layer, part, expert, source } of expertMatrices(spec)) {
     const routed = spec.layers[layer]!.feedForward[part]!;

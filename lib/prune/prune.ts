@@ -28,7 +28,7 @@ import { type Manifest, manifestName, readManifest } from './manifest.ts';
 import { layerMemory, memoryLimit } from './memory.ts';
 import { checkPackedCopy, writePackedCopy } from './packed-copy.ts';
 import { type ProgressReporter, type PruneProgress, progressReporter } from './progress.ts';
-import { type Recipe, type RecipeOptions, resolveRecipe } from './recipe.ts';
+import { checkRecipe, type Recipe, type RecipeOptions, resolveRecipe } from './recipe.ts';
 import { countSparsity, type LayerReport, runWarnings, type SparsityCount } from './report.ts';
 import { RunState, recordOf, type ShardRecord } from './run-state.ts';
 import { kindOf } from './stages/index.ts';
@@ -104,7 +104,7 @@ async function pruneCheckpoint(options: PruneOptions, recipe: Recipe): Promise<P
 
   const done = options.resume ? readManifest(resolve(options.output)) : undefined;
   // Calibration can take minutes; what will be refused is refused before.
-  for (const stage of recipe.stages) kindOf(stage).check(stage, spec);
+  checkRecipe(recipe, options, spec);
   if (done === undefined) OutputFolder.check({ ...options, input: options.model }, 0);
   const sequences = await calibrate(options, recipe, spec, progress);
   const run = runIdentity(checkpoint, recipe, sequences);

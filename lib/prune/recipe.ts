@@ -1,6 +1,7 @@
 /** A recipe: everything that decides what a pruning run does to the weights. */
 import { z } from 'zod';
 import { EspalierError } from '../errors.ts';
+import type { ModelSpec } from '../models/spec.ts';
 import { type ExpertsOptions, expertsOptions } from './stages/experts.ts';
 import { kindNamed, kindOf, rankOf, type Stage, type StageOptions, stageNames } from './stages/index.ts';
 import { type QuantizeOptions, quantizeOptions } from './stages/quantize.ts';
@@ -90,12 +91,12 @@ function shortStages(given: Record<string, unknown>): Stage[] {
     const options = Object.entries(names).filter(([short]) => given[short] !== undefined);
     if (options.length === 0) continue;
     const own = Object.fromEntries(options.map(([short, long]) => [long, given[short]]));
-    try {
-      stages.push(resolveStage(name, own, []));
-    } catch (error) {
-      if (!(error instanceof EspalierError) || error.field === undefined) throw error;
-      throw fail([shortOf(names, error.field)], error.message);
-    }
+    stages.push(
+      within(
+        (field) => [shortOf(names, field)],
+        () => resolveStage(name, own, []),
+      ),
+    );
   }
   const prunes = stages.some(({ stage }) => stage === 'experts' || stage === 'weights');
   return prunes ? stages : [resolveStage('weights', {}, []), ...stages];
@@ -134,26 +135,39 @@ function longStages(given: Record<string, unknown> & { stages: object[] }): Stag
   return stages;
 }
 
+/**
+ * Compares a resolved recipe with a model.
+ * @throws USAGE where a stage does not fit; its `field` is the way to the option in `options`, which the recipe came from
+ */
+export function checkRecipe({ stages }: Recipe, options: RecipeOptions, spec: ModelSpec): void {
+  for (const [i, stage] of stages.entries()) {
+    const names = options.stages === undefined ? shorthand[stage.stage] : undefined;
+    const wayTo = names === undefined ? ['stages', i, stage.stage] : (field: string) => [shortOf(names, field)];
+    within(wayTo, () => kindOf(stage).check(stage, spec));
+  }
+}
+
 function resolveStage(name: string, options: unknown, path: Path): Stage {
   const kind = kindNamed(name)!;
   const given = parse(kind.schema, options, path);
   return within(path, () => kind.resolve(given) as Stage);
 }
 
-/** What a kind says of one of its options, with the way to it. */
-function within<T>(path: Path, call: () => T): T {
+/** What a kind says of one of its options, with the way to it: a path to put before the option, or one made of it. */
+function within<T>(wayTo: Path | ((field: string) => Path), call: () => T): T {
   try {
     return call();
   } catch (error) {
     if (!(error instanceof EspalierError) || error.field === undefined) throw error;
-    throw fail([...path, error.field], error.message);
+    const { field, tensor } = error;
+    throw fail(typeof wayTo === 'function' ? wayTo(field) : [...wayTo, field], error.message, tensor);
   }
 }
 
 type Path = readonly (string | number)[];
 
-function fail(path: Path, message: string): EspalierError {
-  return new EspalierError('USAGE', message, { field: path.join('.') });
+function fail(path: Path, message: string, tensor?: string): EspalierError {
+  return new EspalierError('USAGE', message, { field: path.join('.'), ...(tensor !== undefined && { tensor }) });
 }
 
 function parse<T>(type: z.ZodType<T>, value: unknown, path: Path): T {

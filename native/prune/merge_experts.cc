@@ -1,38 +1,28 @@
 #include "prune/merge_experts.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <string>
 
 #include "prune/assignment.h"
+#include "prune/panels.h"
 
 namespace espalier {
 namespace {
 
-constexpr int64_t kLanes = 16;
+constexpr int64_t kDepth = 1024;  // of the panels that are multiplied at a time
 
-// In independent lanes, so that the loop vectorises.
-float dot(const float* a, const float* b, int64_t count) {
-  std::array<float, kLanes> lanes{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[static_cast<size_t>(l)] += a[i + l] * b[i + l];
+// Of channels [first, first + columns): their rows of gate and up and their columns of down, from `depth` on.
+void pack_channels(const ExpertValues& expert, int64_t first, int64_t columns, int64_t from, int64_t depth,
+                   std::array<float*, 3> panels) {
+  pack_transposed(expert.gate.data() + first * expert.hidden + from, expert.hidden, columns, depth, panels[0]);
+  pack_transposed(expert.up.data() + first * expert.hidden + from, expert.hidden, columns, depth, panels[1]);
+  for (int64_t h = 0; h < depth; ++h) {
+    float* row = panels[2] + h * kPanel;
+    std::copy_n(expert.down.data() + (from + h) * expert.width + first, columns, row);
+    std::fill(row + columns, row + kPanel, 0.0f);
   }
-  float sum = 0;
-  for (; i < count; ++i) sum += a[i] * b[i];
-  for (const float lane : lanes) sum += lane;
-  return sum;
-}
-
-// [hidden, width] → [width, hidden]
-std::vector<float> transposed(const ExpertValues& expert) {
-  std::vector<float> rows(expert.down.size());
-  for (int64_t h = 0; h < expert.hidden; ++h) {
-    for (int64_t i = 0; i < expert.width; ++i) {
-      rows[static_cast<size_t>(i * expert.hidden + h)] = expert.down[static_cast<size_t>(h * expert.width + i)];
-    }
-  }
-  return rows;
 }
 
 void add(ExpertValues& sum, const ExpertValues& values, float weight, const std::vector<int32_t>& order) {
@@ -60,21 +50,30 @@ Result<std::vector<int32_t>> match_channels(ThreadPool& pool, const ExpertValues
                                             const std::atomic<bool>* cancel) {
   const int64_t width = reference.width;
   const int64_t hidden = reference.hidden;
-  const std::vector<float> down = transposed(reference);
-  const std::vector<float> other_down = transposed(other);
+  const int64_t panels = panel_count(width);
+  const PanelKernels<float>& kernels = panel_kernels().f32;
   std::vector<float> gain(static_cast<size_t>(width * width));
-  pool.parallel_for(width, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = 0; j < width; ++j) {
-        const float similarity = dot(reference.gate.data() + i * hidden, other.gate.data() + j * hidden, hidden) +
-                                 dot(reference.up.data() + i * hidden, other.up.data() + j * hidden, hidden) +
-                                 dot(down.data() + i * hidden, other_down.data() + j * hidden, hidden);
-        // Weights that are let through with NaN or infinity have no order.
-        gain[static_cast<size_t>(i * width + j)] = std::isfinite(similarity) ? similarity : 0.0f;
+  pool.parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> packed(static_cast<size_t>(6 * kDepth * kPanel));
+    const auto panel = [&](int64_t index) { return packed.data() + index * kDepth * kPanel; };
+    for (int64_t p = begin; p < end; ++p) {
+      for (int64_t from = 0; from < hidden; from += kDepth) {
+        const int64_t depth = std::min(kDepth, hidden - from);
+        pack_channels(reference, p * kPanel, panel_width(width, p), from, depth, {panel(0), panel(1), panel(2)});
+        for (int64_t q = 0; q < panels; ++q) {
+          pack_channels(other, q * kPanel, panel_width(width, q), from, depth, {panel(3), panel(4), panel(5)});
+          float* out = gain.data() + p * kPanel * width + q * kPanel;
+          for (int64_t m = 0; m < 3; ++m) {
+            update_tile(kernels, depth, panel(m), panel(3 + m), 1.0f, out, width, panel_width(width, p),
+                        panel_width(width, q));
+          }
+        }
       }
     }
   });
-  return best_assignment(gain, width, cancel);
+  // Weights that are let through with NaN or infinity have no order.
+  for (float& value : gain) value = std::isfinite(value) ? value : 0.0f;
+  return good_assignment(gain, width, cancel);
 }
 
 Result<ExpertValues> merge_experts(ThreadPool& pool, const std::vector<ExpertMember>& members, bool align,

@@ -26,7 +26,7 @@ struct ExpertMember {
 // The order of the inner channels of `other` in which they match those of `reference` best: channel i of the result is
 // channel p[i] of `other`, with the largest sum of the products of matched rows of gate and up and columns of down
 // (weight matching; Ainsworth et al. 2023, arXiv 2209.04836; M-SMoE, arXiv 2310.01334, section 3.2). An expert computes
-// the same in any order. Takes O(width³) time.
+// the same in any order. Takes width² · hidden products, and the quadratic time of good_assignment.
 Result<std::vector<int32_t>> match_channels(ThreadPool& pool, const ExpertValues& reference, const ExpertValues& other,
                                             const std::atomic<bool>* cancel);
 

@@ -69,6 +69,41 @@ TEST_CASE("an assignment gains as much as the best of all permutations") {
   }
 }
 
+TEST_CASE("an assignment of more than are assigned together gains nearly as much as the best") {
+  std::mt19937 random(test::fresh_seed());
+  const int64_t n = kAssignedTogether + 150;
+  const auto size = static_cast<size_t>(n);
+  // Gains without structure; with columns that every row wants; and those of a permutation under noise.
+  for (const int kind : {0, 1, 2}) {
+    CAPTURE(kind);
+    std::vector<float> gain = test::normal_floats(random, size * size);
+    const std::vector<float> wanted = test::normal_floats(random, size, 3);
+    for (size_t i = 0; i < gain.size(); ++i) {
+      if (kind == 1) gain[i] += wanted[i % size];
+      if (kind == 2 && i % size == (i / size * 7 + 3) % size) gain[i] += 20;
+    }
+    const auto sum = [&](const std::vector<int32_t>& p) {
+      double total = 0;
+      for (size_t i = 0; i < size; ++i) total += static_cast<double>(gain[i * size + static_cast<size_t>(p[i])]);
+      return total;
+    };
+    const auto best = best_assignment(gain, n, nullptr);
+    const auto good = good_assignment(gain, n, nullptr);
+    REQUIRE(best.is_ok());
+    REQUIRE(good.is_ok());
+    std::vector<int32_t> sorted = good.value();
+    std::sort(sorted.begin(), sorted.end());
+    for (int32_t i = 0; i < n; ++i) REQUIRE(sorted[static_cast<size_t>(i)] == i);
+    MESSAGE("of the best gain: " << sum(good.value()) / sum(best.value()));
+    if (kind == 2) CHECK(good.value() == best.value());
+    CHECK(sum(good.value()) >= 0.97 * sum(best.value()));
+    CHECK(sum(good.value()) <= sum(best.value()) * (1 + 1e-9));
+    CHECK(good_assignment(gain, n, nullptr).value() == good.value());
+  }
+  const std::atomic<bool> cancel{true};
+  CHECK(good_assignment(std::vector<float>(size * size), n, &cancel).status().code() == Code::kAborted);
+}
+
 TEST_CASE("channels that were shuffled are found again, and an expert merged with its shuffled self stays itself") {
   std::mt19937 random(test::fresh_seed());
   ThreadPool pool(2);
