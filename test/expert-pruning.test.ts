@@ -235,11 +235,18 @@ describe('skipping experts while running', () => {
     await using model = await Model.load(output, { skipExperts: true });
     const skipped = await logitsOf(model, ids);
     expect(Math.max(...skipped.map((row, i) => difference(row, whole[i]!)))).toBeGreaterThan(1e-4);
-    // With ratios that no gate is below, nothing is skipped.
-    const none = JSON.stringify({ layers: layers.map(() => ({ gateRatios: [[0, 0]] })) });
-    writeFileSync(join(output, 'espalier.json'), none);
-    await using unchanged = await Model.load(output, { skipExperts: true });
-    expect(await logitsOf(unchanged, ids)).toEqual(whole);
+    // Gates fall, so every one is below its first's and none below 0. Of three experts only the third may be left out.
+    const by = async (ratios: number[]) => {
+      const stored = JSON.stringify({ layers: layers.map(() => ({ gateRatios: [ratios] })) });
+      writeFileSync(join(output, 'espalier.json'), stored);
+      await using bounded = await Model.load(output, { skipExperts: true });
+      return await logitsOf(bounded, ids);
+    };
+    expect(await by([0, 0])).toEqual(whole);
+    expect(await by([1, 0])).toEqual(whole);
+    const two = await by([0, 1]);
+    expect(two).not.toEqual(whole);
+    expect(await by([1, 1])).toEqual(two);
   });
 
   test('without ratios, or with those of another model, it is a USAGE error', async () => {
