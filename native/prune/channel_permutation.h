@@ -21,7 +21,7 @@ double kept_score(ThreadPool& pool, const float* scores, int64_t rows, int64_t c
 // An order of the columns that keeps more; column i of the result is column order[i] of `scores`. It never keeps less
 // than the order that is there, which is returned where nothing better is found.
 //
-// As in RIA (Zhang et al. 2024, section 3.3): columns are dealt into the groups by their sums of scores, forth and
+// As in RIA (Zhang et al. 2024): columns are dealt into the groups by their sums of scores, forth and
 // back, then those at one place of all groups are taken out and put back by the assignment that keeps most, place after
 // place, until no column moves or kPermutationPasses are over. (Exchanging two columns, as Pool and Yu 2021 do, is an
 // assignment of two groups.) More than kAssignedGroups groups are shared out at random, each time anew, and assigned
