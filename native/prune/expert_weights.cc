@@ -27,6 +27,20 @@ void round_floats(ThreadPool& pool, DType dtype, std::vector<float>& values) {
   });
 }
 
+std::vector<float> in_channel_order(const std::vector<float>& values, Role role, int64_t cols,
+                                    const std::vector<int32_t>& order) {
+  const size_t moved = role == Role::kDown ? 1 : static_cast<size_t>(cols);
+  std::vector<float> ordered;
+  ordered.reserve(values.size());
+  for (size_t first = 0; first < values.size(); first += moved * order.size()) {
+    for (const int32_t channel : order) {
+      const auto begin = values.begin() + static_cast<ptrdiff_t>(first + static_cast<size_t>(channel) * moved);
+      ordered.insert(ordered.end(), begin, begin + static_cast<ptrdiff_t>(moved));
+    }
+  }
+  return ordered;
+}
+
 ExpertWeights::ExpertWeights(const std::vector<FeedForwardPartSpec>& parts) {
   for (const FeedForwardPartSpec& part : parts) {
     auto& experts = slots_.emplace_back();

@@ -26,6 +26,11 @@ std::vector<uint8_t> store_floats(ThreadPool& pool, DType dtype, const std::vect
 // Rounds them to it.
 void round_floats(ThreadPool& pool, DType dtype, std::vector<float>& values);
 
+// An expert's matrix, [?, cols] row-major, with inner channel order[i] in the place of channel i: a row of gate and up,
+// a column of down. The expert computes the same where all three are in one order.
+std::vector<float> in_channel_order(const std::vector<float>& values, Role role, int64_t cols,
+                                    const std::vector<int32_t>& order);
+
 // What the experts were before weights were pruned, which recovery compares with. What they are is what the layer runs.
 class ExpertWeights {
  public:

@@ -145,50 +145,37 @@ TEST_CASE("an expert with its channels in another order gives the same in float6
   std::mt19937 random(test::fresh_seed());
   const int64_t hidden = 12;
   const int64_t width = 20;
-  const auto matrix = [](int64_t rows, int64_t cols) {
-    WeightRef ref;
-    ref.rows = rows;
-    ref.cols = cols;
-    return ref;
-  };
-  FeedForwardPartSpec part;
-  part.experts = {{matrix(width, hidden), matrix(width, hidden), matrix(hidden, width)}};
-  ExpertWeights weights({part});
   const auto values = [&] { return test::normal_floats(random, static_cast<size_t>(width * hidden)); };
-  std::vector<std::optional<ExpertValues>> expert = {
-      ExpertValues{.width = width, .hidden = hidden, .gate = values(), .up = values(), .down = values()}};
-  weights.restructure(0, {0}, expert);
+  const std::vector<float> gate = values();
+  const std::vector<float> up = values();
+  const std::vector<float> down = values();
   const std::vector<float> x = test::normal_floats(random, static_cast<size_t>(hidden));
-  const auto output = [&] {
-    const std::vector<float> gate = weights.current({0, 0, Role::kGate}).value();
-    const std::vector<float> up = weights.current({0, 0, Role::kUp}).value();
-    const std::vector<float> down = weights.current({0, 0, Role::kDown}).value();
+  const auto output = [&](const std::vector<float>& w1, const std::vector<float>& w3, const std::vector<float>& w2) {
     std::vector<double> out(static_cast<size_t>(hidden), 0.0);
     for (size_t i = 0; i < static_cast<size_t>(width); ++i) {
       double g = 0;
       double u = 0;
       for (size_t h = 0; h < static_cast<size_t>(hidden); ++h) {
-        g += static_cast<double>(gate[i * static_cast<size_t>(hidden) + h]) * static_cast<double>(x[h]);
-        u += static_cast<double>(up[i * static_cast<size_t>(hidden) + h]) * static_cast<double>(x[h]);
+        g += static_cast<double>(w1[i * static_cast<size_t>(hidden) + h]) * static_cast<double>(x[h]);
+        u += static_cast<double>(w3[i * static_cast<size_t>(hidden) + h]) * static_cast<double>(x[h]);
       }
       const double inner = g / (1 + std::exp(-g)) * u;
       for (size_t h = 0; h < static_cast<size_t>(hidden); ++h) {
-        out[h] += inner * static_cast<double>(down[h * static_cast<size_t>(width) + i]);
+        out[h] += inner * static_cast<double>(w2[h * static_cast<size_t>(width) + i]);
       }
     }
     return out;
   };
-  const std::vector<double> before = output();
   std::vector<int32_t> order = identity(width);
   std::shuffle(order.begin(), order.end(), random);
-  REQUIRE(weights.permute_channels(0, 0, order).is_ok());
-  const std::vector<double> after = output();
+  const std::vector<float> moved = in_channel_order(down, Role::kDown, width, order);
+  const std::vector<double> before = output(gate, up, down);
+  const std::vector<double> after =
+      output(in_channel_order(gate, Role::kGate, hidden, order), in_channel_order(up, Role::kUp, hidden, order), moved);
   for (size_t h = 0; h < before.size(); ++h) CHECK(after[h] == doctest::Approx(before[h]).epsilon(1e-12));
-  const std::vector<float> dense = weights.dense({0, 0, Role::kDown}).value();
-  const std::vector<float> now = weights.current({0, 0, Role::kDown}).value();
   for (size_t h = 0; h < static_cast<size_t>(hidden); ++h) {
     for (size_t i = 0; i < order.size(); ++i) {
-      REQUIRE(now[h * order.size() + i] == dense[h * order.size() + static_cast<size_t>(order[i])]);
+      REQUIRE(moved[h * order.size() + i] == down[h * order.size() + static_cast<size_t>(order[i])]);
     }
   }
 }
