@@ -98,16 +98,31 @@ export interface NativeSlice {
   readonly blocks: Int32Array;
 }
 
+/** What a request says about single tokens, applied to their logits in this order (native/engine/logit_rules.h). */
+export interface NativeLogitRules {
+  readonly repetitionPenalty: number;
+  readonly presencePenalty: number;
+  readonly frequencyPenalty: number;
+  readonly biasIds: Int32Array;
+  readonly biasValues: Float32Array;
+  /** Token i may come if bit i % 32 of word i / 32 is set. */
+  readonly mask?: Int32Array | undefined;
+  /** Prompt and answer, which begins at `answerBegin`; may be empty where there is no penalty. */
+  readonly history: Int32Array;
+  readonly answerBegin: number;
+}
+
 export interface NativeSample {
   readonly row: number;
   readonly temperature: number;
   readonly topK: number;
   readonly topP: number;
   readonly minP: number;
-  readonly repetitionPenalty: number;
   readonly seed: bigint;
   readonly step: number;
-  readonly history?: Int32Array;
+  readonly rules?: NativeLogitRules | undefined;
+  /** Report the drawn token's log-probability, and so many of the most likely tokens. */
+  readonly top?: number | undefined;
 }
 
 export interface NativeStep {
@@ -118,12 +133,19 @@ export interface NativeStep {
   readonly samples?: readonly NativeSample[];
   readonly scoreRows?: Int32Array;
   readonly scoreTargets?: Int32Array;
+  /** Report so many of the most likely tokens for each score. */
+  readonly scoreTop?: number;
 }
 
 export interface NativeStepResult {
   readonly logits: Float32Array;
   readonly samples: Int32Array;
+  /** Natural log-probability of each sample that was asked for with `top`, before rules, temperature and filters. */
+  readonly sampleScores: Float64Array;
   readonly scores: Float64Array;
+  /** The most likely tokens of samples, then of scores, as many each as it asked for, and their log-probabilities. */
+  readonly topIds: Int32Array;
+  readonly topScores: Float64Array;
 }
 
 export interface NativeEngineInfo {

@@ -109,7 +109,7 @@ describe('what is drawn', () => {
     const draws = 6000;
     const feed = new Feed(model);
     const { blocks } = feed.slice(ids);
-    const base = { row: ids.length - 1, temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed };
+    const base = { row: ids.length - 1, temperature: 1, topK: 0, topP: 1, minP: 0, seed };
     const result = await model.step({
       tokens: Int32Array.from(ids),
       slices: [{ count: ids.length, position: 0, blocks }],

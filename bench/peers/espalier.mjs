@@ -8,7 +8,7 @@ import { timeEach } from './clock.mjs';
 export async function load({ path, weights, activations = 'bf16', threads, context }) {
   const model = await Model.load(path, { activations, threads, weights: parseWeights(weights), kvTokens: context });
 
-  const greedy = { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0n };
+  const greedy = { temperature: 0, topK: 0, topP: 1, minP: 0, seed: 0n };
   return {
     bytesPerToken: model.info.activeBytes,
     async generate(prompt, forced) {

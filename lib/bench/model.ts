@@ -259,7 +259,7 @@ class ModelRun {
 }
 
 function greedy(row: number) {
-  return { row, temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0n, step: 0 };
+  return { row, temperature: 0, topK: 0, topP: 1, minP: 0, seed: 0n, step: 0 };
 }
 
 /** Token ids of a 32-bit linear congruential generator (Numerical Recipes, 3rd edition, 7.1). */

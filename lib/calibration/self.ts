@@ -63,7 +63,6 @@ async function writeTogether(
             topK: 0,
             topP: 1,
             minP: 0,
-            repetitionPenalty: 1,
             seed: BigInt.asUintN(64, seed + BigInt(row)),
             step: position,
           })),

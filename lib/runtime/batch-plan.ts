@@ -21,9 +21,14 @@ export class PlannedSequence {
     return this.ids.length - this.cached;
   }
 
-  /** Takes up what the cache knows of its beginning; the last token always runs, because the next is drawn from it. */
+  /** Tokens at the beginning that need not run if the cache has them; fewer than there are. */
+  get reusable(): number {
+    return this.ids.length - 1;
+  }
+
+  /** Takes up what the cache knows of its beginning. */
   reusePrefix(): void {
-    this.cached = this.kv.reuse(this.#keys.upTo(this.ids, this.ids.length - 1));
+    this.cached = this.kv.reuse(this.#keys.upTo(this.ids, this.reusable));
   }
 
   /** `count` more tokens are in the cache; blocks that they filled become known. */

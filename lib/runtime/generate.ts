@@ -2,8 +2,10 @@
 import { EspalierError } from '../errors.ts';
 import { type ChatMessage, renderChat } from '../tokenizer/chat-template.ts';
 import { TextStream } from '../tokenizer/text-stream.ts';
+import type { TokenLogprob } from './logprobs.ts';
 import type { Model } from './model.ts';
 import { type ResolvedSampling, resolveSampling, type SamplingOptions } from './sampling.ts';
+import { GenerationTask, ScoringTask } from './tasks.ts';
 
 /** A text, token ids, or the messages of a chat for a model that has a chat template. */
 export type Prompt = string | Uint32Array | readonly number[] | readonly ChatMessage[];
@@ -19,6 +21,8 @@ export interface GeneratedPiece {
   readonly text: string;
   /** Token ids generated in this step. */
   readonly ids: readonly number[];
+  /** Of each of `ids`, where `topLogprobs` was given. */
+  readonly logprobs?: readonly TokenLogprob[];
   /**
    * On the last piece: `stop` for an end token or stop string, `length` for maxTokens or a full context.
    */
@@ -35,6 +39,7 @@ export async function* generate(
 ): AsyncGenerator<GeneratedPiece, void> {
   const { ignoreEos = false, signal, ...rest } = options;
   const sampling = resolveSampling(rest);
+  checkBias(model, sampling);
   const ids = await promptIds(model, prompt);
   const limit = Math.min(sampling.maxTokens, model.spec.maxPositions - ids.length);
   if (limit < 1) {
@@ -48,18 +53,19 @@ export async function* generate(
   const pieces: GeneratedPiece[] = [];
   let produced = 0;
   let notify = () => {};
-  const ticket = model.scheduler.start({
+  const task = new GenerationTask({
     ids,
     sampling,
     signal,
-    accept(id) {
+    accept(id, logprob) {
       const piece = pieceOf(id);
-      pieces.push(piece);
+      pieces.push(logprob === undefined ? piece : { ...piece, logprobs: [logprob] });
       notify();
       return piece.finishReason === undefined;
     },
     ready: () => pieces.length < PIECES_AHEAD,
   });
+  const ticket = model.scheduler.start(task);
   let failure: { readonly error: unknown } | undefined;
   ticket.done.catch((error: unknown) => {
     failure = { error };
@@ -92,6 +98,41 @@ export async function* generate(
     if (stream?.stopped !== undefined) return { text, ids: [id], finishReason: 'stop' };
     if (produced === limit) return { text: text + (stream?.end() ?? ''), ids: [id], finishReason: 'length' };
     return { text, ids: [id] };
+  }
+}
+
+export interface ScoreOptions {
+  /** Give so many of the most likely tokens in each one's place, too. Integer in [0, 20]. @default 0 */
+  topLogprobs?: number | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** What `Model.score` does. */
+export async function score(model: Model, prompt: Prompt, options: ScoreOptions): Promise<(TokenLogprob | null)[]> {
+  const { signal, topLogprobs } = options;
+  const top = resolveSampling({ topLogprobs }).topLogprobs ?? 0;
+  const ids = await promptIds(model, prompt);
+  if (ids.length > model.spec.maxPositions) {
+    throw new EspalierError(
+      'CONTEXT_FULL',
+      `the text has ${ids.length} tokens, the model's context ${model.spec.maxPositions}`,
+      { field: 'prompt' },
+    );
+  }
+  model.requireLive();
+  if (ids.length === 1) return [null];
+  const task = new ScoringTask(ids, top, signal);
+  await model.scheduler.start(task).done;
+  return [null, ...task.scores];
+}
+
+/** @throws USAGE for a bias of a token that the model does not have */
+function checkBias({ spec }: Model, { logitBias }: ResolvedSampling): void {
+  for (const id of logitBias.keys()) {
+    if (id < spec.vocabularySize) continue;
+    throw new EspalierError('USAGE', `logitBias: token id ${id} is outside the vocabulary of ${spec.vocabularySize}`, {
+      field: 'logitBias',
+    });
   }
 }
 

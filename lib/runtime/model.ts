@@ -17,8 +17,16 @@ import { type ChatTemplate, loadChatTemplate, readChatTemplate } from '../tokeni
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kvCacheTypes } from './arithmetic.ts';
 import { skippingExperts } from './gate-ratios.ts';
-import { type GeneratedPiece, type GenerateOptions, generate, type Prompt } from './generate.ts';
+import {
+  type GeneratedPiece,
+  type GenerateOptions,
+  generate,
+  type Prompt,
+  type ScoreOptions,
+  score,
+} from './generate.ts';
 import { KV_BLOCK, KvBlockPool } from './kv-blocks.ts';
+import type { TokenLogprob } from './logprobs.ts';
 import { nativeModel } from './native-spec.ts';
 import { Scheduler } from './scheduler.ts';
 import { type ResolvedWeights, resolveWeights, type Weights } from './weights.ts';
@@ -157,6 +165,15 @@ export class Model {
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<GeneratedPiece, void> {
     return generate(this, prompt, options);
+  }
+
+  /**
+   * How likely each token of a text is after those before it, by the model's own distribution. Runs in the same batch as
+   * `generate`; what the cache knows of the text is computed again. Throws `USAGE`, `CONTEXT_FULL`, `ABORTED`, `DISPOSED`.
+   * @returns One for each token; null for the first, which nothing comes before.
+   */
+  async score(prompt: Prompt, options: ScoreOptions = {}): Promise<(TokenLogprob | null)[]> {
+    return score(this, prompt, options);
   }
 
   /** The template of `generate` for chat messages. @throws TOKENIZER if the checkpoint has none */

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { EspalierError } from '../errors.ts';
+import { maxTopLogprobs } from './logprobs.ts';
 
 /** How the next token is chosen, and when generation ends. */
 export interface SamplingOptions {
@@ -19,6 +20,23 @@ export interface SamplingOptions {
    * (Keskar et al., CTRL, 2019). Range (0, 100]. @default 1
    */
   repetitionPenalty?: number | undefined;
+  /**
+   * Subtracted from the logits of tokens that stand in the answer (OpenAI's formula; the prompt does not count).
+   * Range [−2, 2]. @default 0
+   */
+  presencePenalty?: number | undefined;
+  /** Subtracted from a token's logit as often as it stands in the answer. Range [−2, 2]. @default 0 */
+  frequencyPenalty?: number | undefined;
+  /**
+   * Added to the logits of tokens, by id; −100 in effect forbids one, 100 in effect demands it. At most 1024 entries, each in
+   * [−100, 100]. Penalties come first. @default {}
+   */
+  logitBias?: Readonly<Record<number, number>> | undefined;
+  /**
+   * Give each token's log-probability, and so many of the most likely tokens in its place with theirs. They are those of the
+   * model's own distribution, before penalties, bias, temperature and filters. Integer in [0, 20]. @default none are given
+   */
+  topLogprobs?: number | undefined;
   /** The same seed gives the same tokens. Integer in [0, 2^64 − 1]; above 2^53 as a bigint. @default 0 */
   seed?: number | bigint | undefined;
   /** The text ends before the first of these; at most 64, each of 1 to 1024 characters. @default [] */
@@ -34,6 +52,11 @@ export interface ResolvedSampling {
   readonly topP: number;
   readonly minP: number;
   readonly repetitionPenalty: number;
+  readonly presencePenalty: number;
+  readonly frequencyPenalty: number;
+  readonly logitBias: ReadonlyMap<number, number>;
+  /** Undefined: no log-probabilities. */
+  readonly topLogprobs: number | undefined;
   readonly seed: bigint;
   readonly stop: readonly string[];
   readonly maxTokens: number;
@@ -42,8 +65,10 @@ export interface ResolvedSampling {
 const maxInt32 = 2 ** 31 - 1;
 const maxStops = 64;
 const maxStopLength = 1024;
+const maxBiases = 1024;
 
 const integer = (low: number) => z.int().min(low).max(maxInt32).optional();
+const penalty = z.number().min(-2).max(2).optional();
 const stopString = z
   .string()
   .min(1)
@@ -63,6 +88,13 @@ const schema = z.strictObject({
   topP: z.number().gt(0).max(1).optional(),
   minP: z.number().min(0).lt(1).optional(),
   repetitionPenalty: z.number().gt(0).max(100).optional(),
+  presencePenalty: penalty,
+  frequencyPenalty: penalty,
+  logitBias: z
+    .record(z.string().regex(/^\d{1,9}$/), z.number().min(-100).max(100))
+    .refine((biases) => Object.keys(biases).length <= maxBiases)
+    .optional(),
+  topLogprobs: z.int().min(0).max(maxTopLogprobs).optional(),
   seed: seed.optional(),
   stop: z.union([stopString, z.array(stopString).max(maxStops).readonly()]).optional(),
   maxTokens: integer(1),
@@ -74,6 +106,10 @@ const allowed: Record<keyof SamplingOptions, string> = {
   topP: 'a number above 0 and at most 1',
   minP: 'a number from 0 to below 1',
   repetitionPenalty: 'a number above 0 and at most 100',
+  presencePenalty: 'a number from -2 to 2',
+  frequencyPenalty: 'a number from -2 to 2',
+  logitBias: `an object of at most ${maxBiases} token ids with a number from -100 to 100 each`,
+  topLogprobs: `an integer from 0 to ${maxTopLogprobs}`,
   seed: 'an integer from 0 to 2^64 - 1, as a bigint above 2^53',
   stop: `a text of 1 to ${maxStopLength} characters, or a list of at most ${maxStops}`,
   maxTokens: `an integer from 1 to ${maxInt32}`,
@@ -91,6 +127,7 @@ export function resolveSampling(
   const result = schema.safeParse(options);
   if (!result.success) throw usageError(options, result.error, label);
   const { temperature, topK, topP, minP, repetitionPenalty, seed, stop, maxTokens } = result.data;
+  const { presencePenalty, frequencyPenalty, logitBias, topLogprobs } = result.data;
   const samples = topK !== undefined || topP !== undefined || minP !== undefined;
   return {
     temperature: temperature ?? (samples ? 1 : 0),
@@ -98,6 +135,10 @@ export function resolveSampling(
     topP: topP ?? 1,
     minP: minP ?? 0,
     repetitionPenalty: repetitionPenalty ?? 1,
+    presencePenalty: presencePenalty ?? 0,
+    frequencyPenalty: frequencyPenalty ?? 0,
+    logitBias: new Map(Object.entries(logitBias ?? {}).map(([id, bias]) => [Number(id), bias])),
+    topLogprobs,
     seed: BigInt(seed ?? 0),
     stop: typeof stop === 'string' ? [stop] : (stop ?? []),
     maxTokens: maxTokens ?? 256,

@@ -1,27 +1,16 @@
 /** Continuous batching: sequences join and leave between steps, and every step runs what is ready of all of them. */
 import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
-import type { NativeSample, NativeStep, NativeStepResult } from '../native.ts';
-import { checkCanFit, type PlanLimits, PlannedSequence, planStep } from './batch-plan.ts';
+import type { NativeStep, NativeStepResult } from '../native.ts';
+import { checkCanFit, type PlanLimits, PlannedSequence, type PlannedSlice, planStep } from './batch-plan.ts';
 import type { KvBlockPool } from './kv-blocks.ts';
-import type { ResolvedSampling } from './sampling.ts';
+import { StepBuilder } from './step-builder.ts';
+import type { TakeResult, Task } from './tasks.ts';
 
-/** What is generated, and who takes it. */
-export interface Generation {
-  /** Tokens of the prompt, at least one. */
-  readonly ids: readonly number[];
-  readonly sampling: ResolvedSampling;
-  /** Takes the next token; returns false when no more are wanted. */
-  accept(id: number): boolean;
-  /** Whether a token would be taken now. Whoever says no must call `wake` when that changes. */
-  ready(): boolean;
-  readonly signal?: AbortSignal | undefined;
-}
-
-/** A generation under way. */
+/** A task under way. */
 export interface Ticket {
   /**
-   * Resolves when the generation has ended and its blocks are free. Rejects with `ABORTED`, `CONTEXT_FULL` where the cache
+   * Resolves when the task has ended and its blocks are free. Rejects with `ABORTED`, `CONTEXT_FULL` where the cache
    * cannot hold it, and what a step throws.
    */
   readonly done: Promise<void>;
@@ -34,18 +23,22 @@ export interface Ticket {
 type RunStep = (step: NativeStep, signal: AbortSignal) => Promise<NativeStepResult>;
 
 class Running extends PlannedSequence {
-  readonly generation: Generation;
+  readonly task: Task;
   readonly settle: { resolve(): void; reject(error: unknown): void };
   cancelled = false;
 
-  constructor(generation: Generation, pool: KvBlockPool, settle: Running['settle']) {
-    super(generation.ids, pool);
-    this.generation = generation;
+  constructor(task: Task, pool: KvBlockPool, settle: Running['settle']) {
+    super(task.ids, pool);
+    this.task = task;
     this.settle = settle;
   }
 
+  override get reusable(): number {
+    return this.task.reusable(this.ids);
+  }
+
   get isOver(): boolean {
-    return this.cancelled || this.generation.signal?.aborted === true;
+    return this.cancelled || this.task.signal?.aborted === true;
   }
 }
 
@@ -70,14 +63,14 @@ export class Scheduler {
     return { running: this.#running.length, waiting: this.#waiting.length };
   }
 
-  /** Queues a generation. @throws CONTEXT_FULL for a prompt that can never fit, ABORTED */
-  start(generation: Generation): Ticket {
-    const { signal, ids } = generation;
+  /** Queues a task. @throws CONTEXT_FULL for a prompt that can never fit, ABORTED */
+  start(task: Task): Ticket {
+    const { signal, ids } = task;
     throwIfAborted(signal);
     checkCanFit(ids.length, this.#pool);
     let sequence: Running | undefined;
     const done = new Promise<void>((resolve, reject) => {
-      sequence = new Running(generation, this.#pool, { resolve, reject });
+      sequence = new Running(task, this.#pool, { resolve, reject });
     });
     const queued = sequence!;
     this.#waiting.push(queued);
@@ -115,9 +108,7 @@ export class Scheduler {
       // Whoever took a token of the last step may want another of this one.
       await new Promise(setImmediate);
       this.#removeOver();
-      const plan = planStep(this.#running, this.#waiting, this.#pool, this.#limits, ({ generation }) =>
-        generation.ready(),
-      );
+      const plan = planStep(this.#running, this.#waiting, this.#pool, this.#limits, ({ task }) => task.ready());
       for (const sequence of plan.stuck) this.#end(sequence, stuck(sequence, this.#pool));
       if (plan.slices.length === 0) {
         if (plan.stuck.length > 0) continue;
@@ -126,10 +117,13 @@ export class Scheduler {
       const control = new AbortController();
       this.#step = { sequences: plan.slices.map(({ sequence }) => sequence), control };
       try {
-        const sampled = plan.slices.filter(({ sequence, count }) => sequence.pending === count);
-        const { samples } = await this.#run(stepOf(plan.slices), control.signal);
-        for (const { sequence, count } of plan.slices) sequence.advance(count);
-        for (const [i, { sequence }] of sampled.entries()) this.#deliver(sequence, samples[i]!);
+        const builder = new StepBuilder();
+        const takers = plan.slices.map((slice) => ({ ...slice, take: ask(builder, slice) }));
+        const result = await this.#run(builder.step, control.signal);
+        for (const { sequence, count, take } of takers) {
+          sequence.advance(count);
+          if (!sequence.isOver) this.#deliver(sequence, () => take(result));
+        }
       } catch (error) {
         for (const { sequence } of plan.slices) if (!sequence.isOver) this.#end(sequence, error);
       } finally {
@@ -138,23 +132,21 @@ export class Scheduler {
     }
   }
 
-  #deliver(sequence: Running, id: number): void {
-    if (sequence.isOver) return;
-    sequence.ids.push(id);
-    let wantsMore = false;
+  #deliver(sequence: Running, take: () => boolean): void {
+    let goesOn = false;
     try {
-      wantsMore = sequence.generation.accept(id);
+      goesOn = take();
     } catch (error) {
       this.#end(sequence, error);
       return;
     }
-    if (!wantsMore) this.#end(sequence);
+    if (!goesOn) this.#end(sequence);
   }
 
   #removeOver(): void {
     for (const sequence of [...this.#running, ...this.#waiting]) {
       if (!sequence.isOver) continue;
-      const { signal } = sequence.generation;
+      const { signal } = sequence.task;
       if (sequence.cancelled) this.#end(sequence);
       else this.#end(sequence, new EspalierError('ABORTED', 'stopped on request', { cause: signal?.reason }));
     }
@@ -171,23 +163,10 @@ export class Scheduler {
   }
 }
 
-function stepOf(slices: readonly { sequence: Running; count: number; blocks: Int32Array }[]): NativeStep {
-  const tokens: number[] = [];
-  const samples: NativeSample[] = [];
-  const step = slices.map(({ sequence, count, blocks }) => {
-    const { cached: position, ids, pending, generation } = sequence;
-    tokens.push(...ids.slice(position, position + count));
-    if (count === pending) samples.push(sampleRequest(tokens.length - 1, ids, generation.sampling));
-    return { count, position, blocks };
-  });
-  return { tokens: Int32Array.from(tokens), slices: step, samples };
-}
-
-function sampleRequest(row: number, ids: readonly number[], sampling: ResolvedSampling): NativeSample {
-  const { temperature, topK, topP, minP, repetitionPenalty, seed } = sampling;
-  const history = repetitionPenalty === 1 ? {} : { history: Int32Array.from(ids) };
-  // The draw is numbered by its position, so that the same context and seed give the same token.
-  return { row, temperature, topK, topP, minP, repetitionPenalty, seed, step: ids.length, ...history };
+function ask(step: StepBuilder, { sequence, count, blocks }: PlannedSlice<Running>): TakeResult {
+  const { cached: position, ids, task } = sequence;
+  const row = step.slice(ids.slice(position, position + count), position, blocks);
+  return task.ask(step, { ids, position, count, row });
 }
 
 function stuck({ ids }: Running, pool: KvBlockPool): EspalierError {

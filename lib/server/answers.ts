@@ -12,6 +12,15 @@ export interface Usage {
   readonly total_tokens: number;
 }
 
+/** What a request comes to. */
+export interface Work {
+  readonly prompts: readonly (readonly number[])[];
+  /** What the request allows an answer; undefined: what the context has room for. */
+  readonly maxTokens: number | undefined;
+  /** Most likely tokens to report; undefined: no log-probabilities. */
+  readonly topLogprobs: number | undefined;
+}
+
 /** A piece of one of the answers. */
 export interface AnswerPiece extends GeneratedPiece {
   /** Number of the answer. */
@@ -29,15 +38,13 @@ export class Answers {
   #completionTokens = 0;
 
   /**
-   * @param maxTokens What the request allows an answer, or the server where it says nothing.
    * @param onToken Told of each token, with the number of its answer.
    * @throws HttpError 400 where a prompt and its answer do not fit the context
    */
   constructor(
     model: Model,
-    prompts: readonly (readonly number[])[],
+    { prompts, maxTokens, topLogprobs }: Work,
     request: CommonRequest,
-    maxTokens: number | undefined,
     signal: AbortSignal,
     onToken: (index: number) => void,
   ) {
@@ -65,11 +72,20 @@ export class Answers {
       topK: request.top_k ?? undefined,
       minP: request.min_p ?? undefined,
       repetitionPenalty: request.repetition_penalty ?? undefined,
+      presencePenalty: request.presence_penalty ?? undefined,
+      frequencyPenalty: request.frequency_penalty ?? undefined,
+      logitBias: request.logit_bias ?? undefined,
+      topLogprobs,
       stop: request.stop ?? undefined,
       ignoreEos: request.ignore_eos ?? undefined,
       maxTokens: maxTokens ?? context - longest,
       signal,
     };
+  }
+
+  /** The prompt that an answer is to. */
+  promptOf(index: number): number {
+    return Math.floor(index / this.#n);
   }
 
   get count(): number {
@@ -87,8 +103,12 @@ export class Answers {
 
   /** The pieces of all answers as they come. Ending it early ends them. */
   async *pieces(): AsyncGenerator<AnswerPiece, void> {
+    if (this.#options.maxTokens === 0) {
+      for (let index = 0; index < this.count; index++) yield { index, text: '', ids: [], finishReason: 'length' };
+      return;
+    }
     const sources = Array.from({ length: this.count }, (_, index) => {
-      const prompt = this.#prompts[Math.floor(index / this.#n)]!;
+      const prompt = this.#prompts[this.promptOf(index)]!;
       return this.#model.generate(prompt, { ...this.#options, seed: this.#seed + (index % this.#n) });
     });
     const next = async (index: number) => ({ index, result: await sources[index]!.next() });
@@ -108,16 +128,5 @@ export class Answers {
     } finally {
       for (const source of sources) void source.return().catch(() => {});
     }
-  }
-
-  /** All answers whole. */
-  async whole(): Promise<{ readonly text: string; readonly finishReason: 'stop' | 'length' }[]> {
-    const answers = Array.from({ length: this.count }, () => ({ text: '', finishReason: 'stop' as 'stop' | 'length' }));
-    for await (const { index, text, finishReason } of this.pieces()) {
-      const answer = answers[index]!;
-      answer.text += text;
-      if (finishReason !== undefined) answer.finishReason = finishReason;
-    }
-    return answers;
   }
 }

@@ -39,6 +39,9 @@ const paramOf: Partial<Record<string, string>> = {
   topP: 'top_p',
   minP: 'min_p',
   repetitionPenalty: 'repetition_penalty',
+  presencePenalty: 'presence_penalty',
+  frequencyPenalty: 'frequency_penalty',
+  logitBias: 'logit_bias',
 };
 
 /** Status and body for anything that was thrown. What is not the client's fault says no more than that. */

@@ -1,5 +1,6 @@
 /** What requests may say, as OpenAI's API defines it, with the sampling options that vLLM and llama-server add. */
 import { z } from 'zod';
+import { maxTopLogprobs } from '../runtime/logprobs.ts';
 
 const maxInt32 = 2 ** 31 - 1;
 const maxStops = 16;
@@ -25,9 +26,13 @@ const stop = z
   .union([z.string().min(1).max(maxStopLength), z.array(z.string().min(1).max(maxStopLength)).max(maxStops)])
   .nullish();
 
+const maxTokens = (least: number) => z.int().min(least).max(maxInt32).nullish().describe('Most tokens of an answer');
+
+const topLogprobs = z.int().min(0).max(maxTopLogprobs).nullish();
+
 const common = {
   model: z.string(),
-  max_tokens: z.int().min(1).max(maxInt32).nullish().describe('Most tokens of an answer'),
+  max_tokens: maxTokens(1),
   temperature: z.number().min(0).max(100).nullish().describe('0: the most likely token. Default 1'),
   top_p: z.number().gt(0).max(1).nullish(),
   top_k: z.int().min(0).max(maxInt32).nullish().describe('0: all tokens'),
@@ -39,9 +44,12 @@ const common = {
   stop: stop.describe('An answer ends before any of these'),
   stream: z.boolean().nullish(),
   stream_options: z.strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: ignored }).nullish(),
-  presence_penalty: off(0),
-  frequency_penalty: off(0),
-  logit_bias: off(),
+  presence_penalty: z.number().min(-2).max(2).nullish(),
+  frequency_penalty: z.number().min(-2).max(2).nullish(),
+  logit_bias: z
+    .record(z.string().regex(/^\d{1,9}$/), z.number().min(-100).max(100))
+    .nullish()
+    .describe('Added to the logits of token ids'),
   user: ignored,
 };
 
@@ -50,8 +58,9 @@ export const completionRequest = z.strictObject({
   prompt: z
     .union([z.string(), z.array(z.int().min(0)), z.array(z.string()), z.array(z.array(z.int().min(0)))])
     .describe('A text, token ids, or a list of one of them'),
-  logprobs: off(),
-  echo: off(false),
+  max_tokens: maxTokens(0).describe('Most tokens of an answer; 0 with echo. Default 16'),
+  logprobs: topLogprobs.describe('Log-probabilities of the tokens, and of so many of the most likely ones'),
+  echo: z.boolean().nullish().describe("Begin with the prompt's text"),
   best_of: off(1),
   suffix: off(),
 });
@@ -67,10 +76,10 @@ const message = z.union([
 export const chatRequest = z.strictObject({
   ...common,
   messages: z.array(message).min(1),
-  max_completion_tokens: z.int().min(1).max(maxInt32).nullish().describe('Most tokens of an answer'),
+  max_completion_tokens: maxTokens(1),
   response_format: z.strictObject({ type: z.literal('text') }).nullish(),
-  logprobs: off(false),
-  top_logprobs: off(0),
+  logprobs: z.boolean().nullish().describe('Log-probabilities of the tokens, before penalties and temperature'),
+  top_logprobs: topLogprobs.describe('And of so many of the most likely ones'),
   tools: off(),
   tool_choice: off('none', 'auto'),
   parallel_tool_calls: ignored,

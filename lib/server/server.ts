@@ -15,6 +15,7 @@ import { Admission } from './admission.ts';
 import { HttpError, handleError } from './errors.ts';
 import { ApiKeys } from './keys.ts';
 import { Metrics } from './metrics.ts';
+import { chatRoutes } from './routes/chat.ts';
 import { completionRoutes } from './routes/completions.ts';
 import { modelRoutes } from './routes/model.ts';
 import { statusRoutes } from './routes/status.ts';
@@ -93,6 +94,7 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
     metrics: new Metrics(model, modelName),
     stopping: stop.signal,
   };
+  chatRoutes(app, service);
   completionRoutes(app, service);
   modelRoutes(app, service);
   statusRoutes(app, service);

@@ -8,7 +8,9 @@ import type {
 } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import type { Model } from '../runtime/model.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { Admission } from './admission.ts';
+import { HttpError } from './errors.ts';
 import type { Metrics } from './metrics.ts';
 
 export interface Service {
@@ -28,3 +30,9 @@ export type App = FastifyInstance<
   FastifyBaseLogger,
   ZodTypeProvider
 >;
+
+/** @throws HttpError 400 naming `param`, which needs one, where the model has none */
+export function requireTokenizer({ tokenizer }: Model, param?: string): Tokenizer {
+  if (tokenizer !== undefined) return tokenizer;
+  throw new HttpError(400, 'the model has no tokenizer.json: it takes and gives token ids', { param: param ?? null });
+}

@@ -1,6 +1,7 @@
 import { EspalierError } from '../errors.ts';
 import { checkModel, type Fail } from './definition-model.ts';
 import { isObject, type JsonObject } from './json.ts';
+import { type Spelling, spellingOf } from './token-bytes.ts';
 
 /** One entry of `added_tokens`: text that is cut out before the model sees it. */
 export interface AddedToken {
@@ -16,6 +17,7 @@ export interface TokenizerDefinition {
   readonly addedTokens: readonly AddedToken[];
   /** Whether decoding runs a regular expression of the file. */
   readonly decodesByRegex: boolean;
+  readonly spelling: Spelling | undefined;
 }
 
 /** Largest id accepted; the largest vocabularies in use have 2^18 pieces. */
@@ -67,7 +69,7 @@ export function tokenizerDefinition(value: unknown, file: string): TokenizerDefi
     post_processor: value.post_processor ?? null,
     decoder: value.decoder ?? null,
   };
-  return { json, pieces, addedTokens, decodesByRegex };
+  return { json, pieces, addedTokens, decodesByRegex, spelling: spellingOf(value.decoder) };
 }
 
 function checkAddedTokens(value: unknown, pieces: ReadonlyMap<string, number>, fail: Fail): AddedToken[] {

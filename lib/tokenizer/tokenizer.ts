@@ -5,6 +5,7 @@ import { EspalierError } from '../errors.ts';
 import { type TokenizerDefinition, tokenizerDefinition } from './definition.ts';
 import { isObject, type JsonObject, readJson } from './json.ts';
 import { runWithin } from './time-limit.ts';
+import { bytesOfPiece, type Spelling } from './token-bytes.ts';
 
 const loadMilliseconds = 30_000;
 
@@ -37,13 +38,17 @@ export class Tokenizer {
   readonly #library: Library;
   readonly #ids: ReadonlyMap<string, number>;
   readonly #specialIds: ReadonlySet<number>;
+  readonly #addedIds: ReadonlySet<number>;
   readonly #decodesByRegex: boolean;
+  readonly #spelling: Spelling | undefined;
 
   private constructor(file: string, definition: TokenizerDefinition, config: JsonObject) {
     this.file = file;
     this.#ids = definition.pieces;
     this.#specialIds = new Set(definition.addedTokens.filter((token) => token.special).map((token) => token.id));
+    this.#addedIds = new Set(definition.addedTokens.map((token) => token.id));
     this.#decodesByRegex = definition.decodesByRegex;
+    this.#spelling = definition.spelling;
     let highest = -1;
     for (const id of definition.pieces.values()) if (id > highest) highest = id;
     this.vocabularySize = highest + 1;
@@ -123,6 +128,17 @@ export class Tokenizer {
   /** The piece of an id as the vocabulary spells it. */
   piece(id: number): string | undefined {
     return this.#library.id_to_token(id);
+  }
+
+  /**
+   * The bytes of an id's text, which need not be whole characters; those of special tokens spell their names.
+   * @returns `undefined` for an id that stands for no piece, and where the tokenizer's pieces have no bytes of their own.
+   */
+  bytes(id: number): Uint8Array | undefined {
+    const piece = this.piece(id);
+    if (piece === undefined) return undefined;
+    if (this.#addedIds.has(id)) return new TextEncoder().encode(piece);
+    return this.#spelling === undefined ? undefined : bytesOfPiece(piece, this.#spelling);
   }
 
   /** Whether an id is a special token, which `skipSpecialTokens` leaves out. */

@@ -38,6 +38,23 @@ std::vector<int32_t> read_ids(const T& object, const char* key) {
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 
+LogitRules read_rules(const Napi::Object& object) {
+  const auto number = [&](const char* key) { return object.Get(key).As<Napi::Number>(); };
+  LogitRules rules;
+  rules.repetition_penalty = number("repetitionPenalty").FloatValue();
+  rules.presence_penalty = number("presencePenalty").FloatValue();
+  rules.frequency_penalty = number("frequencyPenalty").FloatValue();
+  rules.mask = read_ids(object, "mask");
+  rules.history = read_ids(object, "history");
+  rules.answer_begin = number("answerBegin").Int64Value();
+  const std::vector<int32_t> ids = read_ids(object, "biasIds");
+  const auto values = object.Get("biasValues").As<Napi::Float32Array>();
+  if (values.ElementLength() != ids.size())
+    throw to_error(object.Env(), Status(Code::kUsage, "each bias needs a token and a value"));
+  for (size_t i = 0; i < ids.size(); ++i) rules.bias.push_back({ids[i], values[i]});
+  return rules;
+}
+
 SampleRequest read_sample(const Napi::Object& object) {
   const auto number = [&](const char* key) { return object.Get(key).As<Napi::Number>(); };
   SampleRequest sample;
@@ -46,11 +63,13 @@ SampleRequest read_sample(const Napi::Object& object) {
   sample.options.top_k = number("topK").Int32Value();
   sample.options.top_p = number("topP").FloatValue();
   sample.options.min_p = number("minP").FloatValue();
-  sample.options.repetition_penalty = number("repetitionPenalty").FloatValue();
   bool lossless = false;
   sample.options.seed = object.Get("seed").As<Napi::BigInt>().Uint64Value(&lossless);
   sample.step = static_cast<uint64_t>(number("step").Int64Value());
-  sample.history = read_ids(object, "history");
+  const Napi::Value top = object.Get("top");
+  if (!top.IsUndefined()) sample.top = top.As<Napi::Number>().Int32Value();
+  const Napi::Value rules = object.Get("rules");
+  if (!rules.IsUndefined()) sample.rules = read_rules(rules.As<Napi::Object>());
   return sample;
 }
 
@@ -78,7 +97,9 @@ StepRequest read_step(const Napi::Object& object) {
   const std::vector<int32_t> targets = read_ids(object, "scoreTargets");
   if (rows.size() != targets.size())
     throw to_error(object.Env(), Status(Code::kUsage, "each score needs a row and a target"));
-  for (size_t i = 0; i < rows.size(); ++i) request.scores.push_back({rows[i], targets[i]});
+  const Napi::Value tops = object.Get("scoreTop");
+  const int32_t top = tops.IsUndefined() ? 0 : tops.As<Napi::Number>().Int32Value();
+  for (size_t i = 0; i < rows.size(); ++i) request.scores.push_back({rows[i], targets[i], top});
   return request;
 }
 
@@ -125,7 +146,7 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
-// engineStep(handle, request) → job of { logits, samples, scores }
+// engineStep(handle, request) → job of { logits, samples, sampleScores, scores, topIds, topScores }
 Napi::Value step(const Napi::CallbackInfo& info) {
   auto result = std::make_shared<StepResult>();
   JobRequest job;
@@ -140,7 +161,10 @@ Napi::Value step(const Napi::CallbackInfo& info) {
     Napi::Object object = Napi::Object::New(env);
     object.Set("logits", to_typed_array<Napi::Float32Array>(env, result->logits));
     object.Set("samples", to_typed_array<Napi::Int32Array>(env, result->samples));
+    object.Set("sampleScores", to_typed_array<Napi::Float64Array>(env, result->sample_scores));
     object.Set("scores", to_typed_array<Napi::Float64Array>(env, result->scores));
+    object.Set("topIds", to_typed_array<Napi::Int32Array>(env, result->top_ids));
+    object.Set("topScores", to_typed_array<Napi::Float64Array>(env, result->top_scores));
     return object;
   };
   return start_job(info.Env(), std::move(job));

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/log_probabilities.h"
+
 namespace espalier {
 namespace {
 
@@ -107,14 +109,20 @@ Status Engine::check(const StepRequest& request) const {
   }
   if (next != rows) return usage("slices must cover the rows in order");
   const auto outside = [&](int32_t row) { return row < 0 || row >= rows; };
+  const auto bad_top = [&](int32_t top) { return top < 0 || top > vocabulary_; };
   for (const int32_t row : request.logits) {
     if (outside(row)) return usage("logits asked of a row outside the batch");
   }
   for (const SampleRequest& sample : request.samples) {
     if (outside(sample.row)) return usage("a sample asked of a row outside the batch");
+    if (bad_top(sample.top.value_or(0))) return usage("more likely tokens asked for than the vocabulary has");
+    const LogitRules& rules = sample.rules;
+    if (rules.answer_begin < 0 || rules.answer_begin > static_cast<int64_t>(rules.history.size()))
+      return usage("an answer begins outside its history");
   }
   for (const ScoreRequest& score : request.scores) {
     if (outside(score.row)) return usage("a score asked of a row outside the batch");
+    if (bad_top(score.top)) return usage("more likely tokens asked for than the vocabulary has");
     if (score.target < 0 || score.target >= vocabulary_) return usage("a target token is outside the vocabulary");
   }
   return Status::ok();
@@ -141,7 +149,22 @@ void Engine::answer(const StepRequest& request, StepResult& result) {
   const size_t first_score = first_sample + request.samples.size();
   result.logits.resize(request.logits.size() * static_cast<size_t>(vocabulary_));
   result.samples.resize(request.samples.size());
+  result.sample_scores.resize(request.samples.size());
   result.scores.resize(request.scores.size());
+  // Where the most likely tokens of each sample and score begin.
+  std::vector<size_t> top_begin = {0};
+  for (const SampleRequest& sample : request.samples)
+    top_begin.push_back(top_begin.back() + static_cast<size_t>(sample.top.value_or(0)));
+  for (const ScoreRequest& score : request.scores)
+    top_begin.push_back(top_begin.back() + static_cast<size_t>(score.top));
+  result.top_ids.resize(top_begin.back());
+  result.top_scores.resize(top_begin.back());
+  const auto report_top = [&](size_t index, const LogProbabilities& probabilities) {
+    const size_t begin = top_begin[index];
+    const size_t count = top_begin[index + 1] - begin;
+    probabilities.top(std::span(result.top_ids).subspan(begin, count),
+                      std::span(result.top_scores).subspan(begin, count));
+  };
 
   last_.ensure(static_cast<size_t>(kLogitRows * hidden_));
   logits_.ensure(static_cast<size_t>(kLogitRows * vocabulary_));
@@ -154,18 +177,29 @@ void Engine::answer(const StepRequest& request, StepResult& result) {
     const Product product{&head_, last_.data(), hidden_, count, logits_.data(), vocabulary_};
     multiply(compute, std::span(&product, 1));
     pool_->parallel_for(count, 1, [&](int64_t i, int64_t) {
-      float* logits = logits_.data() + i * vocabulary_;
+      const std::span logits(logits_.data() + i * vocabulary_, static_cast<size_t>(vocabulary_));
       const size_t index = first + static_cast<size_t>(i);
       if (index < first_sample) {
-        std::copy(logits, logits + vocabulary_, result.logits.data() + index * static_cast<size_t>(vocabulary_));
+        std::copy(logits.begin(), logits.end(), result.logits.data() + index * logits.size());
       } else if (index < first_score) {
-        const SampleRequest& wish = request.samples[index - first_sample];
-        result.samples[index - first_sample] =
-            sample({logits, static_cast<size_t>(vocabulary_)}, wish.options, wish.history, wish.step);
+        const size_t at = index - first_sample;
+        const SampleRequest& wish = request.samples[at];
+        if (!wish.top) {
+          wish.rules.apply(logits);
+          result.samples[at] = sample(logits, wish.options, wish.step);
+          return;
+        }
+        std::vector<float> ruled(logits.begin(), logits.end());
+        wish.rules.apply(ruled);
+        result.samples[at] = sample(ruled, wish.options, wish.step);
+        const LogProbabilities probabilities(kernels, logits);
+        result.sample_scores[at] = probabilities.of(result.samples[at]);
+        report_top(at, probabilities);
       } else {
         const ScoreRequest& wish = request.scores[index - first_score];
-        result.scores[index - first_score] =
-            static_cast<double>(logits[wish.target]) - kernels.log_sum_exp(logits, vocabulary_);
+        const LogProbabilities probabilities(kernels, logits);
+        result.scores[index - first_score] = probabilities.of(wish.target);
+        report_top(index - first_sample, probabilities);
       }
     });
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/decoder_layer.h"
+#include "engine/logit_rules.h"
 #include "engine/sampler.h"
 
 namespace espalier {
@@ -26,14 +27,16 @@ struct EngineOptions {
 struct SampleRequest {
   int32_t row = 0;
   SamplerOptions options;
-  std::vector<int32_t> history;  // tokens that the repetition penalty applies to
-  uint64_t step = 0;             // number of the draw within its sequence
+  LogitRules rules;
+  uint64_t step = 0;           // number of the draw within its sequence
+  std::optional<int32_t> top;  // report the drawn token's log-probability, and so many of the most likely tokens
 };
 
 // A row whose logits give the log-probability of a known next token.
 struct ScoreRequest {
   int32_t row = 0;
   int32_t target = 0;
+  int32_t top = 0;  // report so many of the most likely tokens, too
 };
 
 struct StepRequest {
@@ -47,7 +50,11 @@ struct StepRequest {
 struct StepResult {
   std::vector<float> logits;     // [request.logits.size()][vocabulary]
   std::vector<int32_t> samples;  // a token for each sample request
-  std::vector<double> scores;    // natural log-probability for each score request
+  // Natural log-probabilities of the model's own distribution: before rules, temperature and filters.
+  std::vector<double> sample_scores;  // of each sampled token, 0 where the request has no `top`
+  std::vector<double> scores;         // for each score request
+  std::vector<int32_t> top_ids;       // the most likely tokens of samples, then of scores, as many each as it asked for
+  std::vector<double> top_scores;     // [top_ids.size()]
 };
 
 struct EngineInfo {

@@ -17,21 +17,9 @@ uint64_t mix(uint64_t x) {
 
 double uniform(uint64_t seed, uint64_t step) { return static_cast<double>(mix(mix(seed) ^ step) >> 11) * 0x1p-53; }
 
-void penalise(std::span<float> logits, float penalty, std::span<const int32_t> history) {
-  std::vector<bool> seen(logits.size());
-  for (const int32_t id : history) {
-    const auto i = static_cast<size_t>(id);
-    if (i >= logits.size() || seen[i]) continue;
-    seen[i] = true;
-    logits[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
-  }
-}
-
 }  // namespace
 
-int32_t sample(std::span<float> logits, const SamplerOptions& options, std::span<const int32_t> history,
-               uint64_t step) {
-  if (options.repetition_penalty != 1) penalise(logits, options.repetition_penalty, history);
+int32_t sample(std::span<const float> logits, const SamplerOptions& options, uint64_t step) {
   const auto best = std::max_element(logits.begin(), logits.end());
   if (options.temperature <= 0) return static_cast<int32_t>(best - logits.begin());
 

@@ -11,9 +11,8 @@ using namespace espalier;
 
 namespace {
 
-int32_t draw(std::vector<float> logits, const SamplerOptions& options, uint64_t step = 0,
-             const std::vector<int32_t>& history = {}) {
-  return sample(logits, options, history, step);
+int32_t draw(const std::vector<float>& logits, const SamplerOptions& options, uint64_t step = 0) {
+  return sample(logits, options, step);
 }
 
 // Pearson's statistic of `draws` tokens against probabilities proportional to `weights`.
@@ -82,16 +81,6 @@ TEST_CASE("a draw depends on seed and step, and on nothing that came before") {
   CHECK(first != other);
   // Neighbouring seeds are not each other's shifted steps.
   CHECK_FALSE(std::equal(first.begin() + 1, first.end(), other.begin()));
-}
-
-TEST_CASE("the repetition penalty divides positive and multiplies negative logits, once for each token") {
-  // 4 / 2 = 2 < 3.
-  CHECK(draw({4, 3, -1}, {.repetition_penalty = 2}, 0, {0, 0, 0}) == 1);
-  // Applied twice 6 would be below 2.
-  CHECK(draw({6, 2, -1}, {.repetition_penalty = 2}, 0, {0, 0}) == 0);
-  // -1 · 2 is below -1.5.
-  CHECK(draw({-1, -1.5f}, {.repetition_penalty = 2}, 0, {0}) == 1);
-  CHECK(draw({4, 3}, {.repetition_penalty = 2}, 0, {7, -3}) == 0);
 }
 
 TEST_CASE("logits that are not finite give some token and no fault") {

@@ -1,7 +1,7 @@
 /** GET /v1/models, POST /tokenize, POST /detokenize: what the model is and how it cuts text. */
-import { HttpError, requireModel } from '../errors.ts';
+import { requireModel } from '../errors.ts';
 import { detokenizeRequest, tokenizeRequest } from '../schemas.ts';
-import type { App, Service } from '../service.ts';
+import { type App, requireTokenizer, type Service } from '../service.ts';
 
 export function modelRoutes(app: App, service: Service): void {
   const { model, modelName } = service;
@@ -19,16 +19,13 @@ export function modelRoutes(app: App, service: Service): void {
   });
   app.post('/tokenize', { schema: { body: tokenizeRequest } }, async ({ body }) => {
     if (body.model !== undefined) requireModel(body.model, modelName);
-    const tokens = [...tokenizer().encode(body.prompt, { addSpecialTokens: body.add_special_tokens ?? true })];
+    const tokens = [
+      ...requireTokenizer(model).encode(body.prompt, { addSpecialTokens: body.add_special_tokens ?? true }),
+    ];
     return { tokens, count: tokens.length, max_model_len: model.spec.maxPositions };
   });
   app.post('/detokenize', { schema: { body: detokenizeRequest } }, async ({ body }) => {
     if (body.model !== undefined) requireModel(body.model, modelName);
-    return { prompt: tokenizer().decode(body.tokens) };
+    return { prompt: requireTokenizer(model).decode(body.tokens) };
   });
-
-  function tokenizer() {
-    if (model.tokenizer !== undefined) return model.tokenizer;
-    throw new HttpError(400, 'the model has no tokenizer.json: it takes and gives token ids');
-  }
 }
