@@ -1,18 +1,28 @@
 /** Generation: a prompt to tokens, tokens to pieces of text; the steps between are the scheduler's. */
+import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
+import type { AnswerFormat } from '../grammar/format.ts';
+import type { Matcher } from '../grammar/grammars.ts';
 import { type ChatMessage, renderChat } from '../tokenizer/chat-template.ts';
 import { TextStream } from '../tokenizer/text-stream.ts';
+import { Constraint } from './constraint.ts';
 import type { TokenLogprob } from './logprobs.ts';
 import type { Model } from './model.ts';
 import { type ResolvedSampling, resolveSampling, type SamplingOptions } from './sampling.ts';
+import type { Ticket } from './scheduler.ts';
 import { GenerationTask, ScoringTask } from './tasks.ts';
 
 /** A text, token ids, or the messages of a chat for a model that has a chat template. */
 export type Prompt = string | Uint32Array | readonly number[] | readonly ChatMessage[];
 
 export interface GenerateOptions extends SamplingOptions {
-  /** Go on past end-of-sequence tokens. @default false */
+  /** Go on past end-of-sequence tokens; an answer that has a `format` ends all the same. @default false */
   ignoreEos?: boolean | undefined;
+  /**
+   * What the answer's text must be. Tokens that cannot go on with it are never drawn, so an answer that ends by itself has
+   * the form; one that ends by `maxTokens` is the beginning of one that has. @default any text
+   */
+  format?: AnswerFormat | undefined;
   signal?: AbortSignal | undefined;
 }
 
@@ -37,7 +47,7 @@ export async function* generate(
   prompt: Prompt,
   options: GenerateOptions,
 ): AsyncGenerator<GeneratedPiece, void> {
-  const { ignoreEos = false, signal, ...rest } = options;
+  const { ignoreEos = false, signal, format, ...rest } = options;
   const sampling = resolveSampling(rest);
   checkBias(model, sampling);
   const ids = await promptIds(model, prompt);
@@ -49,28 +59,38 @@ export async function* generate(
     );
   }
   const stream = textStream(model, sampling);
-  const endTokens = ignoreEos ? [] : model.spec.eosTokenIds;
+  const endTokens = ignoreEos && format === undefined ? [] : model.spec.eosTokenIds;
   const pieces: GeneratedPiece[] = [];
   let produced = 0;
   let notify = () => {};
+  let failure: { readonly error: unknown } | undefined;
+  const fail = (error: unknown) => {
+    failure = { error };
+    notify();
+  };
+  let wake = () => {};
+  model.requireLive();
+  throwIfAborted(signal);
+  const matcher = format === undefined ? undefined : await model.grammars.start(format);
+  const constraint = matcher === undefined ? undefined : new Constraint(matcher, () => wake(), fail);
   const task = new GenerationTask({
     ids,
     sampling,
+    constraint,
     signal,
     accept(id, logprob) {
       const piece = pieceOf(id);
       pieces.push(logprob === undefined ? piece : { ...piece, logprobs: [logprob] });
       notify();
-      return piece.finishReason === undefined;
+      if (piece.finishReason !== undefined) return false;
+      constraint?.advance(id);
+      return true;
     },
     ready: () => pieces.length < PIECES_AHEAD,
   });
-  const ticket = model.scheduler.start(task);
-  let failure: { readonly error: unknown } | undefined;
-  ticket.done.catch((error: unknown) => {
-    failure = { error };
-    notify();
-  });
+  const ticket = startTask(model, task, matcher);
+  wake = ticket.wake;
+  ticket.done.catch(fail);
   try {
     for (;;) {
       model.requireLive();
@@ -89,6 +109,7 @@ export async function* generate(
   } finally {
     ticket.cancel();
     await ticket.done.catch(() => {});
+    matcher?.end();
   }
 
   function pieceOf(id: number): GeneratedPiece {
@@ -98,6 +119,15 @@ export async function* generate(
     if (stream?.stopped !== undefined) return { text, ids: [id], finishReason: 'stop' };
     if (produced === limit) return { text: text + (stream?.end() ?? ''), ids: [id], finishReason: 'length' };
     return { text, ids: [id] };
+  }
+}
+
+function startTask(model: Model, task: GenerationTask, matcher: Matcher | undefined): Ticket {
+  try {
+    return model.scheduler.start(task);
+  } catch (error) {
+    matcher?.end();
+    throw error;
   }
 }
 

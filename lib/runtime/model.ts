@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { readJsonFile } from '../checkpoint/json-file.ts';
 import { EspalierError } from '../errors.ts';
+import { Grammars } from '../grammar/grammars.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ModelSpec } from '../models/spec.ts';
 import {
@@ -94,6 +95,8 @@ export class Model {
   readonly kv: KvBlockPool;
   /** @internal */
   readonly scheduler: Scheduler;
+  /** @internal */
+  readonly grammars: Grammars;
   readonly #engine: NativeEngine;
   /** In place of the checkpoint's. */
   readonly #template: ChatTemplate | undefined;
@@ -114,6 +117,7 @@ export class Model {
     this.info = native().engineInfo(engine);
     this.#engine = engine;
     this.#template = template;
+    this.grammars = new Grammars(tokenizer, spec.eosTokenIds, spec.vocabularySize);
     this.scheduler = new Scheduler((step, signal) => this.step(step, signal), kv, batchLimits);
   }
 
@@ -200,6 +204,7 @@ export class Model {
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    this.grammars.dispose();
     native().engineDispose(this.#engine);
   }
 

@@ -20,6 +20,9 @@ export interface Ticket {
   wake(): void;
 }
 
+/** Longest that a step is held up for sequences that are nearly ready. */
+const PATIENCE_MS = 5;
+
 type RunStep = (step: NativeStep, signal: AbortSignal) => Promise<NativeStepResult>;
 
 class Running extends PlannedSequence {
@@ -107,6 +110,7 @@ export class Scheduler {
     for (;;) {
       // Whoever took a token of the last step may want another of this one.
       await new Promise(setImmediate);
+      await this.#settle();
       this.#removeOver();
       const plan = planStep(this.#running, this.#waiting, this.#pool, this.#limits, ({ task }) => task.ready());
       for (const sequence of plan.stuck) this.#end(sequence, stuck(sequence, this.#pool));
@@ -130,6 +134,18 @@ export class Scheduler {
         this.#step = undefined;
       }
     }
+  }
+
+  /** Waits a little for sequences that will be ready in no time, so that they do not miss the step. */
+  async #settle(): Promise<void> {
+    const pending = this.#running.map(({ task }) => task.pending?.()).filter((each) => each !== undefined);
+    if (pending.length === 0) return;
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, PATIENCE_MS);
+    });
+    await Promise.race([Promise.all(pending), late]);
+    clearTimeout(timer);
   }
 
   #deliver(sequence: Running, take: () => boolean): void {

@@ -1,5 +1,6 @@
 /** What sequences run for: to go on with a text, or to say how likely it is. */
 import type { NativeLogitRules, NativeSample, NativeStepResult } from '../native.ts';
+import type { Constraint } from './constraint.ts';
 import type { TokenLogprob } from './logprobs.ts';
 import type { ResolvedSampling } from './sampling.ts';
 import type { StepBuilder } from './step-builder.ts';
@@ -23,6 +24,8 @@ export interface Task {
   reusable(ids: readonly number[]): number;
   /** Whether a result would be taken now. Whoever says no must call `wake` when that changes. */
   ready(): boolean;
+  /** Settles when `ready` may turn true without anybody's doing; undefined where that is not to be expected. */
+  pending?(): Promise<void> | undefined;
   /** Adds to the step what it wants to know. */
   ask(step: StepBuilder, slice: TaskSlice): TakeResult;
 }
@@ -30,6 +33,8 @@ export interface Task {
 export interface Generation {
   readonly ids: readonly number[];
   readonly sampling: ResolvedSampling;
+  /** Which tokens may come. */
+  readonly constraint?: Constraint | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Takes the next token, with its log-probability where `topLogprobs` is set; returns false when no more are wanted. */
   accept(id: number, logprob: TokenLogprob | undefined): boolean;
@@ -58,7 +63,12 @@ export class GenerationTask implements Task {
   }
 
   ready(): boolean {
-    return this.#generation.ready();
+    const { constraint } = this.#generation;
+    return this.#generation.ready() && (constraint === undefined || constraint.mask !== undefined);
+  }
+
+  pending(): Promise<void> | undefined {
+    return this.#generation.ready() ? this.#generation.constraint?.pending : undefined;
   }
 
   ask(step: StepBuilder, { ids, position, count, row }: TaskSlice): TakeResult {
@@ -81,13 +91,15 @@ export class GenerationTask implements Task {
   #rules(ids: readonly number[]): NativeLogitRules | undefined {
     const { repetitionPenalty, presencePenalty, frequencyPenalty, logitBias } = this.#generation.sampling;
     const isPenalised = repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
-    if (!isPenalised && logitBias.size === 0) return undefined;
+    const mask = this.#generation.constraint?.mask;
+    if (!isPenalised && logitBias.size === 0 && mask === undefined) return undefined;
     return {
       repetitionPenalty,
       presencePenalty,
       frequencyPenalty,
       biasIds: Int32Array.from(logitBias.keys()),
       biasValues: Float32Array.from(logitBias.values()),
+      mask,
       history: isPenalised ? Int32Array.from(ids) : new Int32Array(),
       answerBegin: isPenalised ? this.ids.length : 0,
     };

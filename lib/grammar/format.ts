@@ -1,0 +1,68 @@
+/** The forms that an answer can be held to. */
+import { EspalierError } from '../errors.ts';
+import type { GrammarSource } from './grammars.ts';
+import { checkSchema } from './schema.ts';
+
+/** What the text of an answer must be. */
+export type AnswerFormat =
+  /** A JSON object. */
+  | { readonly type: 'json_object' }
+  /**
+   * JSON that a JSON schema describes. With `strict` properties and items that it does not mention are not allowed; without,
+   * it is read as the standard says. @default strict: false
+   */
+  | { readonly type: 'json_schema'; readonly schema: object; readonly strict?: boolean | undefined }
+  /** A text that a regular expression matches from its beginning to its end; without lookaround and backreferences. */
+  | { readonly type: 'regex'; readonly pattern: string }
+  /** Tagged JSON, one or several: for calls of tools. */
+  | {
+      readonly type: 'tagged';
+      readonly tags: readonly { readonly begin: string; readonly schema: object; readonly end: string }[];
+      readonly separator: string;
+      readonly several: boolean;
+    };
+
+/** Whitespace between two parts of JSON: room for nine levels of indentation, and an end to models that write no more. */
+const whitespace = 20;
+/** Characters of a schema or a pattern. */
+const maxLength = 65_536;
+
+/** @throws USAGE with the field `format` */
+export function sourceOf(format: AnswerFormat): GrammarSource {
+  const source = grammarOf(format);
+  const length = source.kind === 'schema' ? source.schema.length : source.tag.length;
+  if (length <= maxLength) return source;
+  throw new EspalierError('USAGE', `format has ${length} characters, at most ${maxLength} are read`, {
+    field: 'format',
+  });
+}
+
+function grammarOf(format: AnswerFormat): GrammarSource {
+  switch (format.type) {
+    case 'json_object':
+      return { kind: 'schema', schema: '{"type":"object"}', strict: false, whitespace };
+    case 'json_schema': {
+      const { schema, strict = false } = format;
+      checkSchema(schema);
+      return { kind: 'schema', schema: JSON.stringify(schema), strict, whitespace };
+    }
+    case 'regex':
+      return tag({ type: 'regex', pattern: format.pattern });
+    case 'tagged': {
+      const tags = format.tags.map(({ begin, schema, end }) => {
+        checkSchema(schema);
+        return { type: 'tag', begin, content: { type: 'json_schema', json_schema: schema }, end };
+      });
+      const { separator, several } = format;
+      return tag({ type: 'tags_with_separator', tags, separator, at_least_one: true, stop_after_first: !several });
+    }
+    default:
+      throw new EspalierError('USAGE', `format: there is no type ${JSON.stringify((format as AnswerFormat).type)}`, {
+        field: 'format',
+      });
+  }
+}
+
+function tag(format: object): GrammarSource {
+  return { kind: 'tag', tag: JSON.stringify({ type: 'structural_tag', format }) };
+}

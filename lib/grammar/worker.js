@@ -1,0 +1,95 @@
+// @ts-check
+/**
+ * The thread that runs xgrammar, a WebAssembly build without threads of its own. It is asked one thing after the other and
+ * gives one reply to each, in order (thread.ts). What a grammar makes it do (run on, trap, use up memory) ends with it.
+ * JavaScript, because Node 20 cannot start a thread from TypeScript, which the tests run as it is.
+ */
+import { parentPort, workerData } from 'node:worker_threads';
+
+/** Grammars that are kept compiled. */
+const maxCompiled = 64;
+/** Pages of 64 KiB. */
+const maxPages = 8192;
+
+// The library says why it refuses a grammar, and which part it passes over, only on the console.
+/** @type {string[]} */
+const said = [];
+console.log = console.warn = console.error = (...words) => void said.push(words.join(' '));
+
+const { prototype } = /** @type {any} */ (globalThis).WebAssembly.Memory;
+const { grow } = prototype;
+prototype.grow = function (/** @type {number} */ pages) {
+  if (this.buffer.byteLength / 65536 + pages > maxPages) throw new RangeError('the grammar needs too much memory');
+  return grow.call(this, pages);
+};
+
+// The package is a script for pages that calls itself a module: it finds itself by `location`, and leaves a global.
+Object.assign(globalThis, { location: { href: import.meta.resolve('@mlc-ai/web-xgrammar') } });
+await import('@mlc-ai/web-xgrammar');
+/** @type {typeof import('@mlc-ai/web-xgrammar')} */
+const xgrammar = /** @type {any} */ (globalThis).xgrammar;
+
+const { tokens, endTokens } = workerData;
+const info = await xgrammar.TokenizerInfo.createTokenizerInfo(tokens, 'byte_level', false, tokens.length, endTokens);
+const compiler = await xgrammar.GrammarCompiler.createGrammarCompiler(info, false);
+/** @type {Map<string, import('@mlc-ai/web-xgrammar').CompiledGrammar>} The longest unused first. */
+const compiled = new Map();
+/** @type {Map<number, import('@mlc-ai/web-xgrammar').GrammarMatcher>} */
+const matchers = new Map();
+
+/** @param {import('./grammars.ts').GrammarSource} source */
+async function compile(source) {
+  const key = JSON.stringify(source);
+  const known = compiled.get(key);
+  compiled.delete(key);
+  said.length = 0;
+  const grammar =
+    known ??
+    (source.kind === 'schema'
+      ? await compiler.compileJSONSchema(source.schema, true, undefined, undefined, source.strict, source.whitespace)
+      : await compiler.compileStructuralTag(source.tag));
+  if (said.length > 0) throw new Error('not all of it can be kept to');
+  compiled.set(key, grammar);
+  const [oldest] = compiled.keys();
+  if (compiled.size > maxCompiled && oldest !== undefined) {
+    compiled.get(oldest)?.dispose();
+    compiled.delete(oldest);
+  }
+  return grammar;
+}
+
+/** @param {import('./thread.ts').GrammarCall} call */
+async function answer(call) {
+  switch (call.kind) {
+    case 'compile':
+      await compile(call.source);
+      return undefined;
+    case 'start':
+      matchers.set(call.matcher, await xgrammar.GrammarMatcher.createGrammarMatcher(await compile(call.source)));
+      return undefined;
+    case 'next': {
+      const matcher = matchers.get(call.matcher);
+      if (matcher === undefined) throw new Error('there is no such matcher');
+      if (call.token !== undefined && !matcher.acceptToken(call.token)) throw new Error('the token does not fit');
+      return matcher.isTerminated() ? new Int32Array() : await matcher.getNextTokenBitmask();
+    }
+    case 'end':
+      matchers.get(call.matcher)?.dispose();
+      matchers.delete(call.matcher);
+      return undefined;
+  }
+}
+
+let last = Promise.resolve();
+parentPort?.on('message', (call) => {
+  last = last.then(async () => {
+    try {
+      const value = await answer(call);
+      parentPort?.postMessage({ value }, value === undefined ? [] : [/** @type {ArrayBuffer} */ (value.buffer)]);
+    } catch (error) {
+      const spoken = said.map((line) => line.replace(/^\[\w+\] \S+: /, '')).filter((line) => !/^Aborted/.test(line));
+      const message = spoken[0] ?? (error instanceof Error ? error.message : 'it is not understood');
+      parentPort?.postMessage({ error: message });
+    }
+  });
+});

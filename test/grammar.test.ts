@@ -1,0 +1,181 @@
+/** Answers held to a form: JSON, schemas, regular expressions, over each kind of vocabulary. */
+import { beforeAll, describe, expect, test } from 'vitest';
+import { Grammars } from '../lib/grammar/grammars.ts';
+import { type AnswerFormat, type GenerateOptions, Model, Tokenizer } from '../lib/index.ts';
+import { demoModel } from './support/models.ts';
+import { freshSeed, logitsOf, randomFrom } from './support/steps.ts';
+import { folderWith, sampleText, wordMarkTokenizer } from './support/tokenizers.ts';
+
+let model: Model;
+beforeAll(async () => {
+  model = await Model.load(demoModel, { threads: 2 });
+  return () => model.dispose();
+});
+
+async function run(format: AnswerFormat | undefined, options: GenerateOptions = {}) {
+  const ids: number[] = [];
+  let [text, finishReason] = ['', ''];
+  for await (const piece of model.generate('The list:', { maxTokens: 800, format, ...options })) {
+    ids.push(...piece.ids);
+    text += piece.text;
+    finishReason = piece.finishReason ?? '';
+  }
+  return { ids, text, finishReason };
+}
+
+const schema = {
+  type: 'object',
+  properties: {
+    kind: { enum: ['tree', 'wall'] },
+    height: { type: 'integer', minimum: 0, maximum: 99 },
+    names: { type: 'array', items: { type: 'string', maxLength: 12 }, minItems: 1, maxItems: 3 },
+    espaliered: { type: 'boolean' },
+  },
+  required: ['kind', 'height', 'names', 'espaliered'],
+  additionalProperties: false,
+};
+
+describe('an answer', () => {
+  test('of a schema is what the schema says, whatever the model would rather say', async () => {
+    const seed = freshSeed();
+    for (const temperature of [0, 1, 3]) {
+      const { text, finishReason } = await run({ type: 'json_schema', schema }, { temperature, seed });
+      expect(finishReason).toBe('stop');
+      const value = JSON.parse(text);
+      expect(Object.keys(value)).toEqual(['kind', 'height', 'names', 'espaliered']);
+      expect(['tree', 'wall']).toContain(value.kind);
+      expect(value.height === Math.floor(value.height) && value.height >= 0 && value.height <= 99).toBe(true);
+      expect(value.names.length >= 1 && value.names.length <= 3).toBe(true);
+      for (const name of value.names) expect([...name].length).toBeLessThanOrEqual(12);
+      expect(typeof value.espaliered).toBe('boolean');
+    }
+  });
+
+  test('of a regular expression matches it, characters of several tokens included', async () => {
+    for (const pattern of ['[a-z]{3,5}@(foo|bar)\\.com', '(🍎|äö){2,3}!', '^\\d{4}-\\d{2}$', '(yes|no)']) {
+      const { text, finishReason } = await run({ type: 'regex', pattern }, { temperature: 1, seed: freshSeed() });
+      expect(finishReason).toBe('stop');
+      expect(text).toMatch(new RegExp(`^(?:${pattern})$`, 'u'));
+    }
+  });
+
+  test('of JSON begins an object, and its end is allowed no sooner than it closes', async () => {
+    const { text, finishReason } = await run({ type: 'json_object' }, { temperature: 1, seed: freshSeed() });
+    expect(text.startsWith('{')).toBe(true);
+    if (finishReason === 'stop') expect(typeof JSON.parse(text)).toBe('object');
+    const whole = await run({ type: 'json_object' }, { logitBias: { 0: 100 }, ignoreEos: true });
+    expect([typeof JSON.parse(whole.text), whole.finishReason]).toEqual(['object', 'stop']);
+  });
+
+  test('is drawn from what the mask leaves, as the logits say', async () => {
+    const words = ['river', 'wall', 'tree'];
+    const { ids } = await run({ type: 'regex', pattern: words.join('|') });
+    const tokenizer = model.tokenizer!;
+    const text = [...tokenizer.encode('The list:')];
+    let written = '';
+    for (const id of ids) {
+      const logits = (await logitsOf(model, text)).at(-1)!;
+      const fits = (token: number) =>
+        token === 0
+          ? words.includes(written)
+          : tokenizer.decode([token]) !== '' && words.some((w) => w.startsWith(written + tokenizer.decode([token])));
+      const allowed = Array.from(logits.keys()).filter(fits);
+      expect(id).toBe(allowed.reduce((best, token) => (logits[token]! > logits[best]! ? token : best)));
+      text.push(id);
+      written += id === 0 ? '' : tokenizer.decode([id]);
+    }
+    expect(words).toContain(written);
+  });
+
+  test('is the same in a batch of others with and without a form', async () => {
+    const formats: (AnswerFormat | undefined)[] = [
+      { type: 'json_schema', schema },
+      undefined,
+      { type: 'regex', pattern: '[a-z ]{40}' },
+      undefined,
+      { type: 'json_object' },
+    ];
+    const options = { maxTokens: 40, temperature: 0.8, seed: 11 };
+    const alone = [];
+    for (const format of formats) alone.push(await run(format, options));
+    expect(await Promise.all(formats.map((format) => run(format, options)))).toEqual(alone);
+    expect(model.kv.free).toBe(model.kv.size);
+  });
+});
+
+describe('a form that cannot be kept to is refused', () => {
+  let deep: object = { type: 'string' };
+  for (let i = 0; i < 100; i++) deep = { type: 'array', items: deep };
+  const wide = Object.fromEntries(Array.from({ length: 3000 }, (_, i) => [`p${i}`, { type: 'integer' }]));
+  const ofSchema = (value: unknown): AnswerFormat => ({ type: 'json_schema', schema: value as object });
+  test.each<[string, AnswerFormat, RegExp]>([
+    ['a type that there is not', ofSchema({ type: 'foo' }), /Unsupported type "foo"/],
+    ['no schema', ofSchema(5), /not a schema/],
+    ['a keyword', ofSchema({ properties: { a: { not: { type: 'string' } } } }), /schema\.properties\.a has "not"/],
+    ['parts that the library passes over', ofSchema({ allOf: [{ type: 'object' }, { minProperties: 1 }] }), /allOf/],
+    ['another document', ofSchema({ $ref: 'http://127.0.0.1/x.json' }), /nothing is fetched/],
+    ['a definition that is missing', ofSchema({ $ref: '#/$defs/a' }), /format/],
+    ['depth', ofSchema(deep), /nested more than 64/],
+    ['width', ofSchema({ type: 'object', properties: wide }), /65536|2000 ms/],
+    ['a pattern', ofSchema({ type: 'string', pattern: '((' }), /parenthesis/],
+    ['an expression', { type: 'regex', pattern: '((' }, /parenthesis/],
+    ['a lookahead', { type: 'regex', pattern: '(?=a)b' }, /Lookahead/],
+    ['nesting', { type: 'regex', pattern: `${'('.repeat(20_000)}a${')'.repeat(20_000)}` }, /format/],
+    ['its size', { type: 'regex', pattern: 'a'.repeat(70_000) }, /65536/],
+    ['a type', { type: 'poem' } as never, /no type "poem"/],
+  ])('%s', async (_, format, message) => {
+    await expect(run(format)).rejects.toMatchObject({ code: 'USAGE', field: 'format', message });
+    expect(model.kv.free).toBe(model.kv.size);
+  });
+
+  test('and others go on meanwhile', async () => {
+    const good = run({ type: 'json_schema', schema }, { temperature: 1 });
+    await Promise.allSettled(['((', '(a', '(?=a)'].map((pattern) => run({ type: 'regex', pattern })));
+    expect(Object.keys(JSON.parse((await good).text)).length).toBe(4);
+  });
+
+  test('as is any for a model without an end token', async () => {
+    const grammars = new Grammars(model.tokenizer, [], 4096);
+    await expect(grammars.start({ type: 'json_object' })).rejects.toMatchObject({ code: 'TOKENIZER' });
+    await expect(new Grammars(undefined, [0], 4096).start({ type: 'json_object' })).rejects.toMatchObject({
+      code: 'TOKENIZER',
+    });
+  });
+});
+
+test('masks of a SentencePiece vocabulary allow what its tokens decode to, byte pieces included', async () => {
+  const folder = folderWith({ 'tokenizer.json': wordMarkTokenizer(sampleText, 120) });
+  const tokenizer = await Tokenizer.load(folder);
+  const size = tokenizer.vocabularySize + 3;
+  const grammars = new Grammars(tokenizer, [2], size);
+  const random = randomFrom(freshSeed());
+  const pattern = '(the |tree ?|🍎|[a-c]x){3,6}';
+  const decoded = (ids: number[]) => Buffer.concat(ids.map((id) => tokenizer.bytes(id)!));
+  for (let round = 0; round < 8; round++) {
+    const matcher = await grammars.start({ type: 'regex', pattern });
+    const ids: number[] = [];
+    let mask = await matcher.next();
+    for (;;) {
+      const allowed = Array.from({ length: size }, (_, id) => id).filter((id) => (mask[id >> 5]! >>> (id & 31)) & 1);
+      expect(allowed.some((id) => id >= tokenizer.vocabularySize || id < 2)).toBe(false);
+      const id = allowed[Math.floor(random() * allowed.length)]!;
+      if (id === 2) break;
+      ids.push(id);
+      mask = await matcher.next(id);
+    }
+    matcher.end();
+    const text = decoded(ids).toString();
+    expect(text).toMatch(new RegExp(`^(?:${pattern})$`, 'u'));
+    // What is spelled by bytes is also what the tokenizer decodes, less the space that it takes from the beginning.
+    expect(tokenizer.decode(ids)).toBe(text.replace(/^ /, ''));
+  }
+  grammars.dispose();
+});
+
+test('the bytes of every token of a vocabulary are those that it decodes to', () => {
+  const tokenizer = model.tokenizer!;
+  for (let id = 1; id < 4096; id++) {
+    expect(Buffer.from(tokenizer.bytes(id)!).toString()).toBe(tokenizer.decode([id]));
+  }
+  expect(tokenizer.bytes(4096)).toBeUndefined();
+});
