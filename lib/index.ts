@@ -4,7 +4,7 @@ export type { ConvertProgress, ConvertResult } from './checkpoint/checkpoint-cop
 export { type ConvertOptions, convertCheckpoint } from './checkpoint/convert.ts';
 export { type ErrorCode, EspalierError, errorCodes, isEspalierError } from './errors.ts';
 export { type PerplexityOptions, type PerplexityResult, perplexity } from './eval/perplexity.ts';
-export type { AnswerFormat } from './grammar/format.ts';
+export type { AnswerFormat, TaggedSchema } from './grammar/format.ts';
 export type { ModelSpec } from './models/spec.ts';
 export type { CalibrationSource } from './prune/calibrate.ts';
 export { type DryRunLayer, type DryRunResult, dryRun } from './prune/dry-run.ts';

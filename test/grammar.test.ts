@@ -106,7 +106,7 @@ describe('an answer', () => {
 describe('a form that cannot be kept to is refused', () => {
   let deep: object = { type: 'string' };
   for (let i = 0; i < 100; i++) deep = { type: 'array', items: deep };
-  const wide = Object.fromEntries(Array.from({ length: 3000 }, (_, i) => [`p${i}`, { type: 'integer' }]));
+  const wide = Object.fromEntries(Array.from({ length: 2000 }, (_, i) => [`p${i}`, { type: 'integer' }]));
   const ofSchema = (value: unknown): AnswerFormat => ({ type: 'json_schema', schema: value as object });
   test.each<[string, AnswerFormat, RegExp]>([
     ['a type that there is not', ofSchema({ type: 'foo' }), /Unsupported type "foo"/],
@@ -116,7 +116,7 @@ describe('a form that cannot be kept to is refused', () => {
     ['another document', ofSchema({ $ref: 'http://127.0.0.1/x.json' }), /nothing is fetched/],
     ['a definition that is missing', ofSchema({ $ref: '#/$defs/a' }), /format/],
     ['depth', ofSchema(deep), /nested more than 64/],
-    ['width', ofSchema({ type: 'object', properties: wide }), /65536|2000 ms/],
+    ['width', ofSchema({ type: 'object', properties: wide }), /takes more than 2000 ms/],
     ['a pattern', ofSchema({ type: 'string', pattern: '((' }), /parenthesis/],
     ['an expression', { type: 'regex', pattern: '((' }, /parenthesis/],
     ['a lookahead', { type: 'regex', pattern: '(?=a)b' }, /Lookahead/],

@@ -48,7 +48,7 @@ describe('a request is refused with the parameter named', () => {
       },
       'messages.0',
     ],
-    ['what is not supported', { ...chat, tools: [{ type: 'function' }] }, 'tools'],
+    ['what is not supported', { ...chat, tools: [{ type: 'function' }] }, 'tools.0.function'],
     ['what is not supported', { ...text, suffix: 'x' }, 'suffix'],
     ['stream_options without a stream', { ...chat, stream_options: { include_usage: true } }, 'stream_options'],
     ['another model', { ...chat, model: 'gpt-9' }, 'model'],

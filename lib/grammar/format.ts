@@ -3,6 +3,15 @@ import { EspalierError } from '../errors.ts';
 import type { GrammarSource } from './grammars.ts';
 import { checkSchema } from './schema.ts';
 
+/** JSON between two texts. */
+export interface TaggedSchema {
+  readonly begin: string;
+  readonly schema: object;
+  /** As of a `json_schema`. @default false */
+  readonly strict?: boolean | undefined;
+  readonly end: string;
+}
+
 /** What the text of an answer must be. */
 export type AnswerFormat =
   /** A JSON object. */
@@ -17,7 +26,7 @@ export type AnswerFormat =
   /** Tagged JSON, one or several: for calls of tools. */
   | {
       readonly type: 'tagged';
-      readonly tags: readonly { readonly begin: string; readonly schema: object; readonly end: string }[];
+      readonly tags: readonly TaggedSchema[];
       readonly separator: string;
       readonly several: boolean;
     };
@@ -30,7 +39,7 @@ const maxLength = 65_536;
 /** @throws USAGE with the field `format` */
 export function sourceOf(format: AnswerFormat): GrammarSource {
   const source = grammarOf(format);
-  const length = source.kind === 'schema' ? source.schema.length : source.tag.length;
+  const { length } = JSON.stringify(source);
   if (length <= maxLength) return source;
   throw new EspalierError('USAGE', `format has ${length} characters, at most ${maxLength} are read`, {
     field: 'format',
@@ -41,20 +50,19 @@ function grammarOf(format: AnswerFormat): GrammarSource {
   switch (format.type) {
     case 'json_object':
       return { kind: 'schema', schema: '{"type":"object"}', strict: false, whitespace };
-    case 'json_schema': {
-      const { schema, strict = false } = format;
-      checkSchema(schema);
-      return { kind: 'schema', schema: JSON.stringify(schema), strict, whitespace };
-    }
+    case 'json_schema':
+      return { kind: 'schema', schema: textOf(format.schema), strict: format.strict ?? false, whitespace };
     case 'regex':
-      return tag({ type: 'regex', pattern: format.pattern });
+      return { kind: 'regex', pattern: format.pattern };
     case 'tagged': {
-      const tags = format.tags.map(({ begin, schema, end }) => {
-        checkSchema(schema);
-        return { type: 'tag', begin, content: { type: 'json_schema', json_schema: schema }, end };
-      });
       const { separator, several } = format;
-      return tag({ type: 'tags_with_separator', tags, separator, at_least_one: true, stop_after_first: !several });
+      const tags = format.tags.map(({ begin, schema, strict = false, end }) => ({
+        begin,
+        schema: textOf(schema),
+        strict,
+        end,
+      }));
+      return { kind: 'tagged', tags, separator, several, whitespace };
     }
     default:
       throw new EspalierError('USAGE', `format: there is no type ${JSON.stringify((format as AnswerFormat).type)}`, {
@@ -63,6 +71,7 @@ function grammarOf(format: AnswerFormat): GrammarSource {
   }
 }
 
-function tag(format: object): GrammarSource {
-  return { kind: 'tag', tag: JSON.stringify({ type: 'structural_tag', format }) };
+function textOf(schema: object): string {
+  checkSchema(schema);
+  return JSON.stringify(schema);
 }

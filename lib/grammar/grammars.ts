@@ -8,7 +8,19 @@ import { GrammarThread, type GrammarVocabulary } from './thread.ts';
 /** A grammar as the library takes it. */
 export type GrammarSource =
   | { readonly kind: 'schema'; readonly schema: string; readonly strict: boolean; readonly whitespace: number }
-  | { readonly kind: 'tag'; readonly tag: string };
+  | { readonly kind: 'regex'; readonly pattern: string }
+  | {
+      readonly kind: 'tagged';
+      readonly tags: readonly {
+        readonly begin: string;
+        readonly schema: string;
+        readonly strict: boolean;
+        readonly end: string;
+      }[];
+      readonly separator: string;
+      readonly several: boolean;
+      readonly whitespace: number;
+    };
 
 const compileMilliseconds = 2_000;
 const stepMilliseconds = 1_000;

@@ -21,20 +21,25 @@ interface Pending {
   reject(error: Error): void;
 }
 
-/** Starting the thread and reading the vocabulary counts towards the first call. */
+/** For starting the thread and reading the vocabulary. */
 const startMilliseconds = 20_000;
 
 export class GrammarThread {
   readonly #worker: Worker;
   readonly #pending: Pending[] = [];
   #timer: NodeJS.Timeout | undefined;
-  #hasStarted = false;
+  #isReady = false;
   #failure: Error | undefined;
 
   constructor(vocabulary: GrammarVocabulary) {
     this.#worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: vocabulary });
-    this.#worker.on('message', ({ value, error }: { value?: Int32Array; error?: string }) => {
-      this.#hasStarted = true;
+    this.#worker.on('message', (reply: 'ready' | { value?: Int32Array; error?: string }) => {
+      if (reply === 'ready') {
+        this.#isReady = true;
+        this.#watch();
+        return;
+      }
+      const { value, error } = reply;
       const first = this.#pending.shift();
       this.#watch();
       if (error === undefined) first?.resolve(value);
@@ -75,7 +80,7 @@ export class GrammarThread {
       return;
     }
     this.#worker.ref();
-    const milliseconds = this.#hasStarted ? first.milliseconds : startMilliseconds;
+    const milliseconds = this.#isReady ? first.milliseconds : startMilliseconds;
     this.#timer = setTimeout(() => this.#fail(new Error(`it takes more than ${milliseconds} ms`)), milliseconds);
   }
 

@@ -37,17 +37,49 @@ const compiled = new Map();
 /** @type {Map<number, import('@mlc-ai/web-xgrammar').GrammarMatcher>} */
 const matchers = new Map();
 
+/**
+ * @param {string} schema
+ * @param {boolean} strict
+ * @param {number} whitespace
+ */
+const readSchema = (schema, strict, whitespace) =>
+  xgrammar.Grammar.fromJSONSchema(schema, true, undefined, undefined, strict, whitespace);
+
+/** @param {import('./grammars.ts').GrammarSource} source */
+async function read(source) {
+  switch (source.kind) {
+    case 'schema':
+      return readSchema(source.schema, source.strict, source.whitespace);
+    case 'regex':
+      return xgrammar.Grammar.fromStructuralTag({ type: 'regex', pattern: source.pattern });
+    case 'tagged': {
+      const { separator, several, whitespace } = source;
+      const tags = [];
+      for (const { begin, schema, strict, end } of source.tags) {
+        // A schema inside of a tag would allow whitespace without end.
+        const grammar = (await readSchema(schema, strict, whitespace)).toString();
+        tags.push({ type: /** @type {const} */ ('tag'), begin, content: { type: 'grammar', grammar }, end });
+      }
+      return xgrammar.Grammar.fromStructuralTag(
+        /** @type {any} */ ({
+          type: 'tags_with_separator',
+          tags,
+          separator,
+          at_least_one: true,
+          stop_after_first: !several,
+        }),
+      );
+    }
+  }
+}
+
 /** @param {import('./grammars.ts').GrammarSource} source */
 async function compile(source) {
   const key = JSON.stringify(source);
   const known = compiled.get(key);
   compiled.delete(key);
   said.length = 0;
-  const grammar =
-    known ??
-    (source.kind === 'schema'
-      ? await compiler.compileJSONSchema(source.schema, true, undefined, undefined, source.strict, source.whitespace)
-      : await compiler.compileStructuralTag(source.tag));
+  const grammar = known ?? (await compiler.compileGrammar(await read(source)));
   if (said.length > 0) throw new Error('not all of it can be kept to');
   compiled.set(key, grammar);
   const [oldest] = compiled.keys();
@@ -80,6 +112,7 @@ async function answer(call) {
   }
 }
 
+parentPort?.postMessage('ready');
 let last = Promise.resolve();
 parentPort?.on('message', (call) => {
   last = last.then(async () => {

@@ -174,9 +174,14 @@ function textStream(model: Model, { stop }: ResolvedSampling): TextStream | unde
   });
 }
 
-/** The tokens a prompt stands for, checked, at least one. @throws USAGE, TOKENIZER */
-export async function promptIds(model: Model, prompt: Prompt): Promise<readonly number[]> {
-  const ids = typeof prompt === 'string' || isChat(prompt) ? await encodePrompt(model, prompt) : [...prompt];
+/**
+ * The tokens a prompt stands for, checked, at least one.
+ * @param tools What the chat template may tell the model of.
+ * @throws USAGE, TOKENIZER
+ */
+export async function promptIds(model: Model, prompt: Prompt, tools?: readonly object[]): Promise<readonly number[]> {
+  const isText = typeof prompt === 'string' || isChat(prompt);
+  const ids = isText ? await encodePrompt(model, prompt, tools) : [...prompt];
   const bad = ids.find((id) => !Number.isInteger(id) || id < 0 || id >= model.spec.vocabularySize);
   if (bad !== undefined) {
     throw new EspalierError('USAGE', `token id ${bad} is outside the vocabulary of ${model.spec.vocabularySize}`, {
@@ -190,7 +195,11 @@ export async function promptIds(model: Model, prompt: Prompt): Promise<readonly 
   return [start];
 }
 
-async function encodePrompt(model: Model, prompt: string | readonly ChatMessage[]): Promise<readonly number[]> {
+async function encodePrompt(
+  model: Model,
+  prompt: string | readonly ChatMessage[],
+  tools: readonly object[] | undefined,
+): Promise<readonly number[]> {
   const { tokenizer } = model;
   if (tokenizer === undefined) {
     throw new EspalierError('TOKENIZER', 'the model has no tokenizer.json; give the prompt as token ids', {
@@ -200,7 +209,7 @@ async function encodePrompt(model: Model, prompt: string | readonly ChatMessage[
   if (typeof prompt === 'string') return [...tokenizer.encode(prompt)];
   const template = await model.chatTemplate();
   const { bosToken, eosToken } = tokenizer;
-  const text = renderChat(prompt, { template, bosToken, eosToken });
+  const text = renderChat(prompt, { template, bosToken, eosToken, tools });
   return [...tokenizer.encode(text, { addSpecialTokens: false })];
 }
 

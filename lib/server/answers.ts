@@ -3,6 +3,7 @@ import { randomInt } from 'node:crypto';
 import type { GeneratedPiece, GenerateOptions } from '../runtime/generate.ts';
 import type { Model } from '../runtime/model.ts';
 import { HttpError } from './errors.ts';
+import { type RequestedFormat, renameFormat } from './formats.ts';
 import type { CommonRequest } from './schemas.ts';
 
 /** Tokens of the prompts and of all answers. */
@@ -19,6 +20,7 @@ export interface Work {
   readonly maxTokens: number | undefined;
   /** Most likely tokens to report; undefined: no log-probabilities. */
   readonly topLogprobs: number | undefined;
+  readonly format: RequestedFormat | undefined;
 }
 
 /** A piece of one of the answers. */
@@ -34,6 +36,7 @@ export class Answers {
   readonly #n: number;
   readonly #options: GenerateOptions;
   readonly #seed: number;
+  readonly #formatParam: string | undefined;
   readonly #onToken: (index: number) => void;
   #completionTokens = 0;
 
@@ -43,7 +46,7 @@ export class Answers {
    */
   constructor(
     model: Model,
-    { prompts, maxTokens, topLogprobs }: Work,
+    { prompts, maxTokens, topLogprobs, format }: Work,
     request: CommonRequest,
     signal: AbortSignal,
     onToken: (index: number) => void,
@@ -62,6 +65,7 @@ export class Answers {
       );
     }
     this.#model = model;
+    this.#formatParam = format?.param;
     this.#onToken = onToken;
     this.#prompts = prompts;
     this.#n = request.n ?? 1;
@@ -76,6 +80,7 @@ export class Answers {
       frequencyPenalty: request.frequency_penalty ?? undefined,
       logitBias: request.logit_bias ?? undefined,
       topLogprobs,
+      format: format?.format,
       stop: request.stop ?? undefined,
       ignoreEos: request.ignore_eos ?? undefined,
       maxTokens: maxTokens ?? context - longest,
@@ -125,6 +130,8 @@ export class Answers {
         this.#onToken(index);
         yield { index, ...result.value };
       }
+    } catch (error) {
+      throw this.#formatParam === undefined ? error : renameFormat(error, this.#formatParam);
     } finally {
       for (const source of sources) void source.return().catch(() => {});
     }

@@ -6,6 +6,8 @@ const maxInt32 = 2 ** 31 - 1;
 const maxStops = 16;
 const maxStopLength = 1000;
 
+const maxTools = 128;
+
 /** Most answers to one request. */
 export const maxChoices = 8;
 
@@ -30,6 +32,20 @@ const maxTokens = (least: number) => z.int().min(least).max(maxInt32).nullish().
 
 const topLogprobs = z.int().min(0).max(maxTopLogprobs).nullish();
 
+const responseFormat = z.union([
+  z.strictObject({ type: z.literal('text') }),
+  z.strictObject({ type: z.literal('json_object') }),
+  z.strictObject({
+    type: z.literal('json_schema'),
+    json_schema: z.strictObject({
+      name: z.string().max(64),
+      description: z.string().optional(),
+      schema: z.record(z.string(), z.unknown()),
+      strict: z.boolean().nullish().describe('Allow nothing that the schema does not mention'),
+    }),
+  }),
+]);
+
 const common = {
   model: z.string(),
   max_tokens: maxTokens(1),
@@ -50,6 +66,11 @@ const common = {
     .record(z.string().regex(/^\d{1,9}$/), z.number().min(-100).max(100))
     .nullish()
     .describe('Added to the logits of token ids'),
+  response_format: responseFormat.nullish(),
+  structured_outputs: z
+    .strictObject({ regex: z.string().min(1) })
+    .nullish()
+    .describe("The answer's text matches a regular expression from its beginning to its end (vLLM's field)"),
   user: ignored,
 };
 
@@ -68,25 +89,57 @@ export const completionRequest = z.strictObject({
 const part = z.strictObject({ type: z.literal('text'), text: z.string() });
 const content = z.union([z.string(), z.array(part).min(1)]);
 
+const toolCall = z.strictObject({
+  id: z.string(),
+  type: z.literal('function'),
+  function: z.strictObject({ name: z.string(), arguments: z.string() }),
+});
+
 const message = z.union([
   z.strictObject({ role: z.enum(['system', 'developer', 'user']), content, name: z.string().optional() }),
-  z.strictObject({ role: z.literal('assistant'), content, name: z.string().optional(), refusal: ignored }),
+  z.strictObject({
+    role: z.literal('assistant'),
+    content: content.nullish(),
+    tool_calls: z.array(toolCall).min(1).nullish(),
+    name: z.string().optional(),
+    refusal: ignored,
+  }),
+  z.strictObject({ role: z.literal('tool'), content, tool_call_id: z.string() }),
+]);
+
+const functionName = z.string().regex(/^[\w-]{1,64}$/);
+const tool = z.strictObject({
+  type: z.literal('function'),
+  function: z.strictObject({
+    name: functionName,
+    description: z.string().nullish(),
+    parameters: z.record(z.string(), z.unknown()).nullish().describe('JSON schema of its arguments'),
+    strict: z.boolean().nullish().describe('Allow no arguments that the schema does not mention. Default true'),
+  }),
+});
+const toolChoice = z.union([
+  z.enum(['none', 'auto', 'required']),
+  z.strictObject({ type: z.literal('function'), function: z.strictObject({ name: functionName }) }),
 ]);
 
 export const chatRequest = z.strictObject({
   ...common,
   messages: z.array(message).min(1),
   max_completion_tokens: maxTokens(1),
-  response_format: z.strictObject({ type: z.literal('text') }).nullish(),
   logprobs: z.boolean().nullish().describe('Log-probabilities of the tokens, before penalties and temperature'),
   top_logprobs: topLogprobs.describe('And of so many of the most likely ones'),
-  tools: off(),
-  tool_choice: off('none', 'auto'),
-  parallel_tool_calls: ignored,
+  tools: z
+    .array(tool)
+    .max(maxTools)
+    .nullish()
+    .describe('Functions that the model may call, where its template knows of any'),
+  tool_choice: toolChoice.nullish(),
+  parallel_tool_calls: z.boolean().nullish().describe('Whether an answer may hold several calls. Default true'),
   store: ignored,
   metadata: ignored,
   service_tier: ignored,
   prompt_cache_key: ignored,
+  prompt_cache_retention: ignored,
   safety_identifier: ignored,
 });
 

@@ -2,6 +2,7 @@
 import type { GeneratedPiece } from '../runtime/generate.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { AnswerTokens, chatLogprobs, completionLogprobs, type PlacedToken } from './logprobs.ts';
+import { type ToolCall, ToolCallReader, type ToolUse } from './tools.ts';
 
 /** Writes one answer. A piece goes either to `delta` or to `take`. */
 export interface Writer {
@@ -35,8 +36,9 @@ class Collected {
     this.#answer = tokenizer === undefined ? undefined : new AnswerTokens(tokenizer, begin);
   }
 
-  push({ text, logprobs = [], finishReason }: GeneratedPiece): void {
-    this.text += text;
+  /** @param content What the piece adds to the answer's content. */
+  push({ text, logprobs = [], finishReason }: GeneratedPiece, content: string): void {
+    this.text += content;
     this.tokens.push(...(this.#answer?.push(text, logprobs, finishReason) ?? []));
     this.finishReason = finishReason ?? null;
   }
@@ -74,7 +76,7 @@ export class CompletionWriter implements Writer {
   }
 
   take(piece: GeneratedPiece): void {
-    this.#collected.push(piece);
+    this.#collected.push(piece, piece.text);
   }
 
   choice(): object {
@@ -93,11 +95,19 @@ export class CompletionWriter implements Writer {
 export class ChatWriter implements Writer {
   readonly #index: number;
   readonly #collected: Collected;
+  readonly #reader: ToolCallReader | undefined;
+  readonly #mostCalls: number;
+  #calls: ToolCall[] = [];
 
-  /** @param tokenizer Undefined where no log-probabilities are asked for. */
-  constructor(index: number, tokenizer: Tokenizer | undefined) {
+  /**
+   * @param tokenizer Undefined where no log-probabilities are asked for.
+   * @param use Undefined where the answer is read as text, whatever it holds.
+   */
+  constructor(index: number, tokenizer: Tokenizer | undefined, use: ToolUse | undefined) {
     this.#index = index;
     this.#collected = new Collected(tokenizer, 0);
+    this.#reader = use === undefined ? undefined : new ToolCallReader();
+    this.#mostCalls = use?.several === false ? 1 : Number.POSITIVE_INFINITY;
   }
 
   opening(): object[] {
@@ -105,27 +115,43 @@ export class ChatWriter implements Writer {
   }
 
   delta(piece: GeneratedPiece): object[] {
+    const before = this.#calls.length;
     this.take(piece);
+    const calls = this.#calls.slice(before).map((call, i) => ({ index: before + i, ...call }));
     const fresh = this.#collected.flush();
-    if (fresh === undefined) return [];
-    const delta = fresh.text === '' ? {} : { content: fresh.text };
-    return [{ index: this.#index, delta, ...this.#rest(fresh.tokens) }];
+    if (fresh === undefined && calls.length === 0) return [];
+    const { text = '', tokens = [] } = fresh ?? {};
+    const content = text === '' ? {} : { content: text };
+    const delta = calls.length === 0 ? content : { ...content, tool_calls: calls };
+    return [{ index: this.#index, delta, ...this.#rest(tokens) }];
   }
 
   take(piece: GeneratedPiece): void {
-    this.#collected.push(piece);
+    if (this.#reader === undefined) {
+      this.#collected.push(piece, piece.text);
+      return;
+    }
+    const { text, calls } = this.#reader.push(piece.text, piece.finishReason !== undefined);
+    this.#calls = [...this.#calls, ...calls].slice(0, this.#mostCalls);
+    // What separates calls is not content.
+    this.#collected.push(piece, this.#calls.length > 0 && text.trim() === '' ? '' : text);
   }
 
   choice(): object {
-    const { text: content, tokens } = this.#collected;
-    return { index: this.#index, message: { role: 'assistant', content, refusal: null }, ...this.#rest(tokens) };
+    const { text, tokens } = this.#collected;
+    const message =
+      this.#calls.length === 0
+        ? { role: 'assistant', content: text, refusal: null }
+        : { role: 'assistant', content: text || null, refusal: null, tool_calls: this.#calls };
+    return { index: this.#index, message, ...this.#rest(tokens) };
   }
 
   #rest(tokens: readonly PlacedToken[]): object {
     const { tokenizer, finishReason } = this.#collected;
+    const isCall = finishReason === 'stop' && this.#calls.length > 0;
     return {
       logprobs: tokenizer === undefined ? null : chatLogprobs(tokenizer, tokens),
-      finish_reason: finishReason,
+      finish_reason: isCall ? 'tool_calls' : finishReason,
     };
   }
 }

@@ -6,6 +6,8 @@ import { runWithin } from './time-limit.ts';
 
 /** Templates run for about a millisecond; one that loops for ever ends here. */
 const renderMilliseconds = 2_000;
+/** Longest text that a template gives: far more than any context holds. */
+const longestText = 2 ** 24;
 /** Longest list that `range` of a template gives. */
 const longestRange = 100_000;
 
@@ -72,7 +74,7 @@ export interface RenderChatOptions {
   /** End with the beginning of an answer, so that the model writes it. @default true */
   addGenerationPrompt?: boolean;
   /** JSON schemas of functions; with them the template named `tool_use` is preferred. */
-  tools?: readonly object[];
+  tools?: readonly object[] | undefined;
 }
 
 /**
@@ -99,11 +101,13 @@ export function renderChat(messages: readonly ChatMessage[], options: RenderChat
     ...(tools === undefined ? {} : { tools }),
   };
   try {
-    return runWithin(
+    const text = runWithin(
       renderMilliseconds,
       () => render(source, variables),
       () => fail(`the chat template ran for more than ${renderMilliseconds} ms; replace it by the original model's`),
     );
+    if (text.length <= longestText) return text;
+    throw fail(`the chat template wrote ${text.length} characters, at most ${longestText} are taken`);
   } catch (error) {
     if (error instanceof EspalierError) throw error;
     throw fail(

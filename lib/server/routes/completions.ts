@@ -3,6 +3,7 @@ import { promptIds } from '../../runtime/generate.ts';
 import type { Model } from '../../runtime/model.ts';
 import type { Tokenizer } from '../../tokenizer/tokenizer.ts';
 import { HttpError } from '../errors.ts';
+import { requestedFormat } from '../formats.ts';
 import { TokenPlaces } from '../logprobs.ts';
 import { answer } from '../reply.ts';
 import { type CompletionRequest, completionRequest } from '../schemas.ts';
@@ -29,7 +30,7 @@ export function completionRoutes(app: App, service: Service): void {
       const echoes =
         body.echo === true ? await Promise.all(prompts.map((ids) => echoOf(model, ids, body, signal))) : [];
       return {
-        work: { prompts, maxTokens, topLogprobs },
+        work: { prompts, maxTokens, topLogprobs, format: requestedFormat(body) },
         writer: (index, prompt) => new CompletionWriter(index, tokenizer, echoes[prompt]),
       };
     });
