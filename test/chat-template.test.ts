@@ -124,6 +124,8 @@ describe('a template that fails', () => {
     'loops for ever': '{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}',
     'counts to a billion': '{{ range(10**9) | length }}{{ range(1000000000) | length }}',
     'counts without end': '{{ range(0, 1, 0) | length }}',
+    'writes more than a context holds':
+      "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(22) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
     'doubles a text without end':
       "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
     'doubles a list without end':

@@ -138,6 +138,29 @@ test('several prompts are scored at once, each by its own tokens', async () => {
   }
 });
 
+test('a greedy answer alone and in a full batch are the same, bit for bit', async () => {
+  const ask = (content: string) =>
+    server.client.chat.completions.create({
+      model,
+      messages: [{ role: 'user', content }],
+      max_tokens: 24,
+      temperature: 0,
+      logprobs: true,
+      top_logprobs: 5,
+    });
+  const wanted = (await ask('Where is the river?')).choices[0]!;
+  const noise = Array.from({ length: 40 }, (_, i) =>
+    server.client.completions.create({ model, prompt: `${i} and the walls `.repeat(1 + (i % 7)), max_tokens: 30 + i }),
+  );
+  for (const stream of [0, 1, 2]) {
+    const [among, ...others] = await Promise.all([ask('Where is the river?'), ask(`What is ${stream}?`), ask('Why?')]);
+    // Log-probabilities are compared as numbers, not as decimals that are close.
+    expect(among.choices[0]).toEqual(wanted);
+    expect(others[0]!.choices[0]).not.toEqual(wanted);
+  }
+  await Promise.all(noise);
+});
+
 test('penalties and biases reach the library', async () => {
   const ask = async (extra: object) =>
     (await server.client.completions.create({ model, prompt: 'Once', max_tokens: 20, temperature: 0, ...extra }))

@@ -1,6 +1,9 @@
 /** Requests that a server refuses, and how it stops. */
 import { request } from 'node:http';
+import type OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { z } from 'zod';
+import type { chatRequest, completionRequest } from '../lib/server/schemas.ts';
 import { type RunningServer, startServer, until } from './support/server.ts';
 
 let server: RunningServer;
@@ -8,6 +11,20 @@ beforeAll(async () => {
   server = await startServer();
 });
 afterAll(() => server[Symbol.asyncDispose]());
+
+/** Of the parameters that OpenAI's client knows each is either in the schemas, or one of these: the compiler sees to it. */
+type Refused<Known, Schema extends z.ZodType> = Record<Exclude<keyof Known, keyof z.infer<Schema>>, unknown>;
+const refusedInChats: Refused<OpenAI.ChatCompletionCreateParams, typeof chatRequest> = {
+  audio: { format: 'wav', voice: 'ash' },
+  function_call: 'auto',
+  functions: [{ name: 'f' }],
+  modalities: ['audio'],
+  prediction: { type: 'content', content: 'x' },
+  reasoning_effort: 'low',
+  verbosity: 'low',
+  web_search_options: {},
+};
+const refusedInCompletions: Refused<OpenAI.CompletionCreateParams, typeof completionRequest> = {};
 
 const messages = [{ role: 'user', content: 'Hello' }];
 const chat = { model: 'demo', messages };
@@ -63,6 +80,22 @@ describe('a request is refused with the parameter named', () => {
     const { status, error } = await post('messages' in body ? '/v1/chat/completions' : '/v1/completions', body);
     expect([status, error.param]).toEqual([param === 'model' ? 404 : 400, param]);
     expect(error.message.length).toBeLessThan(500);
+  });
+
+  test.each([
+    ...Object.entries(refusedInChats).map((parameter) => ['/v1/chat/completions', chat, ...parameter] as const),
+    ...Object.entries(refusedInCompletions).map((parameter) => ['/v1/completions', text, ...parameter] as const),
+    ['/v1/completions', text, 'suffix', 'x'] as const,
+    ['/v1/completions', text, 'best_of', 2] as const,
+  ])('%s lacks a parameter of OpenAI: %#', async (url, body, name, value) => {
+    const { status, error } = await post(url, { ...body, [name]: value });
+    expect([status, error.param]).toEqual([400, name]);
+  });
+
+  test('but not one without a meaning for the answer', async () => {
+    const extra = { user: 'a', store: true, metadata: { a: 'b' }, service_tier: 'auto', prompt_cache_key: 'a' };
+    const payload = { ...chat, max_tokens: 1, ...extra, safety_identifier: 'a', prompt_cache_retention: '24h' };
+    expect((await server.app.inject({ method: 'POST', url: '/v1/chat/completions', payload })).statusCode).toBe(200);
   });
 
   test('a field that nobody knows', async () => {
@@ -174,7 +207,7 @@ describe('a server that stops', () => {
     const stopping = await startServer();
     const work = streamed(stopping.url, { ...text, max_tokens: 2000, ignore_eos: true });
     await until(() => stopping.model.scheduler.load.running === 1);
-    await stopping.app.drain(50);
+    await stopping.app.drain(200);
     const last = JSON.parse((await work).at(-1)!.slice('data: '.length));
     expect(last.error).toMatchObject({ type: 'server_error' });
     expect(stopping.model.kv.free).toBe(stopping.model.kv.size);
