@@ -103,6 +103,58 @@ describe('an answer', () => {
   });
 });
 
+describe('a grammar that', () => {
+  /** Runs with matchers whose second mask is `second`, beside answers without a form. */
+  async function beside(second: Promise<Int32Array>, signal?: AbortSignal) {
+    const { start } = model.grammars;
+    let ended = 0;
+    model.grammars.start = async () => ({
+      next: (token) => (token === undefined ? Promise.resolve(new Int32Array(128).fill(-1)) : second),
+      end: () => ended++,
+    });
+    const held = run({ type: 'json_object' }, { signal });
+    const outcome = held.then(
+      () => 'an answer',
+      (error: Error) => error.message,
+    );
+    for (let i = 0; i < 3; i++) expect((await run(undefined, { maxTokens: 20, ignoreEos: true })).ids.length).toBe(20);
+    return { outcome, ended: () => ended, restore: () => Object.assign(model.grammars, { start }) };
+  }
+
+  test('does not answer holds nobody else up, and its answer can be stopped', async () => {
+    const control = new AbortController();
+    const { outcome, ended, restore } = await beside(new Promise(() => {}), control.signal);
+    control.abort();
+    expect(await outcome).toBe('stopped on request');
+    restore();
+    expect([ended(), model.kv.free]).toEqual([1, model.kv.size]);
+  });
+
+  test('fails ends its own answer only', async () => {
+    const failure = Promise.reject<Int32Array>(new Error('the grammar failed'));
+    failure.catch(() => {});
+    const { outcome, ended, restore } = await beside(failure);
+    expect(await outcome).toBe('the grammar failed');
+    restore();
+    expect([ended(), model.kv.free]).toEqual([1, model.kv.size]);
+  });
+
+  test('leaves no token is an error and not a token that does not fit', async () => {
+    const size = model.tokenizer!.vocabularySize;
+    // A vocabulary without the byte that the form wants.
+    const poor = Object.create(model.tokenizer!, {
+      isSpecial: { value: (id: number) => model.tokenizer!.decode([id]).includes('z') },
+      bytes: { value: (id: number) => model.tokenizer!.bytes(id) },
+      piece: { value: (id: number) => model.tokenizer!.piece(id) },
+    }) as Tokenizer;
+    const grammars = new Grammars(poor, [0], size);
+    const matcher = await grammars.start({ type: 'regex', pattern: 'z' });
+    await expect(matcher.next()).rejects.toMatchObject({ code: 'TOKENIZER', field: 'format' });
+    matcher.end();
+    grammars.dispose();
+  });
+});
+
 describe('a form that cannot be kept to is refused', () => {
   let deep: object = { type: 'string' };
   for (let i = 0; i < 100; i++) deep = { type: 'array', items: deep };

@@ -65,9 +65,9 @@ export class Grammars {
   async start(format: AnswerFormat): Promise<Matcher> {
     const source = sourceOf(format);
     this.#vocabulary ??= this.#readVocabulary();
-    await this.#check(source);
     if (this.#server === undefined || this.#server.isOver) this.#server = new GrammarThread(this.#vocabulary);
     const server = this.#server;
+    await this.#check(source);
     const matcher = ++this.#matchers;
     await this.#ask(() => server.call({ kind: 'start', matcher, source }, compileMilliseconds));
     return {
