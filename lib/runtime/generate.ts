@@ -1,6 +1,8 @@
 /** Generation: a prompt to tokens, tokens to pieces of text; the steps between are the scheduler's. */
 import { EspalierError } from '../errors.ts';
-import { type ChatMessage, renderChat } from '../tokenizer/chat-template.ts';
+import type { ChatMessage } from '../tokenizer/chat-template.ts';
+import { encodeChat } from '../tokenizer/encode-chat.ts';
+import { encodeAtMost } from '../tokenizer/long-text.ts';
 import { TextStream } from '../tokenizer/text-stream.ts';
 import type { Model } from './model.ts';
 import { type ResolvedSampling, resolveSampling, type SamplingOptions } from './sampling.ts';
@@ -126,11 +128,9 @@ async function encodePrompt(model: Model, prompt: string | readonly ChatMessage[
       file: model.path,
     });
   }
-  if (typeof prompt === 'string') return [...tokenizer.encode(prompt)];
-  const template = await model.chatTemplate();
-  const { bosToken, eosToken } = tokenizer;
-  const text = renderChat(prompt, { template, bosToken, eosToken });
-  return [...tokenizer.encode(text, { addSpecialTokens: false })];
+  const { maxPositions } = model.spec;
+  if (typeof prompt === 'string') return [...encodeAtMost(tokenizer, prompt, maxPositions)];
+  return encodeChat(tokenizer, prompt, { template: await model.chatTemplate() }, maxPositions);
 }
 
 function isChat(prompt: Exclude<Prompt, string>): prompt is readonly ChatMessage[] {

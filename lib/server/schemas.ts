@@ -1,5 +1,6 @@
 /** What requests may say, as OpenAI's API defines it, with the sampling options that vLLM and llama-server add. */
 import { z } from 'zod';
+import { promptText, tokenIds } from './prompt-schema.ts';
 
 const maxInt32 = 2 ** 31 - 1;
 const maxStops = 16;
@@ -47,9 +48,7 @@ const common = {
 
 export const completionRequest = z.strictObject({
   ...common,
-  prompt: z
-    .union([z.string(), z.array(z.int().min(0)), z.array(z.string()), z.array(z.array(z.int().min(0)))])
-    .describe('A text, token ids, or a list of one of them'),
+  prompt: promptText,
   logprobs: off(),
   echo: off(false),
   best_of: off(1),
@@ -89,7 +88,7 @@ export const tokenizeRequest = z.strictObject({
 
 export const detokenizeRequest = z.strictObject({
   model: z.string().optional(),
-  tokens: z.array(z.int().min(0).max(maxInt32)),
+  tokens: tokenIds,
 });
 
 export type CompletionRequest = z.infer<typeof completionRequest>;

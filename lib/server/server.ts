@@ -1,4 +1,5 @@
 /** An OpenAI-compatible server over a loaded model, as a Fastify instance. */
+import { setMaxListeners } from 'node:events';
 import { basename } from 'node:path';
 import swagger from '@fastify/swagger';
 import fastify, { type FastifyServerOptions } from 'fastify';
@@ -12,9 +13,11 @@ import { EspalierError } from '../errors.ts';
 import type { Model } from '../runtime/model.ts';
 import { version } from '../version.ts';
 import { Admission } from './admission.ts';
-import { HttpError, handleError } from './errors.ts';
+import { handleError } from './errors.ts';
+import { parseJsonBody } from './json-body.ts';
 import { ApiKeys } from './keys.ts';
 import { Metrics } from './metrics.ts';
+import { refuseConnection, refuseUnknown, requirePlainBody } from './refusals.ts';
 import { completionRoutes } from './routes/completions.ts';
 import { modelRoutes } from './routes/model.ts';
 import { statusRoutes } from './routes/status.ts';
@@ -29,6 +32,12 @@ export interface ServerOptions {
   maxRequests?: number | undefined;
   /** Bytes of a request's body. @default 2 MiB */
   bodyLimit?: number | undefined;
+  /** Milliseconds in which the headers of a request must come. @default 10 000 */
+  headersTimeout?: number | undefined;
+  /** Milliseconds in which a request must come whole. @default 30 000 */
+  requestTimeout?: number | undefined;
+  /** Milliseconds after which a client that does not read its stream is cut off. @default 30 000 */
+  stallTimeout?: number | undefined;
   /** Fastify's logger: options of pino, or a logger. @default none */
   logger?: FastifyServerOptions['logger'];
 }
@@ -42,8 +51,8 @@ export interface EspalierServer extends App {
   drain(milliseconds: number): Promise<void>;
 }
 
-const headerTimeout = 10_000;
-const bodyTimeout = 30_000;
+/** Milliseconds that clients have to read the end of their answers. */
+const lastWords = 1000;
 
 /** @throws USAGE for options out of range */
 export async function createServer(model: Model, options: ServerOptions = {}): Promise<EspalierServer> {
@@ -52,6 +61,9 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
     apiKeys = [],
     maxRequests = 256,
     bodyLimit = 2 * 2 ** 20,
+    headersTimeout = 10_000,
+    requestTimeout = 30_000,
+    stallTimeout = 30_000,
     logger,
   } = options;
   if (!Number.isInteger(maxRequests) || maxRequests < 1) {
@@ -62,8 +74,9 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
   const app: App = fastify({
     bodyLimit,
     logger: logger ?? false,
-    requestTimeout: bodyTimeout,
-    http: { headersTimeout: headerTimeout },
+    requestTimeout,
+    http: { headersTimeout, connectionsCheckingInterval: Math.min(1000, headersTimeout) },
+    clientErrorHandler: refuseConnection,
     // Requests that run are drained, not cut.
     forceCloseConnections: 'idle',
     frameworkErrors: handleError,
@@ -71,9 +84,11 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
   app.setErrorHandler(handleError);
-  app.setNotFoundHandler((request, reply) => {
-    handleError(new HttpError(404, `there is no ${request.method} ${request.url.slice(0, 200)}`), request, reply);
-  });
+  app.removeContentTypeParser(['application/json', 'text/plain']);
+  app.addContentTypeParser('application/json', { parseAs: 'buffer' }, async (_: unknown, body: Buffer) =>
+    parseJsonBody(body),
+  );
+  refuseUnknown(app);
   await app.register(swagger, {
     openapi: { info: { title: 'Espalier', description: 'OpenAI-compatible API', version } },
     transform: jsonSchemaTransform,
@@ -81,16 +96,21 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
 
   const keys = new ApiKeys(apiKeys);
   // Before the body is read.
-  app.addHook('onRequest', async ({ url, headers }) => {
-    if (url !== '/health') keys.check(headers.authorization);
+  app.addHook('onRequest', async (request) => {
+    if (request.url !== '/health') keys.check(request.raw.rawHeaders);
+    requirePlainBody(request);
   });
   const stop = new AbortController();
+  // Every request listens.
+  setMaxListeners(0, stop.signal);
   const admission = new Admission(maxRequests);
   const service: Service = {
     model,
     modelName,
+    context: Math.min(model.spec.maxPositions, model.kv.tokens),
     admission,
     metrics: new Metrics(model, modelName),
+    stallTimeout,
     stopping: stop.signal,
   };
   completionRoutes(app, service);
@@ -103,7 +123,10 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
       const timer = setTimeout(() => stop.abort(new Error('the server is stopping')), milliseconds);
       await admission.drain();
       clearTimeout(timer);
+      // A client that does not read its last words does not hold up the end.
+      const cut = setTimeout(() => app.server.closeAllConnections(), lastWords);
       await app.close();
+      clearTimeout(cut);
     },
   });
 }

@@ -5,7 +5,7 @@ import { promptIds } from '../../runtime/generate.ts';
 import type { ChatMessage } from '../../tokenizer/chat-template.ts';
 import { Answers } from '../answers.ts';
 import { HttpError, requireModel, streamError } from '../errors.ts';
-import { EventStream, goneSignal } from '../event-stream.ts';
+import { EventStream, endSignal } from '../event-stream.ts';
 import {
   type ChatRequest,
   type CommonRequest,
@@ -93,17 +93,18 @@ async function answer(
   }
   // Before anything is computed: a burst must not cost more than its refusal.
   using _slot = service.admission.take();
-  const signal = AbortSignal.any([goneSignal(reply), service.stopping]);
+  const signal = endSignal(reply, service.stopping);
   const { prompts, maxTokens } = await prepare();
-  const timer = service.metrics.start();
-  const answers = new Answers(service.model, prompts, request, maxTokens, signal, timer.token);
+  using timer = service.metrics.start(signal);
+  const answers = new Answers(service.model, service.context, prompts, request, maxTokens, signal, timer.token);
   const head = {
     id: `${shape.prefix}-${randomUUID()}`,
     created: Math.floor(Date.now() / 1000),
     model: service.modelName,
   };
   if (request.stream === true) {
-    await stream(reply, answers, shape, head, request.stream_options?.include_usage === true);
+    const events = () => new EventStream(reply, service.stallTimeout, signal);
+    await stream(events, answers, shape, head, request.stream_options?.include_usage === true);
     timer.finish(answers.usage);
     return;
   }
@@ -118,7 +119,7 @@ async function answer(
 }
 
 async function stream(
-  reply: FastifyReply,
+  open: () => EventStream,
   answers: Answers,
   shape: Shape,
   head: object,
@@ -127,7 +128,7 @@ async function stream(
   const pieces = answers.pieces();
   // What fails before the first token is still an answer with a status.
   let step = await pieces.next();
-  const events = new EventStream(reply);
+  const events = open();
   const chunk = (choices: object[], usage: object | null = null) =>
     events.send({ ...head, object: shape.chunkObject, choices, ...(includeUsage ? { usage } : {}) });
   try {
@@ -146,11 +147,15 @@ async function stream(
   }
 }
 
-async function completionPrompts({ model }: Service, { prompt, n }: CompletionRequest): Promise<(readonly number[])[]> {
+async function completionPrompts(
+  { model }: Service,
+  { prompt, n, best_of }: CompletionRequest,
+): Promise<(readonly number[])[]> {
   const isList = Array.isArray(prompt) && (prompt.length === 0 || typeof prompt[0] !== 'number');
   const prompts = (isList ? prompt : [prompt]) as (string | number[])[];
   const isEmpty = prompts.length === 0 || prompts.some(({ length }) => length === 0);
   if (isEmpty) throw new HttpError(400, 'prompt is empty', { param: 'prompt' });
+  if (best_of != null && (n ?? 1) > 1) throw new HttpError(400, 'best_of is less than n', { param: 'best_of' });
   if (prompts.length * (n ?? 1) > maxPrompts) {
     throw new HttpError(
       400,
