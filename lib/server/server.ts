@@ -20,13 +20,14 @@ import { Metrics } from './metrics.ts';
 import { refuseConnection, refuseUnknown, requirePlainBody } from './refusals.ts';
 import { completionRoutes } from './routes/completions.ts';
 import { modelRoutes } from './routes/model.ts';
+import { pagePaths, pageRoutes } from './routes/page.ts';
 import { statusRoutes } from './routes/status.ts';
 import type { App, Service } from './service.ts';
 
 export interface ServerOptions {
   /** What requests call the model. @default the name of its folder */
   modelName?: string | undefined;
-  /** Keys, one of which every route but /health then asks for. @default none: everyone may ask */
+  /** Keys, one of which every route but /health and the page's files then asks for. @default none: everyone may ask */
   apiKeys?: readonly string[] | undefined;
   /** Requests taken on at a time, running and waiting; more are refused with 503. @default 256 */
   maxRequests?: number | undefined;
@@ -38,6 +39,8 @@ export interface ServerOptions {
   requestTimeout?: number | undefined;
   /** Milliseconds after which a client that does not read its stream is cut off. @default 30 000 */
   stallTimeout?: number | undefined;
+  /** Answer `GET /` with a page to chat with the model and to watch the server. @default true */
+  page?: boolean | undefined;
   /** Fastify's logger: options of pino, or a logger. @default none */
   logger?: FastifyServerOptions['logger'];
 }
@@ -64,6 +67,7 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
     headersTimeout = 10_000,
     requestTimeout = 30_000,
     stallTimeout = 30_000,
+    page = true,
     logger,
   } = options;
   if (!Number.isInteger(maxRequests) || maxRequests < 1) {
@@ -95,9 +99,10 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
   });
 
   const keys = new ApiKeys(apiKeys);
+  const withoutKey = new Set<string | undefined>(page ? ['/health', ...pagePaths] : ['/health']);
   // Before the body is read.
   app.addHook('onRequest', async (request) => {
-    if (request.url !== '/health') keys.check(request.raw.rawHeaders);
+    if (!withoutKey.has(request.routeOptions.url)) keys.check(request.raw.rawHeaders);
     requirePlainBody(request);
   });
   const stop = new AbortController();
@@ -116,6 +121,7 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
   completionRoutes(app, service);
   modelRoutes(app, service);
   statusRoutes(app, service);
+  if (page) pageRoutes(app);
   app.get('/openapi.json', { schema: { hide: true } }, () => app.swagger());
 
   return Object.assign(app, {
