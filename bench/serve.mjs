@@ -3,14 +3,13 @@
 // The server has a process of its own (bench/serve/host.mjs); this one asks it. Prompts are random token ids, answers are
 // drawn at temperature 1 and never end early. MODEL needs a tokenizer.json; one of bench/make-model.mjs takes that of
 // models/demo. All figures are of one run; configurations that are compared take turns.
-import { fork } from 'node:child_process';
-import { once, setMaxListeners } from 'node:events';
+import { setMaxListeners } from 'node:events';
 import { writeFileSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { formatTable } from '../dist/report/table.js';
 import { parseWeights } from '../dist/runtime/weights.js';
 import { complete } from './serve/client.mjs';
+import { startHost } from './serve/start-host.mjs';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -43,34 +42,6 @@ const sorted = (numbers) => numbers.toSorted((a, b) => a - b);
 const median = (numbers) => sorted(numbers)[Math.floor(numbers.length / 2)];
 /** The smallest number that `share` of them do not exceed. */
 const quantile = (numbers, share) => sorted(numbers)[Math.ceil(numbers.length * share) - 1];
-
-async function startHost(options) {
-  const script = fileURLToPath(new URL('./serve/host.mjs', import.meta.url));
-  const child = fork(script, [JSON.stringify(options)]);
-  const [ready] = await once(child, 'message');
-  const waiting = new Map();
-  child.on('message', ({ id, value, error }) => {
-    const { resolve, reject } = waiting.get(id);
-    waiting.delete(id);
-    if (error === undefined) resolve(value);
-    else reject(new Error(error));
-  });
-  let next = 0;
-  return {
-    ...ready,
-    ask(name, args) {
-      const id = next++;
-      return new Promise((resolve, reject) => {
-        waiting.set(id, { resolve, reject });
-        child.send({ id, name, args });
-      });
-    },
-    async stop() {
-      child.kill('SIGTERM');
-      await once(child, 'exit');
-    },
-  };
-}
 
 const ask = (prompt, maxTokens, options) =>
   complete(host.url, { model: 'model', prompt, max_tokens: maxTokens }, options);
