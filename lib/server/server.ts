@@ -57,6 +57,9 @@ export interface EspalierServer extends App {
 /** Milliseconds that clients have to read the end of their answers. */
 const lastWords = 1000;
 
+/** Routes that take a slot. */
+const answering = new Set<string | undefined>(['/v1/completions', '/v1/chat/completions']);
+
 /** @throws USAGE for options out of range */
 export async function createServer(model: Model, options: ServerOptions = {}): Promise<EspalierServer> {
   const {
@@ -100,15 +103,16 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
 
   const keys = new ApiKeys(apiKeys);
   const withoutKey = new Set<string | undefined>(page ? ['/health', ...pagePaths] : ['/health']);
-  // Before the body is read.
+  const admission = new Admission(maxRequests);
+  // Before the body is read: a burst must not cost more than its refusal.
   app.addHook('onRequest', async (request) => {
     if (!withoutKey.has(request.routeOptions.url)) keys.check(request.raw.rawHeaders);
     requirePlainBody(request);
+    if (answering.has(request.routeOptions.url)) admission.requireRoom();
   });
   const stop = new AbortController();
   // Every request listens.
   setMaxListeners(0, stop.signal);
-  const admission = new Admission(maxRequests);
   const service: Service = {
     model,
     modelName,
