@@ -36,6 +36,28 @@ test('says what it serves and where, answers, and ends with status 0 at SIGTERM'
   expect((await once(child, 'exit'))[0]).toBe(0);
 });
 
+test('a second SIGTERM ends it at once', async () => {
+  const { child, url } = await serve('--shutdown-timeout', '600');
+  const body = JSON.stringify({
+    model: 'demo',
+    prompt: 'Once',
+    max_tokens: 2000,
+    n: 8,
+    ignore_eos: true,
+    stream: true,
+  });
+  const headers = { 'content-type': 'application/json' };
+  const answer = await fetch(`${url}/v1/completions`, { method: 'POST', headers, body });
+  const reading = answer.text().catch(() => '');
+  child.kill('SIGTERM');
+  while ((await fetch(`${url}/health`).catch(() => undefined))?.status === 200);
+  const begun = performance.now();
+  child.kill('SIGTERM');
+  expect((await once(child, 'exit'))[0]).toBe(130);
+  expect(performance.now() - begun).toBeLessThan(1000);
+  expect(await reading).not.toContain('[DONE]');
+});
+
 test('takes its keys and its chat template from files', async () => {
   const folder = temporaryFolder();
   const keys = join(folder, 'keys');

@@ -3,7 +3,9 @@ import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
 import type { AnswerFormat } from '../grammar/format.ts';
 import type { Matcher } from '../grammar/grammars.ts';
-import { type ChatMessage, renderChat } from '../tokenizer/chat-template.ts';
+import type { ChatMessage } from '../tokenizer/chat-template.ts';
+import { encodeChat } from '../tokenizer/encode-chat.ts';
+import { encodeAtMost } from '../tokenizer/long-text.ts';
 import { TextStream } from '../tokenizer/text-stream.ts';
 import { Constraint } from './constraint.ts';
 import type { TokenLogprob } from './logprobs.ts';
@@ -206,11 +208,9 @@ async function encodePrompt(
       file: model.path,
     });
   }
-  if (typeof prompt === 'string') return [...tokenizer.encode(prompt)];
-  const template = await model.chatTemplate();
-  const { bosToken, eosToken } = tokenizer;
-  const text = renderChat(prompt, { template, bosToken, eosToken, tools });
-  return [...tokenizer.encode(text, { addSpecialTokens: false })];
+  const { maxPositions } = model.spec;
+  if (typeof prompt === 'string') return [...encodeAtMost(tokenizer, prompt, maxPositions)];
+  return encodeChat(tokenizer, prompt, { template: await model.chatTemplate(), tools }, maxPositions);
 }
 
 function isChat(prompt: Exclude<Prompt, string>): prompt is readonly ChatMessage[] {

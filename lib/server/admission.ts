@@ -21,7 +21,7 @@ export class Admission {
   }
 
   /** @throws HttpError 503 when all slots are taken, or the server is about to stop */
-  take(): Disposable {
+  requireRoom(): void {
     const headers = { 'retry-after': '1' };
     if (this.#isDraining) throw new HttpError(503, 'the server is stopping', { code: 'draining', headers });
     if (this.#taken === this.#slots) {
@@ -30,6 +30,11 @@ export class Admission {
         headers,
       });
     }
+  }
+
+  /** @throws HttpError as requireRoom */
+  take(): Disposable {
+    this.requireRoom();
     this.#taken++;
     let isTaken = true;
     return {

@@ -2,7 +2,7 @@
 import { randomInt } from 'node:crypto';
 import type { GeneratedPiece, GenerateOptions } from '../runtime/generate.ts';
 import type { Model } from '../runtime/model.ts';
-import { HttpError } from './errors.ts';
+import { contextExceeded, HttpError } from './errors.ts';
 import { type RequestedFormat, renameFormat } from './formats.ts';
 import type { CommonRequest } from './schemas.ts';
 
@@ -41,17 +41,18 @@ export class Answers {
   #completionTokens = 0;
 
   /**
+   * @param context Tokens of a prompt and its answer.
    * @param onToken Told of each token, with the number of its answer.
    * @throws HttpError 400 where a prompt and its answer do not fit the context
    */
   constructor(
     model: Model,
+    context: number,
     { prompts, maxTokens, topLogprobs, format }: Work,
     request: CommonRequest,
     signal: AbortSignal,
     onToken: (index: number) => void,
   ) {
-    const context = model.spec.maxPositions;
     const longest = Math.max(...prompts.map(({ length }) => length));
     if (longest + (maxTokens ?? 1) > context) {
       const wish = maxTokens === undefined ? 'an answer' : `${maxTokens} tokens of answer`;
@@ -60,7 +61,7 @@ export class Answers {
         `a prompt of ${longest} tokens and ${wish} do not fit the context of ${context} tokens`,
         {
           param: maxTokens === undefined ? 'prompt' : 'max_tokens',
-          code: 'context_length_exceeded',
+          code: contextExceeded,
         },
       );
     }

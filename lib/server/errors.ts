@@ -58,8 +58,9 @@ export function answerTo(error: unknown): {
     const status =
       error.code === 'ABORTED' || error.code === 'DISPOSED' ? 503 : errorCodes[error.code].exit === 2 ? 400 : 500;
     const param = error.field === undefined ? null : (paramOf[error.field] ?? error.field);
-    const message = status === 500 ? 'the server failed to answer' : error.message;
-    return { status, headers: {}, body: bodyOf(status, message, param, error.code.toLowerCase()) };
+    const code = error.code === 'CONTEXT_FULL' ? contextExceeded : error.code.toLowerCase();
+    if (status === 500) return { status, headers: {}, body: bodyOf(status, failed, null, 'engine_error') };
+    return { status, headers: {}, body: bodyOf(status, error.message, param, code) };
   }
   if (hasZodFastifySchemaValidationErrors(error)) {
     const { instancePath, message, params } = error.validation[0]!;
@@ -71,8 +72,12 @@ export function answerTo(error: unknown): {
   const { statusCode = 500, message, code } = error as FastifyError;
   if (statusCode < 500)
     return { status: statusCode, headers: {}, body: bodyOf(statusCode, message, null, code ?? null) };
-  return { status: 500, headers: {}, body: bodyOf(500, 'the server failed to answer', null, null) };
+  return { status: 500, headers: {}, body: bodyOf(500, failed, null, null) };
 }
+
+/** OpenAI's word for it. */
+export const contextExceeded = 'context_length_exceeded';
+const failed = 'the server failed to answer';
 
 function bodyOf(status: number, message: string, param: string | null, code: string | null): ErrorBody {
   const type = status === 401 ? 'authentication_error' : status >= 500 ? 'server_error' : 'invalid_request_error';
@@ -81,7 +86,8 @@ function bodyOf(status: number, message: string, param: string | null, code: str
 
 export function handleError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const { status, body, headers } = answerTo(error);
-  if (status >= 500) request.log.error({ err: error }, 'request failed');
+  // Nobody is told of what a client left behind.
+  if (status >= 500 && !reply.raw.destroyed) request.log.error({ err: error }, 'request failed');
   void reply.status(status).headers(headers).send(body);
 }
 

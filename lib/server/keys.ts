@@ -14,10 +14,14 @@ export class ApiKeys {
     this.#hashes = keys.map(hashOf);
   }
 
-  /** @throws HttpError 401 unless `authorization` is `Bearer` and one of the keys */
-  check(authorization: string | undefined): void {
+  /**
+   * @param rawHeaders Names and values in turns: of two `Authorization` Node would show the first.
+   * @throws HttpError 401 unless there is one `Authorization`, and it is `Bearer` and one of the keys
+   */
+  check(rawHeaders: readonly string[]): void {
     if (this.#hashes.length === 0) return;
-    const given = /^Bearer (.+)$/.exec(authorization ?? '')?.[1];
+    const found = rawHeaders.filter((_, i) => i % 2 === 1 && rawHeaders[i - 1]!.toLowerCase() === 'authorization');
+    const given = found.length === 1 ? /^Bearer (.+)$/.exec(found[0]!)?.[1] : undefined;
     const hash = hashOf(given ?? '');
     let matches = 0;
     for (const known of this.#hashes) matches += timingSafeEqual(known, hash) ? 1 : 0;

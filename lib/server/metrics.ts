@@ -10,8 +10,8 @@ const secondsToFirst = [
 const secondsBetween = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80];
 const secondsWhole = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680];
 
-/** The times of one request. */
-export interface RequestTimer {
+/** The times of one request, until it is disposed. */
+export interface RequestTimer extends Disposable {
   /** A token of answer number `index` came. */
   token(index: number): void;
   /** It was answered whole. */
@@ -23,6 +23,7 @@ export class Metrics {
   readonly #prompt: Counter;
   readonly #generated: Counter;
   readonly #finished: Counter;
+  readonly #cancelled: Counter;
   readonly #first: Histogram;
   readonly #between: Histogram;
   readonly #whole: Histogram;
@@ -52,6 +53,10 @@ export class Metrics {
     this.#prompt = counter('prompt_tokens_total', 'Tokens of prompts');
     this.#generated = counter('generation_tokens_total', 'Tokens of answers');
     this.#finished = counter('request_success_total', 'Requests answered');
+    this.#cancelled = counter(
+      'requests_cancelled_total',
+      'Requests that ended early: the client went away, or the server stopped',
+    );
     this.#first = histogram('time_to_first_token_seconds', 'From a request to its first token', secondsToFirst);
     this.#between = histogram('inter_token_latency_seconds', 'From a token to the next of its answer', secondsBetween);
     this.#whole = histogram('e2e_request_latency_seconds', 'From a request to the end of its answer', secondsWhole);
@@ -65,22 +70,28 @@ export class Metrics {
     return this.#registry.metrics();
   }
 
-  start(): RequestTimer {
+  /** @param signal Fires where the request ends early. */
+  start(signal: AbortSignal): RequestTimer {
     const begin = performance.now();
     const last = new Map<number, number>();
+    let isFinished = false;
     return {
       token: (index) => {
         const now = performance.now();
+        this.#generated.inc();
         const before = last.get(index);
         last.set(index, now);
         if (before === undefined) this.#first.observe((now - begin) / 1000);
         else this.#between.observe((now - before) / 1000);
       },
-      finish: ({ prompt_tokens, completion_tokens }) => {
+      finish: ({ prompt_tokens }) => {
+        isFinished = true;
         this.#prompt.inc(prompt_tokens);
-        this.#generated.inc(completion_tokens);
         this.#finished.inc();
         this.#whole.observe((performance.now() - begin) / 1000);
+      },
+      [Symbol.dispose]: () => {
+        if (!isFinished && signal.aborted) this.#cancelled.inc();
       },
     };
   }

@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import type { FastifyReply } from 'fastify';
 import { Answers, type Work } from './answers.ts';
 import { HttpError, requireModel, streamError } from './errors.ts';
-import { EventStream, goneSignal } from './event-stream.ts';
+import { EventStream, endSignal } from './event-stream.ts';
 import type { CommonRequest } from './schemas.ts';
 import type { Service } from './service.ts';
 import type { Writer } from './writers.ts';
@@ -35,10 +35,10 @@ export async function answer(
   }
   // Before anything is computed: a burst must not cost more than its refusal.
   using _slot = service.admission.take();
-  const signal = AbortSignal.any([goneSignal(reply), service.stopping]);
+  const signal = endSignal(reply, service.stopping);
   const { work, writer } = await prepare(signal);
-  const timer = service.metrics.start();
-  const answers = new Answers(service.model, work, request, signal, timer.token);
+  using timer = service.metrics.start(signal);
+  const answers = new Answers(service.model, service.context, work, request, signal, timer.token);
   const writers = Array.from({ length: answers.count }, (_, i) => writer(i, answers.promptOf(i)));
   const head = {
     id: `${form.prefix}-${randomUUID()}`,
@@ -47,7 +47,8 @@ export async function answer(
   };
   if (request.stream === true) {
     const includeUsage = request.stream_options?.include_usage === true;
-    await stream(reply, answers, writers, { ...head, object: form.chunkObject }, includeUsage);
+    const events = () => new EventStream(reply, service.stallTimeout, signal);
+    await stream(events, answers, writers, { ...head, object: form.chunkObject }, includeUsage);
     timer.finish(answers.usage);
     return;
   }
@@ -58,7 +59,7 @@ export async function answer(
 }
 
 async function stream(
-  reply: FastifyReply,
+  open: () => EventStream,
   answers: Answers,
   writers: readonly Writer[],
   head: object,
@@ -67,7 +68,7 @@ async function stream(
   const pieces = answers.pieces();
   // What fails before the first token is still an answer with a status.
   let step = await pieces.next();
-  const events = new EventStream(reply);
+  const events = open();
   const chunk = (choices: object[], usage: object | null = null) =>
     events.send({ ...head, choices, ...(includeUsage ? { usage } : {}) });
   try {

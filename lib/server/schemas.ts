@@ -1,6 +1,7 @@
 /** What requests may say, as OpenAI's API defines it, with the sampling options that vLLM and llama-server add. */
 import { z } from 'zod';
 import { maxTopLogprobs } from '../runtime/logprobs.ts';
+import { promptText, tokenIds } from './prompt-schema.ts';
 
 const maxInt32 = 2 ** 31 - 1;
 const maxStops = 16;
@@ -76,9 +77,7 @@ const common = {
 
 export const completionRequest = z.strictObject({
   ...common,
-  prompt: z
-    .union([z.string(), z.array(z.int().min(0)), z.array(z.string()), z.array(z.array(z.int().min(0)))])
-    .describe('A text, token ids, or a list of one of them'),
+  prompt: promptText,
   max_tokens: maxTokens(0).describe('Most tokens of an answer; 0 with echo. Default 16'),
   logprobs: topLogprobs.describe('Log-probabilities of the tokens, and of so many of the most likely ones'),
   echo: z.boolean().nullish().describe("Begin with the prompt's text"),
@@ -151,7 +150,7 @@ export const tokenizeRequest = z.strictObject({
 
 export const detokenizeRequest = z.strictObject({
   model: z.string().optional(),
-  tokens: z.array(z.int().min(0).max(maxInt32)),
+  tokens: tokenIds,
 });
 
 export type CompletionRequest = z.infer<typeof completionRequest>;

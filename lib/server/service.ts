@@ -17,8 +17,12 @@ export interface Service {
   readonly model: Model;
   /** What requests call the model. */
   readonly modelName: string;
+  /** Tokens of a prompt and its answer: what the model allows and the KV cache has room for. */
+  readonly context: number;
   readonly admission: Admission;
   readonly metrics: Metrics;
+  /** Milliseconds that a client may take to read on. */
+  readonly stallTimeout: number;
   /** Fires when answers under way must end. */
   readonly stopping: AbortSignal;
 }

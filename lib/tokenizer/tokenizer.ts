@@ -35,6 +35,8 @@ export class Tokenizer {
   readonly eosToken: string | undefined;
   readonly bosId: number | undefined;
   readonly eosId: number | undefined;
+  /** Finds the names of special tokens in a text; undefined where there are none. */
+  readonly specialPattern: RegExp | undefined;
   readonly #library: Library;
   readonly #ids: ReadonlyMap<string, number>;
   readonly #specialIds: ReadonlySet<number>;
@@ -49,6 +51,7 @@ export class Tokenizer {
     this.#addedIds = new Set(definition.addedTokens.map((token) => token.id));
     this.#decodesByRegex = definition.decodesByRegex;
     this.#spelling = definition.spelling;
+    this.specialPattern = patternOf(definition.addedTokens.filter((token) => token.special));
     let highest = -1;
     for (const id of definition.pieces.values()) if (id > highest) highest = id;
     this.vocabularySize = highest + 1;
@@ -166,6 +169,13 @@ export class Tokenizer {
 function keepByteOrderMarks(decoder: LibraryDecoder | null): void {
   if (decoder?.text_decoder !== undefined) decoder.text_decoder = new TextDecoder('utf-8', { ignoreBOM: true });
   for (const part of decoder?.decoders ?? []) keepByteOrderMarks(part);
+}
+
+/** Of two names that begin alike the longer is found. */
+function patternOf(tokens: readonly { readonly content: string }[]): RegExp | undefined {
+  if (tokens.length === 0) return undefined;
+  const names = tokens.map(({ content }) => content).sort((a, b) => b.length - a.length);
+  return new RegExp(names.map((name) => name.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&')).join('|'), 'g');
 }
 
 /** A token of tokenizer_config.json: its text, or an object with `content`. */

@@ -17,16 +17,50 @@ uint64_t mix(uint64_t x) {
 
 double uniform(uint64_t seed, uint64_t step) { return static_cast<double>(mix(mix(seed) ^ step) >> 11) * 0x1p-53; }
 
+struct Candidate {
+  int32_t id;
+  double weight;
+};
+
+bool likelier(const Candidate& a, const Candidate& b) {
+  return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+}
+
+double weight_of(const std::vector<Candidate>& candidates) {
+  double total = 0;
+  for (const Candidate& c : candidates) total += c.weight;
+  return total;
+}
+
+void keep_top_k(std::vector<Candidate>& candidates, size_t k) {
+  if (k >= candidates.size()) return;
+  std::partial_sort(candidates.begin(), candidates.begin() + static_cast<ptrdiff_t>(k), candidates.end(), likelier);
+  candidates.resize(k);
+}
+
+// Sorts only a few times as many candidates as it keeps: mostly a handful of a large vocabulary.
+void keep_top_p(std::vector<Candidate>& candidates, double p) {
+  const double wanted = p * weight_of(candidates);
+  double reached = 0;
+  size_t kept = 0;
+  size_t sorted = 0;
+  while (kept < candidates.size() && (kept == 0 || reached < wanted)) {
+    if (kept == sorted) {
+      const auto begin = candidates.begin() + static_cast<ptrdiff_t>(sorted);
+      sorted = std::min(candidates.size(), std::max<size_t>(64, 4 * sorted));
+      std::partial_sort(begin, candidates.begin() + static_cast<ptrdiff_t>(sorted), candidates.end(), likelier);
+    }
+    reached += candidates[kept++].weight;
+  }
+  candidates.resize(kept);
+}
+
 }  // namespace
 
 int32_t sample(std::span<const float> logits, const SamplerOptions& options, uint64_t step) {
   const auto best = std::max_element(logits.begin(), logits.end());
   if (options.temperature <= 0) return static_cast<int32_t>(best - logits.begin());
 
-  struct Candidate {
-    int32_t id;
-    double weight;
-  };
   const double highest = *best;
   std::vector<Candidate> candidates;
   candidates.reserve(logits.size());
@@ -37,28 +71,11 @@ int32_t sample(std::span<const float> logits, const SamplerOptions& options, uin
   }
   // Logits of NaN or infinity leave nothing to draw from.
   if (candidates.empty()) return static_cast<int32_t>(best - logits.begin());
-  const auto likelier = [](const Candidate& a, const Candidate& b) {
-    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
-  };
-  if (options.top_k > 0 && static_cast<size_t>(options.top_k) < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + options.top_k, candidates.end(), likelier);
-    candidates.resize(static_cast<size_t>(options.top_k));
-  }
-  std::sort(candidates.begin(), candidates.end(), likelier);
-  double total = 0;
-  for (const Candidate& c : candidates) total += c.weight;
-  if (options.top_p < 1) {
-    const double wanted = static_cast<double>(options.top_p) * total;
-    double reached = 0;
-    size_t kept = 0;
-    while (kept < candidates.size() && (kept == 0 || reached < wanted)) reached += candidates[kept++].weight;
-    candidates.resize(kept);
-  }
+  if (options.top_k > 0) keep_top_k(candidates, static_cast<size_t>(options.top_k));
+  if (options.top_p < 1) keep_top_p(candidates, static_cast<double>(options.top_p));
   // The most likely token weighs 1, so min-p compares weights as they are.
-  while (candidates.back().weight < static_cast<double>(options.min_p)) candidates.pop_back();
-  total = 0;
-  for (const Candidate& c : candidates) total += c.weight;
-  double left = uniform(options.seed, step) * total;
+  std::erase_if(candidates, [&](const Candidate& c) { return c.weight < static_cast<double>(options.min_p); });
+  double left = uniform(options.seed, step) * weight_of(candidates);
   for (const Candidate& c : candidates) {
     left -= c.weight;
     if (left < 0) return c.id;

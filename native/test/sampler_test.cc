@@ -66,6 +66,27 @@ TEST_CASE("top-k, top-p and min-p cut in this order") {
   CHECK(chi_squared(kLogits, {.temperature = 1, .top_k = 4, .seed = seed}, {2, 8, 1, 4, 0}, 20000) < kLimit);
 }
 
+TEST_CASE("top-p of a flat distribution keeps hundreds, each drawn as often as it weighs") {
+  std::mt19937_64 random(test::fresh_seed());
+  std::vector<double> weights(700);
+  for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<double>(100 + i);
+  std::shuffle(weights.begin(), weights.end(), random);
+  std::vector<float> logits;
+  for (const double w : weights) logits.push_back(static_cast<float>(std::log(w)));
+  // The heaviest until they reach 0.9 of all: those from this weight on.
+  double total = 0;
+  for (const double w : weights) total += w;
+  double least = 800;
+  for (double reached = 0; reached < 0.9 * total; reached += least) --least;
+  std::vector<double> kept = weights;
+  for (double& w : kept) w = w < least ? 0 : w;
+  const auto count = static_cast<double>(std::count_if(kept.begin(), kept.end(), [](double w) { return w > 0; }));
+  CHECK(count > 400);
+  // Seven standard deviations above the mean.
+  const double limit = count + 7 * std::sqrt(2 * count);
+  CHECK(chi_squared(logits, {.temperature = 1, .top_p = 0.9f, .seed = random()}, kept, 100000) < limit);
+}
+
 TEST_CASE("greedy takes the first of the largest, whatever else is asked") {
   CHECK(draw({1, 5, 5, 2}, {}) == 1);
   CHECK(draw({1, 5, 5, 2}, {.temperature = 0, .top_k = 3, .top_p = 0.1f, .seed = 7}, 9) == 1);

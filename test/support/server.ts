@@ -38,3 +38,45 @@ export async function until(is: () => boolean | Promise<boolean>): Promise<void>
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
+
+/** Tokens that a server has given so far, as its metrics count them. */
+export async function generatedTokens(app: EspalierServer): Promise<number> {
+  const { body } = await app.inject('/metrics');
+  return Number(/^espalier_generation_tokens_total\{.*\} (\d+)$/m.exec(body)?.[1] ?? 0);
+}
+
+/** A stream that goes on while a test does what it does. */
+export interface Bystander {
+  /** Throws unless it has got what the library gives when nothing else runs. */
+  check(): Promise<void>;
+}
+
+/** Streams over HTTP, an answer after the other, the same every time. */
+export async function bystander(server: RunningServer): Promise<Bystander> {
+  const prompt = 'The old town lay by the river';
+  let wanted = '';
+  for await (const { text } of server.model.generate(prompt, { maxTokens: 200, ignoreEos: true })) wanted += text;
+  let isOver = false;
+  let answers = 0;
+  const run = async () => {
+    while (!isOver) {
+      const body = { model: 'demo', prompt, max_tokens: 200, temperature: 0, stream: true, ignore_eos: true };
+      let found = '';
+      for await (const chunk of await server.client.completions.create(body as typeof body & { stream: true })) {
+        found += chunk.choices[0]!.text;
+      }
+      if (found !== wanted) throw new Error(`the stream beside the others got ${JSON.stringify(found)}`);
+      answers++;
+    }
+  };
+  const done = run();
+  done.catch(() => {});
+  await until(() => server.model.scheduler.load.running > 0);
+  return {
+    async check() {
+      isOver = true;
+      await done;
+      if (answers === 0) throw new Error('the stream beside the others has not ended once');
+    },
+  };
+}

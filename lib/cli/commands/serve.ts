@@ -12,6 +12,7 @@ interface Options extends ArithmeticOptions {
   kvTokens?: number;
   maxRequests?: number;
   shutdownTimeout: number;
+  page: boolean;
   logLevel: string;
 }
 
@@ -25,18 +26,19 @@ export function defineServe(program: Command, start: Start): void {
     .argument('<model>', 'folder of a checkpoint')
     .option('--host <address>', 'address to listen on', '127.0.0.1')
     .option('--port <n>', 'port, 0 for any that is free', integer(0, 65535), 8080)
-    .option('--api-key-file <file>', 'keys, one a line; every route but /health then asks for one', path)
+    .option('--api-key-file <file>', 'keys, one a line; every route but /health and the page then asks for one', path)
     .option('--model-name <name>', 'what requests call the model (default: the name of its folder)')
     .option('--chat-template <file>', "Jinja template, in place of the checkpoint's", path)
     .option('--kv-tokens <n>', 'tokens that the KV cache has room for', integer(1, Number.MAX_SAFE_INTEGER))
     .option('--max-requests <n>', 'requests taken on at a time (default: 256)', integer(1, 1_000_000))
     .option('--shutdown-timeout <s>', 'seconds that answers have to end after SIGTERM', integer(0, 86_400), 30)
+    .option('--no-page', 'do not answer GET / with a page to chat and to watch the load')
     .addOption(new Option('--log-level <level>', 'least that is logged, on stderr').choices(logLevels).default('info'));
   start<Options>(addGlobalOptions(addArithmeticOptions(command)), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
-  const { host, port, apiKeyFile, modelName, maxRequests, logLevel, shutdownTimeout } = options;
+  const { host, port, apiKeyFile, modelName, maxRequests, logLevel, shutdownTimeout, page } = options;
   const { threads, weights, kvCache, activations, kvTokens, chatTemplate } = options;
   const { Model } = await import('../../runtime/model.ts');
   const { createServer } = await import('../../server/server.ts');
@@ -56,7 +58,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
   });
   terminal.endProgress();
   const logger = logLevel === 'silent' ? false : { level: logLevel, stream: process.stderr };
-  const server = await createServer(model, { modelName, apiKeys, maxRequests, logger });
+  const server = await createServer(model, { modelName, apiKeys, maxRequests, page, logger });
   let address: string;
   try {
     address = await server.listen({ host, port });

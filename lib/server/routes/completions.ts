@@ -53,11 +53,15 @@ async function echoOf(
   return { text, tokens: scores.map((score, i) => places.place(ids[i]!, score)) };
 }
 
-async function promptsOf({ model }: Service, { prompt, n }: CompletionRequest): Promise<(readonly number[])[]> {
+async function promptsOf(
+  { model }: Service,
+  { prompt, n, best_of }: CompletionRequest,
+): Promise<(readonly number[])[]> {
   const isList = Array.isArray(prompt) && (prompt.length === 0 || typeof prompt[0] !== 'number');
   const prompts = (isList ? prompt : [prompt]) as (string | number[])[];
   const isEmpty = prompts.length === 0 || prompts.some(({ length }) => length === 0);
   if (isEmpty) throw new HttpError(400, 'prompt is empty', { param: 'prompt' });
+  if (best_of != null && (n ?? 1) > 1) throw new HttpError(400, 'best_of is less than n', { param: 'best_of' });
   if (prompts.length * (n ?? 1) > maxPrompts) {
     throw new HttpError(
       400,

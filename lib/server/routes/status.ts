@@ -1,10 +1,13 @@
 /** GET /health, without a key, and GET /metrics. */
 import type { App, Service } from '../service.ts';
 
+/** What asks every second does not fill the log. */
+const quiet = { logLevel: 'warn' } as const;
+
 export function statusRoutes(app: App, { admission, metrics }: Service): void {
-  app.get('/health', async (_, reply) => {
+  app.get('/health', quiet, async (_, reply) => {
     const status = admission.isDraining ? 'stopping' : 'ok';
     return reply.status(admission.isDraining ? 503 : 200).send({ status });
   });
-  app.get('/metrics', async (_, reply) => reply.type(metrics.contentType).send(await metrics.text()));
+  app.get('/metrics', quiet, async (_, reply) => reply.type(metrics.contentType).send(await metrics.text()));
 }

@@ -1,0 +1,47 @@
+/** The process that is measured: a server on a model, and what only its own process can know. Driven over IPC. */
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { Model } from '../../dist/index.js';
+import { createServer } from '../../dist/server/index.js';
+
+const { path, load, server } = JSON.parse(process.argv[2]);
+const model = await Model.load(path, load);
+const app = await createServer(model, { ...server, modelName: 'model' });
+const url = await app.listen({ host: '127.0.0.1', port: 0 });
+const delay = monitorEventLoopDelay({ resolution: 1 });
+delay.enable();
+
+const commands = {
+  /** Tokens per second of the library without a server, from the first token to the last. */
+  async generate({ prompt, maxTokens }) {
+    let first = 0;
+    let tokens = 0;
+    for await (const { ids } of model.generate(prompt, { maxTokens, temperature: 1, ignoreEos: true })) {
+      first ||= performance.now();
+      tokens += ids.length;
+    }
+    return ((tokens - 1) * 1000) / (performance.now() - first);
+  },
+  resetDelay: () => delay.reset(),
+  /** Milliseconds; the timer that measures comes around every one of them. */
+  delay: () => ({ p50: delay.percentile(50) / 1e6, p99: delay.percentile(99) / 1e6, max: delay.max / 1e6 }),
+  state: () => ({ rss: process.memoryUsage().rss, freeBlocks: model.kv.free, blocks: model.kv.size }),
+};
+
+process.on('message', async ({ id, name, args }) => {
+  try {
+    process.send({ id, value: await commands[name](args) });
+  } catch (error) {
+    process.send({ id, error: String(error) });
+  }
+});
+process.on('SIGTERM', async () => {
+  await app.drain(5000);
+  model.dispose();
+  process.disconnect();
+});
+process.send({
+  url,
+  vocabulary: model.spec.vocabularySize,
+  context: model.spec.maxPositions,
+  formats: model.info.formats,
+});
