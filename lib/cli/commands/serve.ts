@@ -32,18 +32,19 @@ export function defineServe(program: Command, start: Start): void {
     .option('--max-requests <n>', 'requests taken on at a time (default: 256)', integer(1, 1_000_000))
     .option('--shutdown-timeout <s>', 'seconds that answers have to end after SIGTERM', integer(0, 86_400), 30)
     .addOption(new Option('--log-level <level>', 'least that is logged, on stderr').choices(logLevels).default('info'));
-  start<Options>(addGlobalOptions(addArithmeticOptions(command)), run);
+  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: true }), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
   const { host, port, apiKeyFile, modelName, maxRequests, logLevel, shutdownTimeout } = options;
-  const { threads, weights, kvCache, activations, kvTokens, chatTemplate } = options;
+  const { device, threads, weights, kvCache, activations, kvTokens, chatTemplate } = options;
   const { Model } = await import('../../runtime/model.ts');
   const { createServer } = await import('../../server/server.ts');
   const { readKeys } = await import('../../server/keys.ts');
   const { formatBytes } = await import('../../report/format.ts');
   const apiKeys = apiKeyFile === undefined ? undefined : readKeys(apiKeyFile);
   await using model = await Model.load(args[0]!, {
+    device,
     threads,
     weights,
     kvCache,

@@ -28,6 +28,7 @@ Result<Limits> current_limits() {
 
 ProductKernel find_kernel(TileLayout layout, int tokens) {
   switch (layout) {
+    case TileLayout::kDense: return dense_kernel(tokens);
     case TileLayout::kTwoFour: return two_four_kernel(tokens);
     case TileLayout::kBalanced: return balanced_kernel(tokens);
     case TileLayout::kBitmap: return bitmap_kernel(tokens);
@@ -44,6 +45,7 @@ int tail_at(const DeviceTiles& weights) {
 // Bytes of shared memory for one tile.
 int stage_bytes(const DeviceTiles& weights) {
   switch (weights.layout) {
+    case TileLayout::kDense: return kDenseBytes;
     case TileLayout::kTwoFour: return kTwoFourBytes;
     case TileLayout::kBalanced: return balanced_bytes(weights.slots);
     case TileLayout::kBitmap:
@@ -80,9 +82,10 @@ int choose_split(int items, int col_tiles, int warps, int multiprocessors) {
 Status check(const Product& product) {
   const DeviceTiles& weights = product.weights;
   const int most = most_tokens(weights.layout);
-  if (product.tokens < 1 || product.tokens > most) {
+  if (product.tokens < 1 || product.parts < 1 || product.tokens * product.parts > most) {
     return Status(Code::kUsage, "a " + layout_name(weights.layout, weights.slots) + " product takes 1 to " +
-                                    std::to_string(most) + " tokens, not " + std::to_string(product.tokens));
+                                    std::to_string(most) + " rows of bf16, not " + std::to_string(product.tokens) +
+                                    " tokens of " + std::to_string(product.parts));
   }
   const bool sized = product.groups >= 1 && weights.rows >= 1 && weights.rows < INT_MAX / 2 && weights.cols >= 32 &&
                      weights.cols % 32 == 0 && weights.cols < INT_MAX / 2 &&
@@ -98,7 +101,7 @@ Status check(const Product& product) {
 
 }  // namespace
 
-int most_tokens(TileLayout layout) { return layout == TileLayout::kTwoFour ? 64 : 16; }
+int most_tokens(TileLayout layout) { return layout == TileLayout::kTwoFour || layout == TileLayout::kDense ? 64 : 16; }
 
 DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
   return {host.layout, host.count, host.rows, host.cols, host.slots, host.most_slots, host.most_tail, tiles, starts};
@@ -109,7 +112,7 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   const Result<Limits> limits = current_limits();
   if (!limits.is_ok()) return limits.status();
   const DeviceTiles& weights = product.weights;
-  const ProductKernel kernel = find_kernel(weights.layout, product.tokens);
+  const ProductKernel kernel = find_kernel(weights.layout, product.tokens * product.parts);
 
   ProductArgs args{};
   args.tiles = weights.tiles;
@@ -125,6 +128,7 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   args.row_blocks = (args.row_tiles + kernel.row_tiles - 1) / kernel.row_tiles;
   args.items = args.row_blocks * product.groups;
   args.tokens = product.tokens;
+  args.parts = product.parts;
   args.slots = weights.slots;
   args.tail_at = tail_at(weights);
   args.early = product.experts == nullptr || product.experts_settled;

@@ -38,6 +38,7 @@ struct ProductArgs {
   int row_blocks;  // items of a group
   int items;
   int tokens;
+  int parts;
   int split;
   int stages;
   int stage_bytes;  // of one tile
@@ -62,7 +63,7 @@ class Fetcher {
  public:
   __device__ Fetcher(const ProductArgs& args, int item, int stride, int part)
       : args_(args), item_(part < args.col_tiles ? item : args.items), stride_(stride), part_(part), col_(part) {
-    if (more()) find_rows();
+    find_rows();
   }
   __device__ bool more() const { return item_ < args_.items; }
   // Called by one lane: copies the tiles of the current place to `stage`, and goes on.
@@ -83,16 +84,21 @@ class Fetcher {
     }
     col_ = part_;
     item_ += stride_;
-    if (more()) find_rows();
+    find_rows();
   }
 
  private:
+  // Goes on to the next item that has an expert.
   __device__ void find_rows() {
-    const int group = item_ / args_.row_blocks;
-    const int expert = args_.experts != nullptr ? args_.experts[group] : group;
-    row_tile_ = (item_ - group * args_.row_blocks) * kRowTiles;
-    expert_rows_ = static_cast<int64_t>(expert) * args_.row_tiles;
-    find_tiles();
+    for (; more(); item_ += stride_) {
+      const int group = item_ / args_.row_blocks;
+      const int expert = args_.experts != nullptr ? args_.experts[group] : group;
+      if (expert < 0) continue;
+      row_tile_ = (item_ - group * args_.row_blocks) * kRowTiles;
+      expert_rows_ = static_cast<int64_t>(expert) * args_.row_tiles;
+      find_tiles();
+      return;
+    }
   }
   __device__ void find_tiles() {
 #pragma unroll
@@ -160,13 +166,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
   int sum_buffer = 0;
   for (int item = first_item; item < args.items; item += stride) {
     const int group = item / args.row_blocks;
+    if (args.experts != nullptr && args.experts[group] < 0) continue;
     const int first_row = (item - group * args.row_blocks) * kRowTiles * kTileHeight;
     int x[kBlocks];
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
       // A column of B beyond the last token gives a column of sums that is not stored.
-      const int token = group * args.tokens + min(b * 8 + g, args.tokens - 1);
-      x[b] = args.inputs != nullptr ? args.inputs[token] : token;
+      const int column = min(b * 8 + g, args.tokens * args.parts - 1);
+      const int of_group = column / args.parts;
+      const int token = group * args.tokens + of_group;
+      const int input = args.inputs != nullptr ? max(args.inputs[token], 0) : token;
+      x[b] = input * args.parts + column - of_group * args.parts;
     }
     float acc[kRowTiles][kBlocks][4] = {};
     for (int col = part; col < args.col_tiles; col += args.split) {
@@ -230,7 +240,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
         const int token = i / kTileHeight;
         const int row = first_row + q * kTileHeight + i % kTileHeight;
         float sum = 0;
-        for (int p = 0; p < args.split; ++p) sum += buffer[p * kPartial + token * kSumStride + i % kTileHeight];
+        for (int c = token * args.parts; c < (token + 1) * args.parts; ++c) {
+          for (int p = 0; p < args.split; ++p) sum += buffer[p * kPartial + c * kSumStride + i % kTileHeight];
+        }
         if (row < args.rows) {
           const int64_t at = static_cast<int64_t>(group * args.tokens + token) * args.rows + row;
           if (args.float_output) {
@@ -275,6 +287,7 @@ ProductKernel make_kernel() {
 }
 
 // The kernels of each layout for so many tokens.
+ProductKernel dense_kernel(int tokens);
 ProductKernel two_four_kernel(int tokens);
 ProductKernel balanced_kernel(int tokens);
 ProductKernel bitmap_kernel(int tokens);

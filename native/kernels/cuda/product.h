@@ -17,7 +17,7 @@ namespace espalier::cuda {
 
 // TiledWeights whose `tiles` and `starts` are in device memory.
 struct DeviceTiles {
-  TileLayout layout = TileLayout::kTwoFour;
+  TileLayout layout = TileLayout::kDense;
   int64_t count = 0;
   int64_t rows = 0;
   int64_t cols = 0;
@@ -37,12 +37,16 @@ enum class OutputType : uint8_t { kBf16, kF32 };
 // one still runs, and waits for it before it touches anything else.
 //
 // For each group g and each token n of it: y[g · tokens + n] = W[experts[g]] · x[inputs[g · tokens + n]]. Pointers are
-// to device memory.
+// to device memory. Groups whose expert is negative are left out, tokens whose input is negative are not to be used.
+//
+// A row of x is the sum of `parts` bf16 rows. Of two, one the float rounded to bf16 and one what that left, float32
+// activations keep 16 bits of their mantissa; on the tensor cores the second costs nothing while tokens are few.
 struct Product {
   DeviceTiles weights;
   int groups = 1;
   int tokens = 1;
-  // bf16 [inputs][cols], 16-byte aligned.
+  int parts = 1;
+  // bf16 [inputs][parts][cols], 16-byte aligned.
   const uint16_t* x = nullptr;
   // [groups] matrices; without: group g uses matrix g.
   const int32_t* experts = nullptr;
@@ -64,10 +68,10 @@ struct ProductTuning {
   int stages = 0;
 };
 
-// The most tokens of a group.
+// The most rows of bf16, tokens · parts, of a group.
 int most_tokens(TileLayout layout);
 
-// Starts the product. Errors: kUsage for what no kernel takes, kInternal if the launch failed. Nothing is allocated.
+// Starts the product. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is allocated.
 Status launch_product(const Product& product, CUstream_st* stream, const ProductTuning& tuning = {});
 
 }  // namespace espalier::cuda

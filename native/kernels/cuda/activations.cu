@@ -1,0 +1,121 @@
+#include "kernels/cuda/activations.h"
+
+#include <string>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/parts.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+namespace espalier::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+// A row of the residual stream is one block's: many threads, as there may be one row only.
+constexpr int kRowThreads = 1024;
+
+__global__ void embed_kernel(const __grid_constant__ EmbedTask task) {
+  begin_kernel();
+  const int64_t row = blockIdx.x;
+  const int64_t from = static_cast<int64_t>(task.tokens[row]) * task.width;
+  for (int i = threadIdx.x; i < task.width; i += blockDim.x) {
+    task.hidden[row * task.width + i] =
+        task.table_is_bf16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(task.table)[from + i])
+                           : static_cast<const float*>(task.table)[from + i];
+  }
+  const auto position = static_cast<float>(task.positions[row]);
+  for (int i = threadIdx.x; i < task.half; i += blockDim.x) {
+    const float angle = position * task.inverse_frequencies[i];
+    task.cosines[row * task.half + i] = cosf(angle) * task.scale;
+    task.sines[row * task.half + i] = sinf(angle) * task.scale;
+  }
+}
+
+__global__ void __launch_bounds__(kRowThreads) norm_kernel(const __grid_constant__ NormTask task) {
+  extern __shared__ float values[];
+  __shared__ float scratch[32];
+  begin_kernel();
+  const int64_t row = blockIdx.x;
+  float* hidden = task.hidden + (task.pick != nullptr ? task.pick[row] : row) * task.width;
+  float squares = 0;
+  for (int i = threadIdx.x; i < task.width; i += blockDim.x) {
+    float value = hidden[i];
+    if (task.source != nullptr) {
+      float added = task.bias != nullptr ? task.bias[i] : 0.0f;
+      for (int j = 0; j < task.terms; ++j) {
+        const int64_t slot = task.slots != nullptr ? task.slots[row * task.terms + j] : row;
+        if (slot < 0) continue;
+        const float gate = task.gates != nullptr ? task.gates[row * task.terms + j] : 1.0f;
+        added += gate * task.source[slot * task.width + i];
+      }
+      value += added;
+      hidden[i] = value;
+    }
+    values[i] = value;
+    squares += value * value;
+  }
+  if (task.weight == nullptr) return;
+  const float mean = block_sum(squares, scratch) / static_cast<float>(task.width);
+  const float scale = 1.0f / sqrtf(mean + task.epsilon);
+  for (int i = threadIdx.x; i < task.out.stride; i += blockDim.x) {
+    const bool inside = i < task.width;
+    const float value = inside ? values[i] * scale * task.weight[i] : 0.0f;
+    store_parts(task.out, row, i, value);
+    if (inside && task.out_floats != nullptr) task.out_floats[row * task.width + i] = value;
+  }
+}
+
+__global__ void swiglu_kernel(const __grid_constant__ SwigluTask task) {
+  begin_kernel();
+  const int64_t row = blockIdx.x;
+  const int i = blockIdx.y * blockDim.x + threadIdx.x;
+  if (i >= task.width) return;
+  const float* source = task.source + row * 2 * task.width;
+  const float gate = source[i];
+  store_parts(task.out, row, i, gate / (1.0f + expf(-gate)) * source[task.width + i]);
+}
+
+__global__ void __launch_bounds__(kRowThreads) score_kernel(const __grid_constant__ ScoreTask task) {
+  __shared__ float scratch[32];
+  begin_kernel();
+  const float* logits = task.logits + static_cast<int64_t>(blockIdx.x) * task.width;
+  float most = -INFINITY;
+  for (int i = threadIdx.x; i < task.width; i += blockDim.x) most = fmaxf(most, logits[i]);
+  most = warp_max(most);
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = most;
+  __syncthreads();
+  most = warp_max(scratch[threadIdx.x % 32]);
+  __syncthreads();
+  float sum = 0;
+  for (int i = threadIdx.x; i < task.width; i += blockDim.x) sum += expf(logits[i] - most);
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x != 0) return;
+  const float target = logits[task.targets[blockIdx.x]];
+  task.scores[blockIdx.x] = static_cast<double>(target) - static_cast<double>(most) - log(static_cast<double>(sum));
+}
+
+}  // namespace
+
+Status embed(const EmbedTask& task, cudaStream_t stream) {
+  return launch("embed", embed_kernel, {dim3(task.rows), kThreads}, stream, task);
+}
+
+Status add_and_norm(const NormTask& task, cudaStream_t stream) {
+  if (task.width > kMostWidth) {
+    return Status(Code::kUsage, "rows of " + std::to_string(task.width) + " are wider than the GPU's norm takes, " +
+                                    std::to_string(kMostWidth));
+  }
+  const unsigned threads = task.width >= kRowThreads ? kRowThreads : kThreads;
+  return launch("add_and_norm", norm_kernel,
+                {dim3(task.rows), threads, task.width * static_cast<int64_t>(sizeof(float))}, stream, task);
+}
+
+Status swiglu(const SwigluTask& task, cudaStream_t stream) {
+  const unsigned blocks = (task.width + kThreads - 1) / kThreads;
+  return launch("swiglu", swiglu_kernel, {dim3(task.rows, blocks), kThreads}, stream, task);
+}
+
+Status score(const ScoreTask& task, cudaStream_t stream) {
+  return launch("score", score_kernel, {dim3(task.rows), kRowThreads}, stream, task);
+}
+
+}  // namespace espalier::cuda
