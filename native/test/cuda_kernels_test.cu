@@ -286,6 +286,27 @@ TEST_CASE("log-probabilities") {
   }
 }
 
+TEST_CASE("the largest logit, of equal ones the first") {
+  if (!test::has_gpu()) return;
+  for (const int width : {1, 31, 128, 4096, 151936}) {
+    constexpr int kRows = 4;
+    std::vector<float> logits = floats(static_cast<size_t>(kRows) * width);
+    // Equal ones in the second row, nothing but −∞ in the last.
+    for (int i = 0; i < 3; ++i) logits[static_cast<size_t>(width + draw(0, width - 1))] = 100;
+    std::fill(logits.end() - width, logits.end(), -INFINITY);
+    const OnGpu<float> logits_gpu(logits);
+    const OnGpu<int32_t> places(kRows);
+    require(find_largest({.rows = kRows, .width = width, .logits = logits_gpu.get(), .places = places.get()}, nullptr));
+    const std::vector<int32_t> found = places.host();
+    for (int row = 0; row < kRows - 1; ++row) {
+      const auto first = logits.begin() + row * width;
+      CHECK(found[static_cast<size_t>(row)] == std::max_element(first, first + width) - first);
+    }
+    CHECK(found[kRows - 1] >= 0);
+    CHECK(found[kRows - 1] < width);
+  }
+}
+
 namespace {
 
 struct AttentionCase {

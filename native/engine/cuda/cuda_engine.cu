@@ -1,10 +1,13 @@
 #include "engine/cuda/cuda_engine.h"
 
 #include <algorithm>
+#include <bit>
 #include <mutex>
 #include <set>
 
 #include "engine/cuda/forward.h"
+#include "engine/cuda/graphs.h"
+#include "engine/cuda/model_engine.h"
 #include "engine/cuda/upload.h"
 #include "kernels/cuda/device.h"
 
@@ -15,6 +18,12 @@ namespace {
 constexpr int64_t kMostSplitRows = 64;
 // Bytes that what the chunks give may take.
 constexpr int64_t kMostPartialBytes = int64_t{256} << 20;
+
+// Rows up to which a step is captured as a graph: those of larger ones run long enough to hide their launches.
+constexpr int kMostGraphRows = 64;
+
+// Whether the GPU's choice of the largest logit is all that a sample needs.
+bool is_greedy(const SamplerOptions& options) { return options.temperature <= 0 && options.repetition_penalty == 1; }
 
 // The lists of a step as they lie in its one buffer of 32-bit integers.
 class StepLists {
@@ -88,67 +97,118 @@ class CudaEngine final : public Engine {
     const std::vector<int32_t> answered = answered_rows(request);
     const StepLists lists(request, answered);
     const int64_t bytes = lists.size() * static_cast<int64_t>(sizeof(int32_t));
-    ESPALIER_TRY(lists_.ensure(bytes));
-    ESPALIER_TRY(host_lists_.ensure(bytes));
-    lists.write(host_lists_.as<int32_t>());
     const auto rows = static_cast<int>(request.batch.rows);
     const int splits = splits_of(request);
-    ESPALIER_TRY(forward_.reserve(rows, splits));
+    ESPALIER_TRY(make_room(rows, splits, bytes));
+    lists.write(host_lists_.as<int32_t>());
     ESPALIER_CUDA_TRY(cudaMemcpyAsync(lists_.data(), host_lists_.as<void>(), static_cast<size_t>(bytes),
                                       cudaMemcpyHostToDevice, stream_.get()));
     const auto* device = lists_.as<int32_t>();
-    ESPALIER_TRY(forward_.run({.places = {.rows = rows,
-                                          .positions = device + lists.positions(),
-                                          .tables = device + lists.tables(),
-                                          .blocks = device + lists.blocks()},
-                               .tokens = device,
-                               .splits = splits},
-                              stream_.get()));
-    const auto count = static_cast<int64_t>(answered.size());
-    for (int64_t first = 0; first < count; first += kMostLogitRows) {
-      const int64_t chunk = std::min<int64_t>(kMostLogitRows, count - first);
-      ESPALIER_TRY(answer_chunk(request, first, chunk, device + lists.picks() + first,
-                                device + lists.targets() + first, result));
+    const StepRows step{.places = {.rows = rows,
+                                   .positions = device + lists.positions(),
+                                   .tables = device + lists.tables(),
+                                   .blocks = device + lists.blocks()},
+                        .tokens = device,
+                        .splits = splits};
+    const auto count = static_cast<int>(answered.size());
+    Chunk chunk = chunk_of(request, 0, std::min(count, kMostLogitRows));
+    const auto head = [&] {
+      return forward_.run_head({.count = chunk.count,
+                                .rows = device + lists.picks() + chunk.first,
+                                .targets = chunk.scores() > 0 ? device + lists.targets() + chunk.first : nullptr,
+                                .wants_likeliest = chunk.greedy},
+                               stream_.get());
+    };
+    const auto first = [&]() -> Status {
+      ESPALIER_TRY(forward_.run(step, stream_.get()));
+      return count > 0 ? head() : Status::ok();
+    };
+    const StepShape shape{rows, count, splits, 2 * (chunk.scores() > 0) + chunk.greedy};
+    ESPALIER_TRY(rows <= kMostGraphRows && count <= kMostLogitRows ? graphs_.run(shape, stream_.get(), first) : first());
+    while (chunk.count > 0) {
+      ESPALIER_TRY(take_answers(request, chunk, result));
+      const int done = chunk.first + chunk.count;
+      chunk = chunk_of(request, done, std::min(count - done, kMostLogitRows));
+      if (chunk.count > 0) ESPALIER_TRY(head());
     }
     // Keys and values are there when the step returns, whatever was asked; so are errors.
     return stream_.wait();
   }
 
-  // Answers [first, first + count) of the request's list.
-  Status answer_chunk(const StepRequest& request, int64_t first, int64_t count, const int32_t* picks,
-                      const int32_t* targets, StepResult& result) {
-    const auto first_score = static_cast<int64_t>(request.logits.size() + request.samples.size());
-    const int64_t with_logits = std::clamp<int64_t>(first_score - first, 0, count);
-    const bool has_scores = with_logits < count;
-    ESPALIER_TRY(forward_.run_head(
-        {.count = static_cast<int>(count), .rows = picks, .targets = has_scores ? targets : nullptr}, stream_.get()));
-    const int64_t logit_bytes = with_logits * limits_.vocabulary * static_cast<int64_t>(sizeof(float));
-    ESPALIER_TRY(host_logits_.ensure(logit_bytes));
+  Status make_room(int rows, int splits, int64_t list_bytes) {
+    // With room to spare, so that a growing block table seldom moves.
+    const bool moves = list_bytes > lists_.bytes();
+    if (moves) {
+      ESPALIER_TRY(lists_.ensure(2 * list_bytes));
+      ESPALIER_TRY(host_lists_.ensure(2 * list_bytes));
+    }
+    const int64_t before = forward_.moves();
+    ESPALIER_TRY(forward_.reserve(rows, splits));
+    if (moves || forward_.moves() != before) graphs_.clear();
+    return Status::ok();
+  }
+
+  // Answers of a step that are taken together: first those that need logits, then scores.
+  struct Chunk {
+    int first = 0;
+    int count = 0;
+    int with_logits = 0;  // of logits and samples
+    bool greedy = false;  // some of them want no more than the likeliest token,
+    bool other = false;   // some want all logits
+    int scores() const { return count - with_logits; }
+  };
+  static Chunk chunk_of(const StepRequest& request, int first, int count) {
+    const auto first_sample = static_cast<int>(request.logits.size());
+    const auto first_score = first_sample + static_cast<int>(request.samples.size());
+    Chunk chunk{first, count, std::clamp(first_score - first, 0, std::max(count, 0))};
+    for (int i = first; i < first + chunk.with_logits; ++i) {
+      const bool greedy =
+          i >= first_sample && is_greedy(request.samples[static_cast<size_t>(i - first_sample)].options);
+      chunk.greedy = chunk.greedy || greedy;
+      chunk.other = chunk.other || !greedy;
+    }
+    return chunk;
+  }
+
+  Status take_answers(const StepRequest& request, const Chunk& chunk, StepResult& result) {
+    const auto vocabulary = static_cast<size_t>(limits_.vocabulary);
+    const size_t logit_bytes = chunk.other ? static_cast<size_t>(chunk.with_logits) * vocabulary * sizeof(float) : 0;
+    ESPALIER_TRY(host_logits_.ensure(static_cast<int64_t>(logit_bytes)));
     ESPALIER_TRY(host_scores_.ensure(kMostLogitRows * static_cast<int64_t>(sizeof(double))));
-    if (with_logits > 0) {
-      ESPALIER_CUDA_TRY(cudaMemcpyAsync(host_logits_.as<void>(), forward_.logits(), static_cast<size_t>(logit_bytes),
-                                        cudaMemcpyDeviceToHost, stream_.get()));
-    }
-    if (has_scores) {
-      ESPALIER_CUDA_TRY(cudaMemcpyAsync(host_scores_.as<void>(), forward_.scores(),
-                                        static_cast<size_t>(count) * sizeof(double), cudaMemcpyDeviceToHost,
-                                        stream_.get()));
-    }
+    ESPALIER_TRY(host_likeliest_.ensure(kMostLogitRows * static_cast<int64_t>(sizeof(int32_t))));
+    const auto count = static_cast<size_t>(chunk.count);
+    ESPALIER_TRY(fetch(host_logits_, forward_.logits(), logit_bytes));
+    ESPALIER_TRY(fetch(host_scores_, forward_.scores(), chunk.scores() > 0 ? count * sizeof(double) : 0));
+    ESPALIER_TRY(fetch(host_likeliest_, forward_.likeliest(), chunk.greedy ? count * sizeof(int32_t) : 0));
     ESPALIER_TRY(stream_.wait());
-    pool_->parallel_for(with_logits, 1, [&](int64_t i, int64_t) {
-      float* logits = host_logits_.as<float>() + i * limits_.vocabulary;
-      answer(request, static_cast<size_t>(first + i), {logits, static_cast<size_t>(limits_.vocabulary)}, result);
+    const size_t first_sample = request.logits.size();
+    pool_->parallel_for(chunk.with_logits, 1, [&](int64_t i, int64_t) {
+      const size_t index = static_cast<size_t>(chunk.first + i);
+      if (index >= first_sample && is_greedy(request.samples[index - first_sample].options)) {
+        result.samples[index - first_sample] = host_likeliest_.as<int32_t>()[i];
+      } else {
+        answer(request, index, {host_logits_.as<float>() + static_cast<size_t>(i) * vocabulary, vocabulary}, result);
+      }
     });
-    for (int64_t i = with_logits; i < count; ++i) {
-      result.scores[static_cast<size_t>(first + i - first_score)] = host_scores_.as<double>()[i];
+    const size_t first_score = first_sample + request.samples.size();
+    for (int i = chunk.with_logits; i < chunk.count; ++i) {
+      result.scores[static_cast<size_t>(chunk.first + i) - first_score] = host_scores_.as<double>()[i];
     }
     return Status::ok();
   }
 
+  Status fetch(const PinnedMemory& to, const void* from, size_t bytes) const {
+    if (bytes == 0) return Status::ok();
+    return to_status(cudaMemcpyAsync(to.as<void>(), from, bytes, cudaMemcpyDeviceToHost, stream_.get()),
+                     "cudaMemcpyAsync");
+  }
+
+  // Chunks of attention that run side by side: those of the longest row, up to a power of two, so that a sequence that
+  // grows keeps the shape of its steps for long.
   int splits_of(const StepRequest& request) const {
     int64_t longest = 0;
     for (const Slice& slice : request.batch.slices) longest = std::max(longest, slice.position + slice.count);
-    const int64_t chunks = (longest + kAttendChunk - 1) / kAttendChunk;
+    const auto chunks = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>((longest - 1) / kAttendChunk + 1)));
     const int64_t floats = widest(
         model_.layers, [&](const Layer& layer) { return attend_partial_floats(layer.heads, request.batch.rows, chunks); });
     const bool splits = request.batch.rows <= kMostSplitRows && floats * 4 <= kMostPartialBytes;
@@ -186,10 +246,21 @@ class CudaEngine final : public Engine {
   Forward forward_;
   Stream stream_;
   DeviceMemory lists_;
-  PinnedMemory host_lists_, host_logits_, host_scores_;
+  PinnedMemory host_lists_, host_logits_, host_scores_, host_likeliest_;
+  StepGraphs graphs_;
 };
 
 }  // namespace
+
+Result<std::unique_ptr<Engine>> make_engine(int device, std::shared_ptr<ThreadPool> pool, const StepLimits& limits,
+                                            Model model) {
+  Result<Stream> stream = Stream::create();
+  if (!stream.is_ok()) return stream.status();
+  // Copies of weights are done before a step begins on a stream of its own.
+  ESPALIER_CUDA_TRY(cudaDeviceSynchronize());
+  return std::unique_ptr<Engine>(
+      std::make_unique<CudaEngine>(device, std::move(pool), limits, std::move(model), std::move(stream.value())));
+}
 
 Result<std::unique_ptr<Engine>> load_engine(const ModelSpec& spec, const EngineOptions& options,
                                             const LoadProgress& progress, const std::atomic<bool>* cancel) {
@@ -199,13 +270,8 @@ Result<std::unique_ptr<Engine>> load_engine(const ModelSpec& spec, const EngineO
   std::shared_ptr<ThreadPool> pool = ThreadPool::shared(options.threads);
   Result<Model> model = upload(*pool, spec, options, progress, cancel);
   if (!model.is_ok()) return model.status();
-  Result<Stream> stream = Stream::create();
-  if (!stream.is_ok()) return stream.status();
-  // Copies of weights are done before a step begins on a stream of its own.
-  ESPALIER_CUDA_TRY(cudaDeviceSynchronize());
   const StepLimits limits{spec.vocabulary_size, spec.max_positions, options.kv_blocks};
-  return std::unique_ptr<Engine>(std::make_unique<CudaEngine>(device, std::move(pool), limits,
-                                                              std::move(model.value()), std::move(stream.value())));
+  return make_engine(device, std::move(pool), limits, std::move(model.value()));
 }
 
 }  // namespace espalier::cuda

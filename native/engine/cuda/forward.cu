@@ -74,8 +74,12 @@ Status Forward::reserve(int rows, int splits) {
       {&last_, kMostLogitRows * parts(model_.hidden)},
       {&logits_, floats(static_cast<int64_t>(kMostLogitRows) * model_.vocabulary)},
       {&scores_, kMostLogitRows * static_cast<int64_t>(sizeof(double))},
+      {&likeliest_, kMostLogitRows * static_cast<int64_t>(sizeof(int32_t))},
   };
-  for (const Need& need : needs) ESPALIER_TRY(need.memory->ensure(need.bytes));
+  for (const Need& need : needs) {
+    if (need.bytes > need.memory->bytes()) ++moves_;
+    ESPALIER_TRY(need.memory->ensure(need.bytes));
+  }
   if (zeros_.bytes() > 0) return Status::ok();
   ESPALIER_TRY(zeros_.ensure(kMostChosen * static_cast<int64_t>(sizeof(int32_t))));
   return to_status(cudaMemset(zeros_.data(), 0, static_cast<size_t>(zeros_.bytes())), "cudaMemset");
@@ -283,6 +287,10 @@ Status Forward::run_head(const LogitRows& rows, cudaStream_t stream) {
                              .out = last},
                             stream));
   ESPALIER_TRY(multiply(model_.head, last, rows.count, logits(), stream));
+  if (rows.wants_likeliest) {
+    ESPALIER_TRY(find_largest(
+        {.rows = rows.count, .width = model_.vocabulary, .logits = logits(), .places = likeliest()}, stream));
+  }
   if (rows.targets == nullptr) return Status::ok();
   return score({.rows = rows.count,
                 .width = model_.vocabulary,

@@ -21,6 +21,7 @@ struct LogitRows {
   int count = 0;  // at most kMostLogitRows
   const int32_t* rows = nullptr;
   const int32_t* targets = nullptr;  // [count], or nullptr where no scores are wanted
+  bool wants_likeliest = false;
 };
 
 // Rows whose logits are computed together.
@@ -35,11 +36,15 @@ class Forward {
   Status reserve(int rows, int splits);
   // Starts layer after layer, from tokens to hidden states.
   Status run(const StepRows& rows, cudaStream_t stream);
-  // Starts the head on rows of the hidden states: `logits()` [count][vocabulary] and `scores()` [count].
+  // Starts the head on rows of the hidden states: `logits()` [count][vocabulary], and `scores()` and `likeliest()`
+  // [count] where they are wanted.
   Status run_head(const LogitRows& rows, cudaStream_t stream);
 
   float* logits() const { return logits_.as<float>(); }
   double* scores() const { return scores_.as<double>(); }
+  int32_t* likeliest() const { return likeliest_.as<int32_t>(); }
+  // Changes whenever `reserve` moved memory.
+  int64_t moves() const { return moves_; }
 
  private:
   // How the rows of a step go through a part's products.
@@ -60,7 +65,8 @@ class Forward {
   DeviceMemory qkv_, queries_, mixed_, partials_, output_;
   DeviceMemory router_logits_, experts_, gates_, slots_, group_experts_, inputs_, zeros_;
   DeviceMemory gate_up_, activations_, down_;
-  DeviceMemory last_, logits_, scores_;
+  DeviceMemory last_, logits_, scores_, likeliest_;
+  int64_t moves_ = 0;
 };
 
 }  // namespace espalier::cuda

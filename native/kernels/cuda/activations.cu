@@ -93,6 +93,43 @@ __global__ void __launch_bounds__(kRowThreads) score_kernel(const __grid_constan
   task.scores[blockIdx.x] = static_cast<double>(target) - static_cast<double>(most) - log(static_cast<double>(sum));
 }
 
+// The larger of two, of equal ones the one of lower place.
+struct Best {
+  float value;
+  int at;
+
+  __device__ void take(float other, int place) {
+    if (other > value || (other == value && place < at)) {
+      value = other;
+      at = place;
+    }
+  }
+  __device__ void take_from_warp() {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      take(__shfl_xor_sync(~0u, value, distance), __shfl_xor_sync(~0u, at, distance));
+    }
+  }
+};
+
+__global__ void __launch_bounds__(kRowThreads) largest_kernel(const __grid_constant__ LargestTask task) {
+  __shared__ Best of_warps[32];
+  begin_kernel();
+  const float* logits = task.logits + static_cast<int64_t>(blockIdx.x) * task.width;
+  Best best{-INFINITY, task.width - 1};
+#pragma unroll 8
+  for (int i = threadIdx.x; i < task.width; i += kRowThreads) {
+    // Places ascend: only a larger one counts.
+    if (logits[i] > best.value) best = {logits[i], i};
+  }
+  best.take_from_warp();
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = best;
+  __syncthreads();
+  best = of_warps[threadIdx.x % 32];
+  best.take_from_warp();
+  if (threadIdx.x == 0) task.places[blockIdx.x] = best.at;
+}
+
 }  // namespace
 
 Status embed(const EmbedTask& task, cudaStream_t stream) {
@@ -116,6 +153,10 @@ Status swiglu(const SwigluTask& task, cudaStream_t stream) {
 
 Status score(const ScoreTask& task, cudaStream_t stream) {
   return launch("score", score_kernel, {dim3(task.rows), kRowThreads}, stream, task);
+}
+
+Status find_largest(const LargestTask& task, cudaStream_t stream) {
+  return launch("find_largest", largest_kernel, {dim3(task.rows), kRowThreads}, stream, task);
 }
 
 }  // namespace espalier::cuda

@@ -69,4 +69,13 @@ struct ScoreTask {
 };
 Status score(const ScoreTask& task, CUstream_st* stream);
 
+// For each row of `logits` [rows][width] the place of its largest, of equal ones the first.
+struct LargestTask {
+  int rows = 0;
+  int width = 0;
+  const float* logits = nullptr;
+  int32_t* places = nullptr;
+};
+Status find_largest(const LargestTask& task, CUstream_st* stream);
+
 }  // namespace espalier::cuda
