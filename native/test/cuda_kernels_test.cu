@@ -240,23 +240,57 @@ TEST_CASE("weighted sums into the residual stream, and its norm") {
   }
 }
 
-TEST_CASE("SwiGLU") {
+TEST_CASE("gated products of rows in several groups") {
   if (!test::has_gpu()) return;
-  for (const int width : {32, 96, 768, 3584}) {
-    constexpr int kRows = 4;
-    const std::vector<float> source = floats(static_cast<size_t>(kRows) * 2 * width, 3);
-    const OnGpu<float> source_gpu(source);
-    const OnGpu<uint16_t> out(static_cast<size_t>(kRows) * 2 * width);
-    require(swiglu({.rows = kRows, .width = width, .source = source_gpu.get(), .out = {out.get(), 2, width}}, nullptr));
-    std::vector<double> wanted;
-    for (int row = 0; row < kRows; ++row) {
-      for (int i = 0; i < width; ++i) {
-        const size_t at = static_cast<size_t>(row * 2 * width + i);
-        wanted.push_back(silu(static_cast<double>(source[at])) *
-                         static_cast<double>(source[at + static_cast<size_t>(width)]));
+  ThreadPool pool(4);
+  for (const auto& [width, cols, rows] : {std::tuple{32, 64, 1}, {96, 192, 50}, {768, 2048, 3}, {352, 160, 33}}) {
+    for (const int parts : {1, 2}) {
+      CAPTURE(width);
+      CAPTURE(parts);
+      const auto elements = static_cast<size_t>(width) * static_cast<size_t>(cols);
+      const std::vector<float> gate = test::sparse_weights(generator(), width, cols, {Storage::kDense, Values::kBf16}, 1);
+      const std::vector<float> up = test::sparse_weights(generator(), width, cols, {Storage::kDense, Values::kBf16}, 1);
+      std::vector<float> both(2 * elements);
+      for (int r = 0; r < width; ++r) {
+        const int to = r / 8 * 16 + r % 8;
+        std::copy_n(gate.begin() + r * cols, cols, both.begin() + to * cols);
+        std::copy_n(up.begin() + r * cols, cols, both.begin() + (to + 8) * cols);
       }
+      const MatrixSource source(DType::kF32, 2 * width, cols, both.data());
+      const Result<TiledWeights> tiled = tile_weights(pool, cuda::TileLayout::kDense, {&source, 1});
+      require(tiled.status());
+      const OnGpu<uint8_t> tiles(std::vector<uint8_t>(
+          tiled.value().tiles.data(), tiled.value().tiles.data() + tiled.value().tiles.size()));
+      Product product;
+      product.weights = describe_tiles(tiled.value(), tiles.get(), nullptr);
+      product.tokens = std::min(rows, 16);
+      product.groups = (rows + product.tokens - 1) / product.tokens;
+      product.parts = parts;
+      const int padded = product.groups * product.tokens;
+      const std::vector<float> x = floats(static_cast<size_t>(padded) * cols, 1 / std::sqrt(static_cast<float>(cols)));
+      const std::vector<uint16_t> bits = test::split_parts(x, padded, cols, parts);
+      const std::vector<double> seen = test::join_parts(bits, padded, cols, parts);
+      const OnGpu<uint16_t> x_gpu(bits);
+      const OnGpu<uint16_t> y(static_cast<size_t>(padded * parts * width));
+      product.x = x_gpu.get();
+      product.y = y.get();
+      product.output = OutputType::kGated;
+      require(launch_product(product, nullptr));
+      std::vector<double> wanted;
+      for (int row = 0; row < rows; ++row) {
+        for (int r = 0; r < width; ++r) {
+          double g = 0;
+          double u = 0;
+          for (int k = 0; k < cols; ++k) {
+            const double value = seen[static_cast<size_t>(row * cols + k)];
+            g += static_cast<double>(gate[static_cast<size_t>(r * cols + k)]) * value;
+            u += static_cast<double>(up[static_cast<size_t>(r * cols + k)]) * value;
+          }
+          wanted.push_back(silu(g) * u);
+        }
+      }
+      CHECK(test::relative_error(test::join_parts(y.host(), rows, width, parts), wanted) < test::parts_error(parts));
     }
-    CHECK(test::relative_error(test::join_parts(out.host(), kRows, width, 2), wanted) < 1e-5);
   }
 }
 
@@ -467,8 +501,9 @@ TEST_CASE("heads into a paged cache, and attention over it") {
     const int stride = part_stride(static_cast<int64_t>(q_width));
     const int chunks = (lengths[0] + kAttendChunk - 1) / kAttendChunk;
     const OnGpu<float> partials(static_cast<size_t>(attend_partial_floats(shape, rows, chunks + 1)));
-    for (const int splits : {1, chunks, chunks + 1}) {
+    for (const auto& [splits, of_each] : {std::pair{1, 1}, {chunks, 1}, {chunks + 1, 1}, {chunks / 2 + 1, 2}}) {
       CAPTURE(splits);
+      CAPTURE(of_each);
       const OnGpu<uint16_t> out(static_cast<size_t>(rows) * 2 * static_cast<size_t>(stride));
       require(attend({.places = places,
                       .shape = shape,
@@ -478,6 +513,7 @@ TEST_CASE("heads into a paged cache, and attention over it") {
                       .queries = queries.get(),
                       .out = {out.get(), 2, stride},
                       .splits = splits,
+                      .split_chunks = of_each,
                       .partials = partials.get()},
                      nullptr));
       const std::vector<double> found = test::join_parts(out.host(), rows, static_cast<int64_t>(q_width), 2);
@@ -538,6 +574,7 @@ TEST_CASE("routing chooses as the CPU's does, and groups hold every pair once") 
         const OnGpu<int32_t> chosen(pairs);
         const OnGpu<float> gates(pairs);
         const OnGpu<int32_t> own_slots(pairs);
+        const OnGpu<int32_t> unfinished(std::vector<int32_t>(static_cast<size_t>(tokens), 0));
         require(route({.tokens = tokens,
                        .rows = of.rows,
                        .width = width,
@@ -554,6 +591,7 @@ TEST_CASE("routing chooses as the CPU's does, and groups hold every pair once") 
                        .skip_below = options.skip_below.empty() ? nullptr : skip_gpu.get(),
                        .expert_of_row = map_gpu.get(),
                        .logits = logits.get(),
+                       .unfinished = unfinished.get(),
                        .experts = chosen.get(),
                        .gates = gates.get(),
                        .slots = own_slots.get()},
@@ -579,6 +617,7 @@ TEST_CASE("routing chooses as the CPU's does, and groups hold every pair once") 
         const std::vector<int32_t> found = chosen.host();
         CHECK(found == wanted);
         CHECK(test::relative_error(gates.host(), {wanted_gates.begin(), wanted_gates.end()}) < 1e-5);
+        CHECK(unfinished.host() == std::vector<int32_t>(static_cast<size_t>(tokens), 0));
         const std::vector<int32_t> own = own_slots.host();
         for (size_t i = 0; i < pairs; ++i) CHECK(own[i] == (found[i] < 0 ? -1 : static_cast<int32_t>(i)));
 

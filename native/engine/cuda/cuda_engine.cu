@@ -14,10 +14,8 @@
 namespace espalier::cuda {
 namespace {
 
-// Rows up to which the chunks of attention run side by side; more fill the GPU by themselves.
+// Rows up to which the keys of each are shared out; more fill the GPU by themselves.
 constexpr int64_t kMostSplitRows = 64;
-// Bytes that what the chunks give may take.
-constexpr int64_t kMostPartialBytes = int64_t{256} << 20;
 
 // Rows up to which a step is captured as a graph: those of larger ones run long enough to hide their launches.
 constexpr int kMostGraphRows = 64;
@@ -98,8 +96,8 @@ class CudaEngine final : public Engine {
     const StepLists lists(request, answered);
     const int64_t bytes = lists.size() * static_cast<int64_t>(sizeof(int32_t));
     const auto rows = static_cast<int>(request.batch.rows);
-    const int splits = splits_of(request);
-    ESPALIER_TRY(make_room(rows, splits, bytes));
+    const Split split = split_of(request);
+    ESPALIER_TRY(make_room(rows, split.splits, bytes));
     lists.write(host_lists_.as<int32_t>());
     ESPALIER_CUDA_TRY(cudaMemcpyAsync(lists_.data(), host_lists_.as<void>(), static_cast<size_t>(bytes),
                                       cudaMemcpyHostToDevice, stream_.get()));
@@ -109,7 +107,8 @@ class CudaEngine final : public Engine {
                                    .tables = device + lists.tables(),
                                    .blocks = device + lists.blocks()},
                         .tokens = device,
-                        .splits = splits};
+                        .splits = split.splits,
+                        .split_chunks = split.chunks};
     const auto count = static_cast<int>(answered.size());
     Chunk chunk = chunk_of(request, 0, std::min(count, kMostLogitRows));
     const auto head = [&] {
@@ -123,7 +122,7 @@ class CudaEngine final : public Engine {
       ESPALIER_TRY(forward_.run(step, stream_.get()));
       return count > 0 ? head() : Status::ok();
     };
-    const StepShape shape{rows, count, splits, 2 * (chunk.scores() > 0) + chunk.greedy};
+    const StepShape shape{rows, count, split.splits * split.chunks, 2 * (chunk.scores() > 0) + chunk.greedy};
     ESPALIER_TRY(rows <= kMostGraphRows && count <= kMostLogitRows ? graphs_.run(shape, stream_.get(), first) : first());
     while (chunk.count > 0) {
       ESPALIER_TRY(take_answers(request, chunk, result));
@@ -203,16 +202,19 @@ class CudaEngine final : public Engine {
                      "cudaMemcpyAsync");
   }
 
-  // Chunks of attention that run side by side: those of the longest row, up to a power of two, so that a sequence that
+  // How the keys of a row are shared out: by the longest row's chunks, up to a power of two, so that a sequence that
   // grows keeps the shape of its steps for long.
-  int splits_of(const StepRequest& request) const {
+  struct Split {
+    int splits = 1;
+    int chunks = 1;  // of each
+  };
+  static Split split_of(const StepRequest& request) {
+    if (request.batch.rows > kMostSplitRows) return {};
     int64_t longest = 0;
     for (const Slice& slice : request.batch.slices) longest = std::max(longest, slice.position + slice.count);
-    const auto chunks = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>((longest - 1) / kAttendChunk + 1)));
-    const int64_t floats = widest(
-        model_.layers, [&](const Layer& layer) { return attend_partial_floats(layer.heads, request.batch.rows, chunks); });
-    const bool splits = request.batch.rows <= kMostSplitRows && floats * 4 <= kMostPartialBytes;
-    return splits ? static_cast<int>(chunks) : 1;
+    const auto chunks = static_cast<int>(std::bit_ceil(static_cast<uint64_t>((longest - 1) / kAttendChunk + 1)));
+    const int splits = std::min(chunks, kMostSplits);
+    return {splits, chunks / splits};
   }
 
   void collect_info() {

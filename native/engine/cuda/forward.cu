@@ -7,12 +7,22 @@
 namespace espalier::cuda {
 namespace {
 
+// Rows of a buffer are a multiple of the most that a group of a product takes.
+constexpr int kRowUnit = 64;
+static_assert(kMostLogitRows % kRowUnit == 0);
+
 struct Need {
   DeviceMemory* memory;
   int64_t bytes;
 };
 
 int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
+
+Status ensure_zeros(DeviceMemory& memory, int64_t bytes) {
+  if (bytes <= memory.bytes()) return Status::ok();
+  ESPALIER_TRY(memory.ensure(bytes));
+  return to_status(cudaMemset(memory.data(), 0, static_cast<size_t>(bytes)), "cudaMemset");
+}
 
 // Kernels take a null pointer for what is not there.
 template <class T>
@@ -23,14 +33,14 @@ T* optional(const DeviceMemory& memory) {
 }  // namespace
 
 Status Forward::reserve(int rows, int splits) {
-  const int64_t count = rows;
+  // Products of one matrix write whole groups.
+  const int64_t count = round_up(rows, kRowUnit);
   const auto floats = [](int64_t elements) { return elements * static_cast<int64_t>(sizeof(float)); };
   const auto parts = [&](int64_t width) { return static_cast<int64_t>(model_.parts) * part_stride(width) * 2; };
   int64_t pairs = 0;
   int64_t logits = 0;
   int64_t groups = 0;
   int64_t slots = 0;
-  int64_t gate_up = 0;
   int64_t activations = 0;
   int64_t down = 0;
   for (const Layer& layer : model_.layers) {
@@ -39,10 +49,10 @@ Status Forward::reserve(int rows, int splits) {
       pairs = std::max<int64_t>(pairs, count * part.routing.top_k);
       logits = std::max<int64_t>(logits, count * part.router_rows);
       groups = std::max<int64_t>(groups, of_part.groups);
-      slots = std::max(slots, of_part.slots());
-      gate_up = std::max(gate_up, of_part.slots() * 2 * part.width);
-      activations = std::max(activations, of_part.slots() * parts(part.width));
-      down = std::max(down, of_part.slots() * model_.hidden);
+      const int64_t places = part.is_routed ? of_part.slots() : count;
+      slots = std::max(slots, places);
+      activations = std::max(activations, places * parts(part.width));
+      down = std::max(down, places * model_.hidden);
     }
   }
   const auto& layers = model_.layers;
@@ -68,7 +78,6 @@ Status Forward::reserve(int rows, int splits) {
       {&slots_, floats(pairs)},
       {&group_experts_, floats(groups)},
       {&inputs_, floats(slots)},
-      {&gate_up_, floats(gate_up)},
       {&activations_, activations},
       {&down_, floats(down)},
       {&last_, kMostLogitRows * parts(model_.hidden)},
@@ -80,9 +89,8 @@ Status Forward::reserve(int rows, int splits) {
     if (need.bytes > need.memory->bytes()) ++moves_;
     ESPALIER_TRY(need.memory->ensure(need.bytes));
   }
-  if (zeros_.bytes() > 0) return Status::ok();
-  ESPALIER_TRY(zeros_.ensure(kMostChosen * static_cast<int64_t>(sizeof(int32_t))));
-  return to_status(cudaMemset(zeros_.data(), 0, static_cast<size_t>(zeros_.bytes())), "cudaMemset");
+  ESPALIER_TRY(ensure_zeros(zeros_, kMostChosen * static_cast<int64_t>(sizeof(int32_t))));
+  return ensure_zeros(unfinished_, count * static_cast<int64_t>(sizeof(int32_t)));
 }
 
 // One token has a group for each of its experts. Of many, a group has as many as an expert gets on average, so that few
@@ -100,19 +108,18 @@ PartRows Forward::part_rows(const DeviceMemory& memory, int64_t width) const {
   return {memory.as<uint16_t>(), model_.parts, part_stride(width)};
 }
 
-Status Forward::multiply(const Matrices& matrix, const PartRows& x, int rows, float* y, cudaStream_t stream) {
-  const int most = matrix.most_rows(x.parts);
-  for (int first = 0; first < rows; first += most) {
-    Product product;
-    product.weights = matrix.view;
-    product.tokens = std::min(most, rows - first);
-    product.parts = x.parts;
-    product.x = x.data + static_cast<int64_t>(first) * x.parts * x.stride;
-    product.y = y + first * matrix.view.rows;
-    product.output = OutputType::kF32;
-    ESPALIER_TRY(launch_product(product, stream));
-  }
-  return Status::ok();
+// Rows in groups of as many as a product takes. `x` and `y` have room for whole groups.
+Status Forward::multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output,
+                         cudaStream_t stream) {
+  Product product;
+  product.weights = matrix.view;
+  product.tokens = std::min(matrix.most_rows(x.parts), rows);
+  product.groups = (rows + product.tokens - 1) / product.tokens;
+  product.parts = x.parts;
+  product.x = x.data;
+  product.y = y;
+  product.output = output;
+  return launch_product(product, stream);
 }
 
 // Adds to the residual stream, and norms it for the next products.
@@ -161,7 +168,7 @@ Status Forward::run(const StepRows& rows, cudaStream_t stream) {
 Status Forward::attention(const Layer& layer, const StepRows& rows, cudaStream_t stream) {
   const int count = rows.places.rows;
   const KvCache cache{layer.keys.data(), layer.values.data(), model_.kv_is_bf16};
-  ESPALIER_TRY(multiply(layer.qkv, part_rows(input_, model_.hidden), count, qkv_.as<float>(), stream));
+  ESPALIER_TRY(multiply(layer.qkv, part_rows(input_, model_.hidden), count, qkv_.data(), OutputType::kF32, stream));
   const auto is_whole = [&](const DeviceMemory& norm) {
     return norm.bytes() != layer.heads.head_dim * static_cast<int64_t>(sizeof(float));
   };
@@ -189,9 +196,10 @@ Status Forward::attention(const Layer& layer, const StepRows& rows, cudaStream_t
                        .queries = queries_.as<float>(),
                        .out = mixed,
                        .splits = rows.splits,
+                       .split_chunks = rows.split_chunks,
                        .partials = partials_.as<float>()},
                       stream));
-  ESPALIER_TRY(multiply(layer.output, mixed, count, output_.as<float>(), stream));
+  ESPALIER_TRY(multiply(layer.output, mixed, count, output_.data(), OutputType::kF32, stream));
   NormTask added;
   added.source = output_.as<float>();
   added.bias = optional<float>(layer.output_bias);
@@ -221,6 +229,7 @@ Status Forward::feed_forward(const FeedForwardPart& part, int rows, const float*
                         .skip_below = optional<float>(part.skip_below),
                         .expert_of_row = part.expert_of_row.as<int32_t>(),
                         .logits = router_logits_.as<float>(),
+                        .unfinished = unfinished_.as<int32_t>(),
                         .experts = experts_.as<int32_t>(),
                         .gates = gates_.as<float>(),
                         .slots = direct ? slots_.as<int32_t>() : nullptr},
@@ -240,33 +249,28 @@ Status Forward::feed_forward(const FeedForwardPart& part, int rows, const float*
   }
   const PartRows input = part_rows(input_, model_.hidden);
   const PartRows activations = part_rows(activations_, part.width);
-  const auto slots = static_cast<int>(of_part.slots());
-  Product product;
-  product.groups = of_part.groups;
-  product.tokens = of_part.group_tokens;
-  product.parts = model_.parts;
-  product.experts = direct ? experts_.as<int32_t>() : group_experts_.as<int32_t>();
-  product.output = OutputType::kF32;
   if (part.is_routed) {
+    Product product;
+    product.groups = of_part.groups;
+    product.tokens = of_part.group_tokens;
+    product.parts = model_.parts;
+    product.experts = direct ? experts_.as<int32_t>() : group_experts_.as<int32_t>();
     product.weights = part.gate_up.view;
     product.x = input.data;
     product.inputs = direct ? zeros_.as<int32_t>() : inputs_.as<int32_t>();
-    product.y = gate_up_.data();
+    product.y = activations.data;
+    product.output = OutputType::kGated;
     ESPALIER_TRY(launch_product(product, stream));
-  } else {
-    ESPALIER_TRY(multiply(part.gate_up, input, rows, gate_up_.as<float>(), stream));
-  }
-  ESPALIER_TRY(
-      swiglu({.rows = slots, .width = part.width, .source = gate_up_.as<float>(), .out = activations}, stream));
-  if (part.is_routed) {
     product.weights = part.down.view;
     product.x = activations.data;
     product.inputs = nullptr;
     product.experts_settled = true;
     product.y = down_.data();
+    product.output = OutputType::kF32;
     ESPALIER_TRY(launch_product(product, stream));
   } else {
-    ESPALIER_TRY(multiply(part.down, activations, rows, down_.as<float>(), stream));
+    ESPALIER_TRY(multiply(part.gate_up, input, rows, activations.data, OutputType::kGated, stream));
+    ESPALIER_TRY(multiply(part.down, activations, rows, down_.data(), OutputType::kF32, stream));
   }
   NormTask added;
   added.source = down_.as<float>();
@@ -286,7 +290,7 @@ Status Forward::run_head(const LogitRows& rows, cudaStream_t stream) {
                              .epsilon = model_.norm_epsilon,
                              .out = last},
                             stream));
-  ESPALIER_TRY(multiply(model_.head, last, rows.count, logits(), stream));
+  ESPALIER_TRY(multiply(model_.head, last, rows.count, logits(), OutputType::kF32, stream));
   if (rows.wants_likeliest) {
     ESPALIER_TRY(find_largest(
         {.rows = rows.count, .width = model_.vocabulary, .logits = logits(), .places = likeliest()}, stream));

@@ -12,8 +12,9 @@ namespace espalier::cuda {
 struct StepRows {
   RowPlaces places;
   const int32_t* tokens = nullptr;
-  // Chunks of attention of the longest row where they are to run side by side, else 1.
+  // See AttendTask.
   int splits = 1;
+  int split_chunks = 1;
 };
 
 // Rows of the hidden states whose logits are wanted.
@@ -58,13 +59,13 @@ class Forward {
   Status norm(const float* weight, const NormTask& added, int rows, cudaStream_t stream);
   Status attention(const Layer& layer, const StepRows& rows, cudaStream_t stream);
   Status feed_forward(const FeedForwardPart& part, int rows, const float* next_norm, cudaStream_t stream);
-  Status multiply(const Matrices& matrix, const PartRows& x, int rows, float* y, cudaStream_t stream);
+  Status multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output, cudaStream_t stream);
 
   const Model& model_;
   DeviceMemory hidden_, cosines_, sines_, input_, input_floats_;
   DeviceMemory qkv_, queries_, mixed_, partials_, output_;
-  DeviceMemory router_logits_, experts_, gates_, slots_, group_experts_, inputs_, zeros_;
-  DeviceMemory gate_up_, activations_, down_;
+  DeviceMemory router_logits_, experts_, gates_, slots_, group_experts_, inputs_, zeros_, unfinished_;
+  DeviceMemory activations_, down_;
   DeviceMemory last_, logits_, scores_, likeliest_;
   int64_t moves_ = 0;
 };

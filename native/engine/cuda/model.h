@@ -32,7 +32,7 @@ struct Elements {
 // A dense part is a routed one of one expert, which all rows go to; an output gate is the router of one row that scores
 // by sigmoid.
 struct FeedForwardPart {
-  Matrices gate_up;  // [experts][2 · width][hidden]
+  Matrices gate_up;  // [experts][2 · width][hidden], eight rows of each in turns
   Matrices down;     // [experts][hidden][width]
   int width = 0;     // of the widest expert, up to a multiple of 32
   int experts = 1;

@@ -18,15 +18,22 @@ class HostMatrices {
   }
   bool allocated() const { return bits_.data() != nullptr; }
 
-  // Writes a weight to the rows of a matrix from `first_row` on.
-  Status read(ThreadPool& pool, Precision precision, const WeightRef& ref, int64_t index, int64_t first_row) {
-    if (ref.is_packed()) return read_packed(pool, precision, ref, index, first_row);
+  // Where the rows of a weight go: to rows of a matrix one after the other, or eight at a time into every other eight.
+  struct Place {
+    int64_t index = 0;
+    int64_t first_row = 0;
+    bool in_eights = false;
+    int64_t row(int64_t r) const { return first_row + (in_eights ? r / 8 * 16 + r % 8 : r); }
+  };
+
+  Status read(ThreadPool& pool, Precision precision, const WeightRef& ref, const Place& place) {
+    if (ref.is_packed()) return read_packed(pool, precision, ref, place);
     if (ref.dtype != DType::kBF16 && precision == Precision::kSource) return not_bf16(ref, dtype_name(ref.dtype));
     const Result<HostMatrix> host = HostMatrix::load(ref, &pool);
     if (!host.is_ok()) return host.status();
     std::vector<float> scratch;
     const uint8_t* elements = host.value().source().tile(0, scratch).data;
-    write(pool, ref, index, first_row, [&](int64_t row, int64_t col) {
+    write(pool, ref, place, [&](int64_t row, int64_t col) {
       return float_to_bf16(load_float(ref.dtype, elements, row * ref.cols + col));
     });
     return Status::ok();
@@ -47,23 +54,23 @@ class HostMatrices {
                                     "; load it as bf16 (weights: bf16)")
         .with_tensor(ref.name);
   }
-  Status read_packed(ThreadPool& pool, Precision precision, const WeightRef& ref, int64_t index, int64_t first_row) {
+  Status read_packed(ThreadPool& pool, Precision precision, const WeightRef& ref, const Place& place) {
     const Result<PackedMatrix> packed = load_packed(pool, {.precision = precision, .mapped = true}, ref);
     if (!packed.is_ok()) return packed.status();
     if (packed.value().format().values != Values::kBf16) return not_bf16(ref, packed.value().format().name());
     std::vector<float> values(static_cast<size_t>(ref.rows * ref.cols));
     packed.value().unpack(pool, values.data());
-    write(pool, ref, index, first_row, [&](int64_t row, int64_t col) {
+    write(pool, ref, place, [&](int64_t row, int64_t col) {
       return float_to_bf16(values[static_cast<size_t>(row * ref.cols + col)]);
     });
     return Status::ok();
   }
   template <class At>
-  void write(ThreadPool& pool, const WeightRef& ref, int64_t index, int64_t first_row, const At& at) {
-    uint16_t* out = bits_.data() + (index * rows_ + first_row) * cols_;
+  void write(ThreadPool& pool, const WeightRef& ref, const Place& place, const At& at) {
     pool.parallel_for(ref.rows, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        for (int64_t col = 0; col < ref.cols; ++col) out[row * cols_ + col] = at(row, col);
+        uint16_t* out = bits_.data() + (place.index * rows_ + place.row(row)) * cols_;
+        for (int64_t col = 0; col < ref.cols; ++col) out[col] = at(row, col);
       }
     });
   }
@@ -117,7 +124,7 @@ class Uploader {
     if (!host.allocated()) return no_host_memory();
     int64_t first = 0;
     for (const WeightRef* ref : refs) {
-      ESPALIER_TRY(host.read(pool_, policy.precision, *ref, 0, first));
+      ESPALIER_TRY(host.read(pool_, policy.precision, *ref, {0, first}));
       first += ref->rows;
     }
     return upload_all(policy, host, out);
@@ -216,15 +223,15 @@ class Uploader {
       if (!host.allocated()) return no_host_memory();
       for (int64_t e = 0; e < count; ++e) {
         const MlpSpec& mlp = specs[static_cast<size_t>(e)];
-        ESPALIER_TRY(host.read(pool_, policy.precision, mlp.gate, e, 0));
-        ESPALIER_TRY(host.read(pool_, policy.precision, mlp.up, e, part.width));
+        ESPALIER_TRY(host.read(pool_, policy.precision, mlp.gate, {e, 0, true}));
+        ESPALIER_TRY(host.read(pool_, policy.precision, mlp.up, {e, 8, true}));
       }
       ESPALIER_TRY(upload_all(policy, host, part.gate_up));
     }
     HostMatrices host(count, hidden, part.width);
     if (!host.allocated()) return no_host_memory();
     for (int64_t e = 0; e < count; ++e) {
-      ESPALIER_TRY(host.read(pool_, policy.precision, specs[static_cast<size_t>(e)].down, e, 0));
+      ESPALIER_TRY(host.read(pool_, policy.precision, specs[static_cast<size_t>(e)].down, {e, 0}));
     }
     return upload_all(policy, host, part.down);
   }

@@ -33,19 +33,27 @@ __global__ void embed_kernel(const __grid_constant__ EmbedTask task) {
 __global__ void __launch_bounds__(kRowThreads) norm_kernel(const __grid_constant__ NormTask task) {
   extern __shared__ float values[];
   __shared__ float scratch[32];
+  __shared__ const float* terms[kMostTerms];
+  __shared__ float gates[kMostTerms];
   begin_kernel();
   const int64_t row = blockIdx.x;
   float* hidden = task.hidden + (task.pick != nullptr ? task.pick[row] : row) * task.width;
+  // What is added, as pointers and factors that all threads share.
+  if (task.source != nullptr && threadIdx.x < task.terms) {
+    const int64_t at = row * task.terms + threadIdx.x;
+    const int64_t slot = task.slots != nullptr ? task.slots[at] : row;
+    terms[threadIdx.x] = slot < 0 ? nullptr : task.source + slot * task.width;
+    gates[threadIdx.x] = task.gates != nullptr ? task.gates[at] : 1.0f;
+  }
+  __syncthreads();
   float squares = 0;
   for (int i = threadIdx.x; i < task.width; i += blockDim.x) {
     float value = hidden[i];
     if (task.source != nullptr) {
       float added = task.bias != nullptr ? task.bias[i] : 0.0f;
+#pragma unroll 8
       for (int j = 0; j < task.terms; ++j) {
-        const int64_t slot = task.slots != nullptr ? task.slots[row * task.terms + j] : row;
-        if (slot < 0) continue;
-        const float gate = task.gates != nullptr ? task.gates[row * task.terms + j] : 1.0f;
-        added += gate * task.source[slot * task.width + i];
+        if (terms[j] != nullptr) added += gates[j] * terms[j][i];
       }
       value += added;
       hidden[i] = value;
@@ -62,16 +70,6 @@ __global__ void __launch_bounds__(kRowThreads) norm_kernel(const __grid_constant
     store_parts(task.out, row, i, value);
     if (inside && task.out_floats != nullptr) task.out_floats[row * task.width + i] = value;
   }
-}
-
-__global__ void swiglu_kernel(const __grid_constant__ SwigluTask task) {
-  begin_kernel();
-  const int64_t row = blockIdx.x;
-  const int i = blockIdx.y * blockDim.x + threadIdx.x;
-  if (i >= task.width) return;
-  const float* source = task.source + row * 2 * task.width;
-  const float gate = source[i];
-  store_parts(task.out, row, i, gate / (1.0f + expf(-gate)) * source[task.width + i]);
 }
 
 __global__ void __launch_bounds__(kRowThreads) score_kernel(const __grid_constant__ ScoreTask task) {
@@ -137,18 +135,14 @@ Status embed(const EmbedTask& task, cudaStream_t stream) {
 }
 
 Status add_and_norm(const NormTask& task, cudaStream_t stream) {
-  if (task.width > kMostWidth) {
-    return Status(Code::kUsage, "rows of " + std::to_string(task.width) + " are wider than the GPU's norm takes, " +
-                                    std::to_string(kMostWidth));
+  if (task.width > kMostWidth || task.terms > kMostTerms) {
+    return Status(Code::kUsage, "the GPU's norm takes rows of up to " + std::to_string(kMostWidth) + " and sums of " +
+                                    std::to_string(kMostTerms) + ", not " + std::to_string(task.width) + " and " +
+                                    std::to_string(task.terms));
   }
   const unsigned threads = task.width >= kRowThreads ? kRowThreads : kThreads;
   return launch("add_and_norm", norm_kernel,
                 {dim3(task.rows), threads, task.width * static_cast<int64_t>(sizeof(float))}, stream, task);
-}
-
-Status swiglu(const SwigluTask& task, cudaStream_t stream) {
-  const unsigned blocks = (task.width + kThreads - 1) / kThreads;
-  return launch("swiglu", swiglu_kernel, {dim3(task.rows, blocks), kThreads}, stream, task);
 }
 
 Status score(const ScoreTask& task, cudaStream_t stream) {

@@ -13,6 +13,8 @@ namespace espalier::cuda {
 
 // The widest row of add_and_norm.
 inline constexpr int kMostWidth = 12288;
+// The most rows that it adds to one.
+inline constexpr int kMostTerms = 64;
 
 // hidden[row] = table[tokens[row]], and the cosines and sines of each row's position (see RopeSpec).
 struct EmbedTask {
@@ -41,23 +43,13 @@ struct NormTask {
   const float* bias = nullptr;
   const int32_t* slots = nullptr;  // [rows][terms], a negative one is left out; without: slot `row`, one term
   const float* gates = nullptr;    // [rows][terms]; without: 1
-  int terms = 1;
+  int terms = 1;  // at most kMostTerms
   const float* weight = nullptr;  // [width]; without: no norm
   float epsilon = 0;
   PartRows out;                 // of the norm
   float* out_floats = nullptr;  // of the norm, or nullptr
 };
 Status add_and_norm(const NormTask& task, CUstream_st* stream);
-
-// out[row] = silu(gate) ⊙ up, where gate and up are the halves of row `row` of `source` [rows][2 · width]; width is a
-// multiple of 32.
-struct SwigluTask {
-  int rows = 0;
-  int width = 0;
-  const float* source = nullptr;
-  PartRows out;
-};
-Status swiglu(const SwigluTask& task, CUstream_st* stream);
 
 // For each row its natural log-probability of targets[row] by `logits` [rows][width].
 struct ScoreTask {

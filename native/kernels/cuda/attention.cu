@@ -10,7 +10,7 @@ namespace espalier::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-static_assert(kThreads == kAttendChunk, "a thread scores one key of a chunk");
+static_assert(kAttendChunk == 32, "a lane scores one key of a chunk");
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
@@ -78,27 +78,38 @@ __global__ void __launch_bounds__(kThreads) heads_kernel(const __grid_constant__
   }
 }
 
-// Elements of a head that one thread sums.
-constexpr int kElements = kMostHeadDim / kThreads;
+constexpr int kWarps = kThreads / 32;
 
-// What was seen of a row's keys: Σ weight · value by the threads of a block, the maximum of the scores, Σ weight.
-template <int kHeads>
-struct Seen {
-  float sum[kHeads][kElements] = {};
-  float most[kHeads];
-  float total[kHeads];
+// The keys that a row sees, and the chunks they lie in.
+struct Visible {
+  int first;
+  int limit;
+
+  __device__ Visible(const AttendTask& task, int64_t row)
+      : limit(task.places.positions[row] + 1) {
+    first = task.window > 0 ? max(0, limit - task.window) : 0;
+  }
+  __device__ int first_chunk() const { return first / kAttendChunk; }
+  __device__ int last_chunk() const { return (limit - 1) / kAttendChunk; }
 };
 
-// kHeads query heads of one row that share a KV head, against chunks of its keys.
-template <class T, int kHeads>
+// kHeads query heads of one row that share a KV head, against chunks of its keys. A warp scores the chunk's keys by its
+// part of the elements; then each thread sums one element of the values, or kElements of them. All loads of a chunk are
+// under way together: there are few rows, and waiting would take most of the time. kDim is head_dim, 0 for any.
+template <class T, int kHeads, int kDim>
 __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant__ AttendTask task) {
-  __shared__ __align__(16) float queries[kHeads][kMostHeadDim];
+  constexpr int kElements = kDim > 0 ? (kDim + kThreads - 1) / kThreads : kMostHeadDim / kThreads;
+  __shared__ float queries[kHeads][kMostHeadDim];
+  __shared__ float scores[kWarps][kHeads][kAttendChunk];
   __shared__ __align__(16) float weights[kHeads][kAttendChunk];
   __shared__ float chunk_most[kHeads];
   __shared__ float chunk_total[kHeads];
   begin_kernel();
   const HeadShape& shape = task.shape;
+  const int dim = kDim > 0 ? kDim : shape.head_dim;
   const int thread = threadIdx.x;
+  const int warp = thread / 32;
+  const int lane = thread % 32;
   const int64_t row = blockIdx.x;
   const int group = shape.heads / shape.kv_heads;
   const int pieces = (group + kHeads - 1) / kHeads;
@@ -106,106 +117,114 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
   const int first_of_group = blockIdx.y % pieces * kHeads;
   const int first_head = kv_head * group + first_of_group;
   const int count = min(kHeads, group - first_of_group);
-  const int limit = task.places.positions[row] + 1;
-  const int first = task.window > 0 ? max(0, limit - task.window) : 0;
-  const int32_t* table = task.places.blocks + task.places.tables[row];
-
-  int chunk = first / kAttendChunk;
-  int last_chunk = (limit - 1) / kAttendChunk;
+  const Visible seen(task, row);
+  int chunk = seen.first_chunk();
+  int last_chunk = seen.last_chunk();
   if (task.splits > 1) {
-    const int mine = blockIdx.z;
-    if (mine < chunk || mine > last_chunk) return;
-    chunk = last_chunk = mine;
+    const int mine = blockIdx.z * task.split_chunks;
+    chunk = max(chunk, mine);
+    last_chunk = min(last_chunk, mine + task.split_chunks - 1);
+    if (chunk > last_chunk) return;
   }
-  for (int i = thread; i < kHeads * shape.head_dim; i += kThreads) {
-    const int h = i / shape.head_dim;
-    const int d = i - h * shape.head_dim;
-    queries[h][d] =
-        h < count ? task.scale * task.queries[(row * shape.heads + first_head + h) * shape.head_dim + d] : 0.0f;
+  const int32_t* table = task.places.blocks + task.places.tables[row];
+  const auto block_at = [&](int key) {
+    return (static_cast<int64_t>(table[key / kKvTokens]) * shape.kv_heads + kv_head) * dim * kKvTokens;
+  };
+  for (int i = thread; i < kHeads * dim; i += kThreads) {
+    const int h = i / dim;
+    const int d = i - h * dim;
+    queries[h][d] = h < count ? task.scale * task.queries[(row * shape.heads + first_head + h) * dim + d] : 0.0f;
   }
   __syncthreads();
 
-  Seen<kHeads> seen;
+  float sum[kHeads][kElements] = {};
+  float most[kHeads];
+  float total[kHeads] = {};
+  float chunk_weight[kHeads];
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    seen.most[h] = -INFINITY;
-    seen.total[h] = 0;
-  }
+  for (int h = 0; h < kHeads; ++h) most[h] = -INFINITY;
   for (; chunk <= last_chunk; ++chunk) {
     const int begin = chunk * kAttendChunk;
-    const int key = begin + thread;
-    const bool visible = key >= first && key < limit;
-    float scores[kHeads] = {};
+    const int key = begin + lane;
+    const bool visible = key >= seen.first && key < seen.limit;
+    float score[kHeads] = {};
     if (visible) {
-      const int64_t base =
-          (static_cast<int64_t>(table[key / kKvTokens]) * shape.kv_heads + kv_head) * shape.head_dim * kKvTokens;
-      const T* keys = static_cast<const T*>(task.cache.keys) + base + key % kKvTokens;
-#pragma unroll 8
-      for (int d = 0; d < shape.head_dim; ++d) {
+      const T* keys = static_cast<const T*>(task.cache.keys) + block_at(key) + key % kKvTokens;
+      const auto add = [&](int d) {
         const float k = to_float(keys[d * kKvTokens]);
 #pragma unroll
-        for (int h = 0; h < kHeads; ++h) scores[h] += queries[h][d] * k;
+        for (int h = 0; h < kHeads; ++h) score[h] += queries[h][d] * k;
+      };
+      if constexpr (kDim > 0) {
+#pragma unroll
+        for (int d = 0; d < kDim / kWarps; ++d) add(warp * (kDim / kWarps) + d);
+      } else {
+#pragma unroll 8
+        for (int d = warp * dim / kWarps; d < (warp + 1) * dim / kWarps; ++d) add(d);
       }
     }
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) weights[h][thread] = visible ? scores[h] : -INFINITY;
+    for (int h = 0; h < kHeads; ++h) scores[warp][h][lane] = score[h];
     __syncthreads();
-    for (int h = thread / 32; h < kHeads; h += kThreads / 32) {
-      float most = -INFINITY;
-      for (int i = thread % 32; i < kAttendChunk; i += 32) most = fmaxf(most, weights[h][i]);
-      most = warp_max(most);
-      float total = 0;
-      for (int i = thread % 32; i < kAttendChunk; i += 32) {
-        const float weight = expf(weights[h][i] - most);
-        weights[h][i] = weight;
-        total += weight;
-      }
-      total = warp_sum(total);
-      if (thread % 32 == 0) {
-        chunk_most[h] = most;
-        chunk_total[h] = total;
+    for (int h = warp; h < kHeads; h += kWarps) {
+      float all = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) all += scores[w][h][lane];
+      const float largest = warp_max(visible ? all : -INFINITY);
+      const float weight = visible ? expf(all - largest) : 0.0f;
+      const float of_chunk = warp_sum(weight);
+      weights[h][lane] = weight;
+      if (lane == 0) {
+        chunk_most[h] = largest;
+        chunk_total[h] = of_chunk;
       }
     }
     __syncthreads();
 
-    float sum[kHeads][kElements] = {};
-    const int stop = min(limit, begin + kAttendChunk);
-    for (int from = max(begin, first) / 4 * 4; from < stop; from += 4) {
-      const int64_t base =
-          (static_cast<int64_t>(table[from / kKvTokens]) * shape.kv_heads + kv_head) * shape.head_dim * kKvTokens;
-      const T* values = static_cast<const T*>(task.cache.values) + base + from % kKvTokens * shape.head_dim;
-      float value[kElements][4];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const float together = fmaxf(most[h], chunk_most[h]);
+      const float before = expf(most[h] - together);
+      const float now = expf(chunk_most[h] - together);
+      total[h] = total[h] * before + chunk_total[h] * now;
+      most[h] = together;
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) sum[h][e] *= before;
+      chunk_weight[h] = now;
+    }
+#pragma unroll
+    for (int half = 0; half < kAttendChunk; half += kKvTokens) {
+      const int from = begin + half;
+      if (from >= seen.limit || from + kKvTokens <= seen.first) continue;
+      const T* values = static_cast<const T*>(task.cache.values) + block_at(from);
+      float value[kElements][kKvTokens];
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
         const int d = thread + e * kThreads;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < kKvTokens; ++i) {
           // What nobody has written may be NaN.
-          const bool used = d < shape.head_dim && from + i >= first && from + i < limit;
-          value[e][i] = used ? to_float(values[i * shape.head_dim + d]) : 0.0f;
+          const bool used = d < dim && from + i >= seen.first && from + i < seen.limit;
+          value[e][i] = used ? to_float(values[i * dim + d]) : 0.0f;
         }
       }
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        const float4 weight = *reinterpret_cast<const float4*>(&weights[h][from - begin]);
+        float of_half[kElements] = {};
 #pragma unroll
-        for (int e = 0; e < kElements; ++e) {
-          sum[h][e] += weight.x * value[e][0];
-          sum[h][e] += weight.y * value[e][1];
-          sum[h][e] += weight.z * value[e][2];
-          sum[h][e] += weight.w * value[e][3];
+        for (int i = 0; i < kKvTokens; i += 4) {
+          const float4 weight = *reinterpret_cast<const float4*>(&weights[h][half + i]);
+#pragma unroll
+          for (int e = 0; e < kElements; ++e) {
+            of_half[e] += weight.x * value[e][i];
+            of_half[e] += weight.y * value[e][i + 1];
+            of_half[e] += weight.z * value[e][i + 2];
+            of_half[e] += weight.w * value[e][i + 3];
+          }
         }
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) sum[h][e] += of_half[e] * chunk_weight[h];
       }
-    }
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      const float most = fmaxf(seen.most[h], chunk_most[h]);
-      const float before = expf(seen.most[h] - most);
-      const float now = expf(chunk_most[h] - most);
-      seen.total[h] = seen.total[h] * before + chunk_total[h] * now;
-      seen.most[h] = most;
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) seen.sum[h][e] = seen.sum[h][e] * before + sum[h][e] * now;
     }
     __syncthreads();
   }
@@ -213,58 +232,60 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     if (h >= count) break;
+    const int64_t head = row * shape.heads + first_head + h;
     float* partial =
-        task.splits > 1 ? task.partials + ((row * shape.heads + first_head + h) * task.splits + blockIdx.z) *
-                                              (shape.head_dim + 2)
-                        : nullptr;
+        task.splits > 1 ? task.partials + (head * task.splits + blockIdx.z) * (dim + 2) : nullptr;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int d = thread + e * kThreads;
-      if (d >= shape.head_dim) continue;
+      if (d >= dim) continue;
       if (partial != nullptr) {
-        partial[d] = seen.sum[h][e];
+        partial[d] = sum[h][e];
       } else {
-        store_parts(task.out, row, (first_head + h) * shape.head_dim + d, seen.sum[h][e] / seen.total[h]);
+        store_parts(task.out, row, (first_head + h) * dim + d, sum[h][e] / total[h]);
       }
     }
     if (partial != nullptr && thread == 0) {
-      partial[shape.head_dim] = seen.most[h];
-      partial[shape.head_dim + 1] = seen.total[h];
+      partial[dim] = most[h];
+      partial[dim + 1] = total[h];
     }
   }
   if (task.splits == 1 && blockIdx.y == 0) {
-    for (int i = shape.heads * shape.head_dim + thread; i < task.out.stride; i += kThreads) {
-      store_parts(task.out, row, i, 0.0f);
-    }
+    for (int i = shape.heads * dim + thread; i < task.out.stride; i += kThreads) store_parts(task.out, row, i, 0.0f);
   }
 }
 
-// Merges the chunks of one row and head.
+// Merges what the blocks of one row and head found.
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ AttendTask task) {
+  __shared__ float factors[kMostSplits];
+  __shared__ float all;
   begin_kernel();
   const HeadShape& shape = task.shape;
   const int64_t row = blockIdx.x;
   const int head = blockIdx.y;
-  const int limit = task.places.positions[row] + 1;
-  const int first = task.window > 0 ? max(0, limit - task.window) : 0;
-  const int first_chunk = first / kAttendChunk;
-  const int last_chunk = (limit - 1) / kAttendChunk;
+  const Visible seen(task, row);
+  const int first = seen.first_chunk() / task.split_chunks;
+  const int count = seen.last_chunk() / task.split_chunks + 1 - first;
   const int stride = shape.head_dim + 2;
-  const float* partials = task.partials + (row * shape.heads + head) * task.splits * stride;
-  for (int d = threadIdx.x; d < shape.head_dim; d += kThreads) {
+  const float* partials = task.partials + ((row * shape.heads + head) * task.splits + first) * stride;
+  if (threadIdx.x < 32) {
     float most = -INFINITY;
+    for (int i = threadIdx.x; i < count; i += 32) most = fmaxf(most, partials[i * stride + shape.head_dim]);
+    most = warp_max(most);
     float total = 0;
-    float sum = 0;
-    for (int chunk = first_chunk; chunk <= last_chunk; ++chunk) {
-      const float* partial = partials + chunk * stride;
-      const float together = fmaxf(most, partial[shape.head_dim]);
-      const float before = expf(most - together);
-      const float now = expf(partial[shape.head_dim] - together);
-      total = total * before + partial[shape.head_dim + 1] * now;
-      sum = sum * before + partial[d] * now;
-      most = together;
+    for (int i = threadIdx.x; i < count; i += 32) {
+      factors[i] = expf(partials[i * stride + shape.head_dim] - most);
+      total += factors[i] * partials[i * stride + shape.head_dim + 1];
     }
-    store_parts(task.out, row, head * shape.head_dim + d, sum / total);
+    total = warp_sum(total);
+    if (threadIdx.x == 0) all = total;
+  }
+  __syncthreads();
+  for (int d = threadIdx.x; d < shape.head_dim; d += kThreads) {
+    float sum = 0;
+#pragma unroll 16
+    for (int i = 0; i < count; ++i) sum += factors[i] * partials[i * stride + d];
+    store_parts(task.out, row, head * shape.head_dim + d, sum / all);
   }
   if (head > 0) return;
   for (int i = shape.heads * shape.head_dim + threadIdx.x; i < task.out.stride; i += kThreads) {
@@ -272,12 +293,16 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   }
 }
 
-template <class T>
+template <class T, int kDim>
 auto attend_function(int group) {
-  if (group <= 1) return std::pair(&attend_kernel<T, 1>, 1);
-  if (group <= 2) return std::pair(&attend_kernel<T, 2>, 2);
-  if (group <= 4) return std::pair(&attend_kernel<T, 4>, 4);
-  return std::pair(&attend_kernel<T, 8>, 8);
+  if (group <= 1) return std::pair(&attend_kernel<T, 1, kDim>, 1);
+  if (group <= 4) return std::pair(&attend_kernel<T, 4, kDim>, 4);
+  return std::pair(&attend_kernel<T, 8, kDim>, 8);
+}
+
+template <class T>
+auto attend_function(int group, int head_dim) {
+  return head_dim == 128 ? attend_function<T, 128>(group) : attend_function<T, 0>(group);
 }
 
 }  // namespace
@@ -289,9 +314,11 @@ Status prepare_heads(const HeadsTask& task, cudaStream_t stream) {
 }
 
 Status attend(const AttendTask& task, cudaStream_t stream) {
+  if (task.splits > kMostSplits) return Status(Code::kUsage, "attention is split into too many parts");
   const int group = task.shape.heads / task.shape.kv_heads;
+  const int dim = task.shape.head_dim;
   const auto [kernel, heads] =
-      task.cache.is_bf16 ? attend_function<__nv_bfloat16>(group) : attend_function<float>(group);
+      task.cache.is_bf16 ? attend_function<__nv_bfloat16>(group, dim) : attend_function<float>(group, dim);
   const unsigned pieces = static_cast<unsigned>((group + heads - 1) / heads);
   const dim3 grid(task.places.rows, task.shape.kv_heads * pieces, task.splits);
   ESPALIER_TRY(launch("attend", kernel, {grid, kThreads}, stream, task));

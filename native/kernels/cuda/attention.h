@@ -15,9 +15,10 @@ struct CUstream_st;
 namespace espalier::cuda {
 
 inline constexpr int kKvTokens = 16;
-// Keys that a block of threads scores at a time. A row's keys are taken in chunks of so many whatever else the batch
-// holds, and the chunks' results are merged in their order.
-inline constexpr int kAttendChunk = 128;
+// Keys that a block of threads takes at a time.
+inline constexpr int kAttendChunk = 32;
+// The most blocks of threads that share a row's keys.
+inline constexpr int kMostSplits = 64;
 // The most elements of a head.
 inline constexpr int kMostHeadDim = 256;
 
@@ -68,9 +69,10 @@ struct AttendTask {
   KvCache cache;
   const float* queries = nullptr;
   PartRows out;  // of rows of heads · head_dim
-  // Chunks of the longest row, where they run side by side and `partials` holds what they give
-  // (attend_partial_floats); 1: they run one after the other.
+  // Blocks of threads that share the keys of a row and KV head, each with `split_chunks` chunks of them; `partials`
+  // holds what they find (attend_partial_floats). 1: one block takes all of them.
   int splits = 1;
+  int split_chunks = 1;
   float* partials = nullptr;
 };
 constexpr int64_t attend_partial_floats(const HeadShape& shape, int64_t rows, int64_t splits) {

@@ -91,7 +91,10 @@ Status check(const Product& product) {
                      weights.cols % 32 == 0 && weights.cols < INT_MAX / 2 &&
                      (weights.rows + 15) / 16 * product.groups < INT_MAX / 2;
   if (!sized) return Status(Code::kUsage, "a product needs groups, rows, and a multiple of 32 columns, below 2³⁰");
-  if (product.experts == nullptr && product.groups > weights.count) {
+  if (product.output == OutputType::kGated && weights.rows % 64 != 0) {
+    return Status(Code::kUsage, "a gated product needs a multiple of 64 rows, not " + std::to_string(weights.rows));
+  }
+  if (product.experts == nullptr && weights.count != 1 && product.groups > weights.count) {
     return Status(Code::kUsage, std::to_string(product.groups) + " groups of " + std::to_string(weights.count) +
                                     " matrices need to say which they use");
   }
@@ -132,7 +135,8 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   args.slots = weights.slots;
   args.tail_at = tail_at(weights);
   args.early = product.experts == nullptr || product.experts_settled;
-  args.float_output = product.output == OutputType::kF32;
+  args.one_matrix = weights.count == 1;
+  args.output = product.output;
   args.stage_bytes = stage_bytes(weights);
   args.split = tuning.split > 0
                    ? tuning.split

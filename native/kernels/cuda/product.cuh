@@ -15,6 +15,7 @@
 
 #include <cuda_bf16.h>
 
+#include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/launch.cuh"
@@ -45,7 +46,8 @@ struct ProductArgs {
   int slots;
   int tail_at;  // bitmap: where in a stage the bytes after the fixed part go
   bool early;   // weights may be fetched while the previous kernel runs
-  bool float_output;
+  bool one_matrix;  // all groups use the same, unless `experts` says otherwise
+  OutputType output;
 };
 
 // Floats between the 16 sums of one token and those of the next: with 20, lanes store to different banks.
@@ -92,7 +94,7 @@ class Fetcher {
   __device__ void find_rows() {
     for (; more(); item_ += stride_) {
       const int group = item_ / args_.row_blocks;
-      const int expert = args_.experts != nullptr ? args_.experts[group] : group;
+      const int expert = args_.experts != nullptr ? args_.experts[group] : args_.one_matrix ? 0 : group;
       if (expert < 0) continue;
       row_tile_ = (item_ - group * args_.row_blocks) * kRowTiles;
       expert_rows_ = static_cast<int64_t>(expert) * args_.row_tiles;
@@ -236,16 +238,34 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
         }
       };
       meet();
-      for (int i = part * 32 + lane; i < args.tokens * kTileHeight; i += args.split * 32) {
-        const int token = i / kTileHeight;
-        const int row = first_row + q * kTileHeight + i % kTileHeight;
+      const auto sum_of = [&](int token, int row) {
         float sum = 0;
         for (int c = token * args.parts; c < (token + 1) * args.parts; ++c) {
-          for (int p = 0; p < args.split; ++p) sum += buffer[p * kPartial + c * kSumStride + i % kTileHeight];
+          for (int p = 0; p < args.split; ++p) sum += buffer[p * kPartial + c * kSumStride + row];
         }
-        if (row < args.rows) {
+        return sum;
+      };
+      const int tile_row = first_row + q * kTileHeight;
+      if (args.output == OutputType::kGated) {
+        constexpr int kHalf = kTileHeight / 2;
+        const PartRows out{static_cast<uint16_t*>(args.y), args.parts, args.rows / 2};
+        for (int i = part * 32 + lane; i < args.tokens * kHalf; i += args.split * 32) {
+          const int token = i / kHalf;
+          const float gate = sum_of(token, i % kHalf);
+          const float up = sum_of(token, i % kHalf + kHalf);
+          const int row = tile_row / 2 + i % kHalf;
+          if (tile_row < args.rows) {
+            store_parts(out, group * args.tokens + token, row, gate / (1.0f + expf(-gate)) * up);
+          }
+        }
+      } else {
+        for (int i = part * 32 + lane; i < args.tokens * kTileHeight; i += args.split * 32) {
+          const int token = i / kTileHeight;
+          const float sum = sum_of(token, i % kTileHeight);
+          const int row = tile_row + i % kTileHeight;
+          if (row >= args.rows) continue;
           const int64_t at = static_cast<int64_t>(group * args.tokens + token) * args.rows + row;
-          if (args.float_output) {
+          if (args.output == OutputType::kF32) {
             static_cast<float*>(args.y)[at] = sum;
           } else {
             static_cast<__nv_bfloat16*>(args.y)[at] = __float2bfloat16_rn(sum);

@@ -31,7 +31,9 @@ struct DeviceTiles {
 // The same weights where `tiles` and `starts` of the host were copied to.
 DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts);
 
-enum class OutputType : uint8_t { kBf16, kF32 };
+// kGated: of a matrix whose rows 16i … 16i + 7 are those of a gate and 16i + 8 … 16i + 15 those of an up projection,
+// silu(gate) ⊙ up, as bf16 rows of as many parts as x has: [groups][tokens][parts][rows / 2], rows / 2 a multiple of 32.
+enum class OutputType : uint8_t { kBf16, kF32, kGated };
 
 // The weights must not be what the launch just before on the stream writes: a product begins to fetch them while that
 // one still runs, and waits for it before it touches anything else.
@@ -48,14 +50,14 @@ struct Product {
   int parts = 1;
   // bf16 [inputs][parts][cols], 16-byte aligned.
   const uint16_t* x = nullptr;
-  // [groups] matrices; without: group g uses matrix g.
+  // [groups] matrices; without: group g uses matrix g, or all the only one.
   const int32_t* experts = nullptr;
   // Whether `experts` was written before the previous launch on the stream, not by it: then weights are fetched while
   // that one still runs.
   bool experts_settled = false;
   // [groups][tokens] rows of x; without: in order.
   const int32_t* inputs = nullptr;
-  // [groups][tokens][rows]
+  // [groups][tokens][rows], but see OutputType.
   void* y = nullptr;
   OutputType output = OutputType::kBf16;
 };

@@ -29,13 +29,9 @@ __device__ __forceinline__ float4 load_four(const __nv_bfloat16* from) {
           __uint_as_float(bits.y & 0xffff0000u)};
 }
 
-// A warp for each router row and token.
+// The logit of a router row for a token; a warp's.
 template <class T>
-__global__ void __launch_bounds__(kLogitThreads) logits_kernel(const __grid_constant__ RouteTask task) {
-  begin_kernel();
-  const int row = blockIdx.x * (kLogitThreads / 32) + threadIdx.x / 32;
-  if (row >= task.rows) return;
-  const int64_t token = blockIdx.y;
+__device__ void find_logit(const RouteTask& task, int64_t token, int row) {
   const float* x = task.x + token * task.width;
   const T* weights = static_cast<const T*>(task.weights) + static_cast<int64_t>(row) * task.width;
   const int lane = threadIdx.x % 32;
@@ -83,11 +79,11 @@ __device__ int find_largest(const float* keys, int count, const Taken& taken) {
 // Turns the logits of a token into scores, in shared memory.
 __device__ void score_rows(const RouteTask& task, const float* logits, float* scores) {
   float most = -INFINITY;
-  for (int i = threadIdx.x; i < task.rows; i += 32) most = fmaxf(most, logits[i]);
+  for (int i = threadIdx.x; i < task.rows; i += 32) most = fmaxf(most, __ldcg(logits + i));
   most = warp_max(most);
   float total = 0;
   for (int i = threadIdx.x; i < task.rows; i += 32) {
-    const float x = logits[i];
+    const float x = __ldcg(logits + i);
     const float value = task.sigmoid ? expf(fminf(x, 0.0f)) / (1.0f + expf(-fabsf(x))) : expf(x - most);
     scores[i] = value;
     total += value;
@@ -127,15 +123,13 @@ __device__ void keep_groups(const RouteTask& task, float* keys, float* of_groups
   __syncwarp();
 }
 
-// A warp for each token.
-__global__ void __launch_bounds__(32) choose_kernel(const __grid_constant__ RouteTask task) {
+// Chooses for a token; a warp's.
+__device__ void choose(const RouteTask& task, int64_t token) {
   __shared__ float scores[kMostExperts];
   __shared__ float keys[kMostExperts];
   __shared__ float of_groups[kMostExperts];
   __shared__ bool forbidden[kMostExperts];
   __shared__ int chosen[kMostChosen];
-  begin_kernel();
-  const int64_t token = blockIdx.x;
   score_rows(task, task.logits + token * task.rows, scores);
   for (int i = threadIdx.x; i < task.rows; i += 32) {
     const float key = task.bias != nullptr ? scores[i] + task.bias[i] : scores[i];
@@ -174,6 +168,26 @@ __global__ void __launch_bounds__(32) choose_kernel(const __grid_constant__ Rout
     task.experts[pair] = k < kept ? task.expert_of_row[chosen[k]] : -1;
     if (task.slots != nullptr) task.slots[pair] = k < kept ? static_cast<int32_t>(pair) : -1;
   }
+}
+
+// Each warp has a router row; the block of a token that ends last chooses.
+template <class T>
+__global__ void __launch_bounds__(kLogitThreads) route_kernel(const __grid_constant__ RouteTask task) {
+  __shared__ bool is_last;
+  begin_kernel();
+  const int64_t token = blockIdx.y;
+  const int row = blockIdx.x * (kLogitThreads / 32) + threadIdx.x / 32;
+  if (row < task.rows) find_logit<T>(task, token, row);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(task.unfinished + token, 1) + 1 == static_cast<int>(gridDim.x);
+    if (is_last) task.unfinished[token] = 0;
+  }
+  __syncthreads();
+  if (!is_last || threadIdx.x >= 32) return;
+  __threadfence();
+  choose(task, token);
 }
 
 __global__ void __launch_bounds__(kGroupThreads) group_kernel(const __grid_constant__ GroupTask task) {
@@ -231,9 +245,8 @@ Status route(const RouteTask& task, cudaStream_t stream) {
                                     std::to_string(task.rows) + " and " + std::to_string(task.top_k));
   }
   const unsigned blocks = (task.rows + kLogitThreads / 32 - 1) / (kLogitThreads / 32);
-  const auto kernel = task.weights_are_bf16 ? &logits_kernel<__nv_bfloat16> : &logits_kernel<float>;
-  ESPALIER_TRY(launch("router logits", kernel, {dim3(blocks, task.tokens), kLogitThreads}, stream, task));
-  return launch("route", choose_kernel, {dim3(task.tokens), 32}, stream, task);
+  const auto kernel = task.weights_are_bf16 ? &route_kernel<__nv_bfloat16> : &route_kernel<float>;
+  return launch("route", kernel, {dim3(blocks, task.tokens), kLogitThreads}, stream, task);
 }
 
 int most_groups(int tokens, int top_k, int experts, int group_tokens) {

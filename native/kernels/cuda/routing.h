@@ -31,6 +31,7 @@ struct RouteTask {
   const float* skip_below = nullptr;  // [top_k − 1], or nullptr
   const int32_t* expert_of_row = nullptr;
   float* logits = nullptr;     // [tokens][rows]
+  int32_t* unfinished = nullptr;  // [tokens], zeros before and after
   int32_t* experts = nullptr;  // [tokens][top_k], negative where one is left out
   float* gates = nullptr;      // [tokens][top_k]
   // [tokens][top_k]: the number of the pair, negative where it is left out; or nullptr.
