@@ -39,7 +39,8 @@ std::vector<uint16_t> random_matrix(int64_t rows, int64_t cols, const std::strin
   pool().parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
     std::minstd_rand random(static_cast<unsigned>(begin * 7919 + rows + 1));
     std::uniform_real_distribution<float> uniform(-1.7f, 1.7f);
-    for (int64_t i = begin * cols; i < end * cols; ++i) bits[static_cast<size_t>(i)] = float_to_bf16(uniform(random) * scale);
+    for (int64_t i = begin * cols; i < end * cols; ++i)
+      bits[static_cast<size_t>(i)] = float_to_bf16(uniform(random) * scale);
     const int m = pattern == "2:4" ? 4 : pattern == "16:32" ? 32 : 1;
     if (pattern == "dense") return;
     for (int64_t first = begin * cols; first < end * cols; first += m) {
@@ -68,8 +69,7 @@ TiledWeights tile(int64_t rows, int64_t cols, const std::string& pattern) {
 
 template <class T>
 DeviceMemory on_device(const std::vector<T>& values) {
-  Result<DeviceMemory> memory =
-      DeviceMemory::copy_of(values.data(), static_cast<int64_t>(values.size() * sizeof(T)));
+  Result<DeviceMemory> memory = DeviceMemory::copy_of(values.data(), static_cast<int64_t>(values.size() * sizeof(T)));
   MUST(memory.status());
   return std::move(memory.value());
 }
@@ -230,9 +230,10 @@ int main(int argc, char** argv) {
   Engine& engine = *made.value();
   const EngineInfo& info = engine.info();
   const double active = static_cast<double>(info.active_bytes);
-  std::printf("%s, %d layers, experts %s, %.2f GB, %.3f GB active, activations %s, context %ld; read ceiling %.0f GB/s\n",
-              shape->name, layers, info.formats.front().c_str(), static_cast<double>(info.weight_bytes) / 1e9,
-              active / 1e9, parts == 2 ? "float32" : "bf16", static_cast<long>(context), ceiling);
+  std::printf(
+      "%s, %d layers, experts %s, %.2f GB, %.3f GB active, activations %s, context %ld; read ceiling %.0f GB/s\n",
+      shape->name, layers, info.formats.front().c_str(), static_cast<double>(info.weight_bytes) / 1e9, active / 1e9,
+      parts == 2 ? "float32" : "bf16", static_cast<long>(context), ceiling);
   std::mt19937 random(1);
   const double prefill = [&] {
     double total = 0;

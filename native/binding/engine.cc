@@ -94,8 +94,8 @@ KvType read_kv_type(const Napi::Value& value) {
   return name == "bf16" ? KvType::kBf16 : name == "int8" ? KvType::kInt8 : KvType::kF32;
 }
 
-// engineLoad(spec, files, { gpu, threads, sparse, mapped, experts, rest, kvBlocks, kvCache, activations }, onProgress?) →
-// job of a handle
+// engineLoad(spec, files, { gpu, threads, sparse, mapped, experts, rest, kvBlocks, kvCache, activations }, onProgress?)
+// → job of a handle
 Napi::Value load(const Napi::CallbackInfo& info) {
   const Files files = read_files(info[1].As<Napi::Array>());
   const auto object = info[2].As<Napi::Object>();

@@ -18,9 +18,9 @@ namespace espalier {
 struct EngineOptions {
   std::optional<int> gpu;  // number of the CUDA device that it runs on; without one, on the CPU
   int threads = 0;         // 0: one for each usable core
-  WeightPolicy experts;   // of the routed experts
-  WeightPolicy rest;      // of attention, head, dense and shared parts; routers are never quantised
-  int64_t kv_blocks = 0;  // blocks of kKvBlock tokens in the cache
+  WeightPolicy experts;    // of the routed experts
+  WeightPolicy rest;       // of attention, head, dense and shared parts; routers are never quantised
+  int64_t kv_blocks = 0;   // blocks of kKvBlock tokens in the cache
   KvType kv_type = KvType::kF32;
   Activations activations = Activations::kFloat32;
 };

@@ -73,9 +73,8 @@ void answer(const StepRequest& request, size_t index, std::span<float> logits, S
     result.samples[index - first_sample] = sample(logits, wish.options, wish.history, wish.step);
   } else {
     const ScoreRequest& wish = request.scores[index - first_score];
-    result.scores[index - first_score] =
-        static_cast<double>(logits[static_cast<size_t>(wish.target)]) -
-        cpu_kernels().log_sum_exp(logits.data(), static_cast<int64_t>(logits.size()));
+    result.scores[index - first_score] = static_cast<double>(logits[static_cast<size_t>(wish.target)]) -
+                                         cpu_kernels().log_sum_exp(logits.data(), static_cast<int64_t>(logits.size()));
   }
 }
 

@@ -53,8 +53,8 @@ TEST_CASE("products of experts by index, of inputs in one and two parts") {
       for (const auto& values : matrices) sources.emplace_back(DType::kF32, rows, cols, values.data());
       const Result<TiledWeights> tiled = tile_weights(pool, pattern.layout, sources, pattern.n);
       require(tiled.status());
-      const OnGpu<uint8_t> tiles(std::vector<uint8_t>(
-          tiled.value().tiles.data(), tiled.value().tiles.data() + tiled.value().tiles.size()));
+      const OnGpu<uint8_t> tiles(
+          std::vector<uint8_t>(tiled.value().tiles.data(), tiled.value().tiles.data() + tiled.value().tiles.size()));
       const OnGpu<uint32_t> starts(tiled.value().starts);
       for (const int parts : {1, 2}) {
         for (const int tokens : {1, 3, 4, 8, 9, 16, 32}) {
@@ -208,13 +208,15 @@ TEST_CASE("weighted sums into the residual stream, and its norm") {
           double sum = static_cast<double>(hidden[row * size + i]) + static_cast<double>(bias[i]);
           for (size_t j = row * kTerms; j < (row + 1) * kTerms; ++j) {
             if (slots[j] < 0) continue;
-            sum += static_cast<double>(gates[j]) * static_cast<double>(source[static_cast<size_t>(slots[j]) * size + i]);
+            sum +=
+                static_cast<double>(gates[j]) * static_cast<double>(source[static_cast<size_t>(slots[j]) * size + i]);
           }
           sums.push_back(sum);
           squares += sum * sum;
         }
         const double scale = 1 / std::sqrt(squares / width + 1e-5);
-        for (size_t i = 0; i < size; ++i) norms.push_back(sums[row * size + i] * scale * static_cast<double>(weight[i]));
+        for (size_t i = 0; i < size; ++i)
+          norms.push_back(sums[row * size + i] * scale * static_cast<double>(weight[i]));
       }
       CHECK(test::relative_error(hidden_gpu.host(), sums) < 1e-6);
       CHECK(test::relative_error(out_floats.host(), norms) < 1e-6);
@@ -248,7 +250,8 @@ TEST_CASE("gated products of rows in several groups") {
       CAPTURE(width);
       CAPTURE(parts);
       const auto elements = static_cast<size_t>(width) * static_cast<size_t>(cols);
-      const std::vector<float> gate = test::sparse_weights(generator(), width, cols, {Storage::kDense, Values::kBf16}, 1);
+      const std::vector<float> gate =
+          test::sparse_weights(generator(), width, cols, {Storage::kDense, Values::kBf16}, 1);
       const std::vector<float> up = test::sparse_weights(generator(), width, cols, {Storage::kDense, Values::kBf16}, 1);
       std::vector<float> both(2 * elements);
       for (int r = 0; r < width; ++r) {
@@ -259,8 +262,8 @@ TEST_CASE("gated products of rows in several groups") {
       const MatrixSource source(DType::kF32, 2 * width, cols, both.data());
       const Result<TiledWeights> tiled = tile_weights(pool, cuda::TileLayout::kDense, {&source, 1});
       require(tiled.status());
-      const OnGpu<uint8_t> tiles(std::vector<uint8_t>(
-          tiled.value().tiles.data(), tiled.value().tiles.data() + tiled.value().tiles.size()));
+      const OnGpu<uint8_t> tiles(
+          std::vector<uint8_t>(tiled.value().tiles.data(), tiled.value().tiles.data() + tiled.value().tiles.size()));
       Product product;
       product.weights = describe_tiles(tiled.value(), tiles.get(), nullptr);
       product.tokens = std::min(rows, 16);
@@ -312,9 +315,11 @@ TEST_CASE("log-probabilities") {
     std::vector<double> wanted;
     for (int row = 0; row < kRows; ++row) {
       double sum = 0;
-      for (int i = 0; i < width; ++i) sum += std::exp(static_cast<double>(logits[static_cast<size_t>(row * width + i)]));
-      wanted.push_back(static_cast<double>(logits[static_cast<size_t>(row * width + targets[static_cast<size_t>(row)])]) -
-                       std::log(sum));
+      for (int i = 0; i < width; ++i)
+        sum += std::exp(static_cast<double>(logits[static_cast<size_t>(row * width + i)]));
+      wanted.push_back(
+          static_cast<double>(logits[static_cast<size_t>(row * width + targets[static_cast<size_t>(row)])]) -
+          std::log(sum));
     }
     CHECK(test::relative_error(scores.host(), wanted) < 1e-6);
   }
@@ -388,8 +393,9 @@ std::vector<double> prepared(const std::vector<float>& source, size_t first, int
 
 TEST_CASE("heads into a paged cache, and attention over it") {
   if (!test::has_gpu()) return;
-  const AttentionCase cases[] = {{4, 2, 32, 0, false, false}, {4, 4, 16, 8, false, true},  {6, 2, 24, 0, false, false},
-                                 {8, 1, 128, 0, true, false}, {32, 2, 64, 200, false, false}, {2, 1, 256, 0, false, true},
+  const AttentionCase cases[] = {{4, 2, 32, 0, false, false},    {4, 4, 16, 8, false, true},
+                                 {6, 2, 24, 0, false, false},    {8, 1, 128, 0, true, false},
+                                 {32, 2, 64, 200, false, false}, {2, 1, 256, 0, false, true},
                                  {16, 4, 128, 0, false, false}};
   for (const AttentionCase& of : cases) {
     CAPTURE(of.heads);
@@ -465,8 +471,8 @@ TEST_CASE("heads into a paged cache, and attention over it") {
       const float* sine = sines.data() + row * half;
       const size_t first = row * width;
       q.push_back(prepared(source, first, of.heads, of, bias, 0, q_norm, of.whole_norm, kClip, cosine, sine));
-      k.push_back(prepared(source, first + q_width, of.kv_heads, of, bias, q_width, k_norm, of.whole_norm, kClip, cosine,
-                           sine));
+      k.push_back(prepared(source, first + q_width, of.kv_heads, of, bias, q_width, k_norm, of.whole_norm, kClip,
+                           cosine, sine));
       v.push_back(prepared(source, first + q_width + kv_width, of.kv_heads, of, bias, q_width + kv_width, {}, false,
                            kClip, nullptr, nullptr));
       wanted_queries.insert(wanted_queries.end(), q.back().begin(), q.back().end());

@@ -1,10 +1,9 @@
-#include "engine/cuda/cuda_engine.h"
-
 #include <algorithm>
 #include <bit>
 #include <mutex>
 #include <set>
 
+#include "engine/cuda/cuda_engine.h"
 #include "engine/cuda/forward.h"
 #include "engine/cuda/graphs.h"
 #include "engine/cuda/model_engine.h"
@@ -123,7 +122,8 @@ class CudaEngine final : public Engine {
       return count > 0 ? head() : Status::ok();
     };
     const StepShape shape{rows, count, split.splits * split.chunks, 2 * (chunk.scores() > 0) + chunk.greedy};
-    ESPALIER_TRY(rows <= kMostGraphRows && count <= kMostLogitRows ? graphs_.run(shape, stream_.get(), first) : first());
+    ESPALIER_TRY(rows <= kMostGraphRows && count <= kMostLogitRows ? graphs_.run(shape, stream_.get(), first)
+                                                                   : first());
     while (chunk.count > 0) {
       ESPALIER_TRY(take_answers(request, chunk, result));
       const int done = chunk.first + chunk.count;

@@ -1,7 +1,6 @@
-#include "engine/cuda/forward.h"
-
 #include <algorithm>
 
+#include "engine/cuda/forward.h"
 #include "kernels/cuda/routing.h"
 
 namespace espalier::cuda {
@@ -66,11 +65,10 @@ Status Forward::reserve(int rows, int splits) {
       {&qkv_, floats(count * widest(layers, [](const Layer& layer) { return layer.qkv_width(); }))},
       {&queries_, floats(count * queries)},
       {&mixed_, count * parts(queries)},
-      {&partials_, splits > 1 ? floats(widest(layers,
-                                              [&](const Layer& layer) {
-                                                return attend_partial_floats(layer.heads, rows, splits);
-                                              }))
-                              : 0},
+      {&partials_,
+       splits > 1 ? floats(widest(layers,
+                                  [&](const Layer& layer) { return attend_partial_floats(layer.heads, rows, splits); }))
+                  : 0},
       {&output_, floats(count * model_.hidden)},
       {&router_logits_, floats(logits)},
       {&experts_, floats(pairs)},
@@ -110,7 +108,7 @@ PartRows Forward::part_rows(const DeviceMemory& memory, int64_t width) const {
 
 // Rows in groups of as many as a product takes. `x` and `y` have room for whole groups.
 Status Forward::multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output,
-                         cudaStream_t stream) {
+                         cudaStream_t stream, const Matrices* next) {
   Product product;
   product.weights = matrix.view;
   product.tokens = std::min(matrix.most_rows(x.parts), rows);
@@ -119,6 +117,7 @@ Status Forward::multiply(const Matrices& matrix, const PartRows& x, int rows, vo
   product.x = x.data;
   product.y = y;
   product.output = output;
+  if (next != nullptr) product.next = &next->view;
   return launch_product(product, stream);
 }
 
@@ -153,8 +152,8 @@ Status Forward::run(const StepRows& rows, cudaStream_t stream) {
   ESPALIER_TRY(norm(model_.layers.front().attention_norm.as<float>(), {}, count, stream));
   for (size_t i = 0; i < model_.layers.size(); ++i) {
     const Layer& layer = model_.layers[i];
-    ESPALIER_TRY(attention(layer, rows, stream));
     const bool is_last = i + 1 == model_.layers.size();
+    ESPALIER_TRY(attention(layer, is_last ? model_.head : model_.layers[i + 1].qkv, rows, stream));
     for (const FeedForwardPart& part : layer.feed_forward) {
       const bool ends_layer = &part == &layer.feed_forward.back();
       const float* next =
@@ -165,10 +164,11 @@ Status Forward::run(const StepRows& rows, cudaStream_t stream) {
   return Status::ok();
 }
 
-Status Forward::attention(const Layer& layer, const StepRows& rows, cudaStream_t stream) {
+Status Forward::attention(const Layer& layer, const Matrices& after, const StepRows& rows, cudaStream_t stream) {
   const int count = rows.places.rows;
   const KvCache cache{layer.keys.data(), layer.values.data(), model_.kv_is_bf16};
-  ESPALIER_TRY(multiply(layer.qkv, part_rows(input_, model_.hidden), count, qkv_.data(), OutputType::kF32, stream));
+  ESPALIER_TRY(multiply(layer.qkv, part_rows(input_, model_.hidden), count, qkv_.data(), OutputType::kF32, stream,
+                        &layer.output));
   const auto is_whole = [&](const DeviceMemory& norm) {
     return norm.bytes() != layer.heads.head_dim * static_cast<int64_t>(sizeof(float));
   };
@@ -199,7 +199,7 @@ Status Forward::attention(const Layer& layer, const StepRows& rows, cudaStream_t
                        .split_chunks = rows.split_chunks,
                        .partials = partials_.as<float>()},
                       stream));
-  ESPALIER_TRY(multiply(layer.output, mixed, count, output_.data(), OutputType::kF32, stream));
+  ESPALIER_TRY(multiply(layer.output, mixed, count, output_.data(), OutputType::kF32, stream, &after));
   NormTask added;
   added.source = output_.as<float>();
   added.bias = optional<float>(layer.output_bias);
@@ -296,12 +296,9 @@ Status Forward::run_head(const LogitRows& rows, cudaStream_t stream) {
         {.rows = rows.count, .width = model_.vocabulary, .logits = logits(), .places = likeliest()}, stream));
   }
   if (rows.targets == nullptr) return Status::ok();
-  return score({.rows = rows.count,
-                .width = model_.vocabulary,
-                .logits = logits(),
-                .targets = rows.targets,
-                .scores = scores()},
-               stream);
+  return score(
+      {.rows = rows.count, .width = model_.vocabulary, .logits = logits(), .targets = rows.targets, .scores = scores()},
+      stream);
 }
 
 }  // namespace espalier::cuda

@@ -57,9 +57,11 @@ class Forward {
   Plan plan(const FeedForwardPart& part, int rows) const;
   PartRows part_rows(const DeviceMemory& memory, int64_t width) const;
   Status norm(const float* weight, const NormTask& added, int rows, cudaStream_t stream);
-  Status attention(const Layer& layer, const StepRows& rows, cudaStream_t stream);
+  // `after` is the next matrix that is known before the router chooses.
+  Status attention(const Layer& layer, const Matrices& after, const StepRows& rows, cudaStream_t stream);
   Status feed_forward(const FeedForwardPart& part, int rows, const float* next_norm, cudaStream_t stream);
-  Status multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output, cudaStream_t stream);
+  Status multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output, cudaStream_t stream,
+                  const Matrices* next = nullptr);
 
   const Model& model_;
   DeviceMemory hidden_, cosines_, sines_, input_, input_floats_;

@@ -1,7 +1,6 @@
-#include "engine/cuda/upload.h"
-
 #include <algorithm>
 
+#include "engine/cuda/upload.h"
 #include "engine/linear.h"
 #include "engine/packed_weight.h"
 #include "kernels/cuda/activations.h"
@@ -60,9 +59,8 @@ class HostMatrices {
     if (packed.value().format().values != Values::kBf16) return not_bf16(ref, packed.value().format().name());
     std::vector<float> values(static_cast<size_t>(ref.rows * ref.cols));
     packed.value().unpack(pool, values.data());
-    write(pool, ref, place, [&](int64_t row, int64_t col) {
-      return float_to_bf16(values[static_cast<size_t>(row * ref.cols + col)]);
-    });
+    write(pool, ref, place,
+          [&](int64_t row, int64_t col) { return float_to_bf16(values[static_cast<size_t>(row * ref.cols + col)]); });
     return Status::ok();
   }
   template <class At>

@@ -1,7 +1,6 @@
-#include "kernels/cuda/activations.h"
-
 #include <string>
 
+#include "kernels/cuda/activations.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/reduce.cuh"
@@ -18,9 +17,9 @@ __global__ void embed_kernel(const __grid_constant__ EmbedTask task) {
   const int64_t row = blockIdx.x;
   const int64_t from = static_cast<int64_t>(task.tokens[row]) * task.width;
   for (int i = threadIdx.x; i < task.width; i += blockDim.x) {
-    task.hidden[row * task.width + i] =
-        task.table_is_bf16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(task.table)[from + i])
-                           : static_cast<const float*>(task.table)[from + i];
+    task.hidden[row * task.width + i] = task.table_is_bf16
+                                            ? __bfloat162float(static_cast<const __nv_bfloat16*>(task.table)[from + i])
+                                            : static_cast<const float*>(task.table)[from + i];
   }
   const auto position = static_cast<float>(task.positions[row]);
   for (int i = threadIdx.x; i < task.half; i += blockDim.x) {

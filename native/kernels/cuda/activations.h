@@ -43,8 +43,8 @@ struct NormTask {
   const float* bias = nullptr;
   const int32_t* slots = nullptr;  // [rows][terms], a negative one is left out; without: slot `row`, one term
   const float* gates = nullptr;    // [rows][terms]; without: 1
-  int terms = 1;  // at most kMostTerms
-  const float* weight = nullptr;  // [width]; without: no norm
+  int terms = 1;                   // at most kMostTerms
+  const float* weight = nullptr;   // [width]; without: no norm
   float epsilon = 0;
   PartRows out;                 // of the norm
   float* out_floats = nullptr;  // of the norm, or nullptr

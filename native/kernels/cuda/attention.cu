@@ -1,7 +1,6 @@
-#include "kernels/cuda/attention.h"
-
 #include <algorithm>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/reduce.cuh"
@@ -85,8 +84,7 @@ struct Visible {
   int first;
   int limit;
 
-  __device__ Visible(const AttendTask& task, int64_t row)
-      : limit(task.places.positions[row] + 1) {
+  __device__ Visible(const AttendTask& task, int64_t row) : limit(task.places.positions[row] + 1) {
     first = task.window > 0 ? max(0, limit - task.window) : 0;
   }
   __device__ int first_chunk() const { return first / kAttendChunk; }
@@ -135,7 +133,6 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
     const int d = i - h * dim;
     queries[h][d] = h < count ? task.scale * task.queries[(row * shape.heads + first_head + h) * dim + d] : 0.0f;
   }
-  __syncthreads();
 
   float sum[kHeads][kElements] = {};
   float most[kHeads];
@@ -147,20 +144,47 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
     const int begin = chunk * kAttendChunk;
     const int key = begin + lane;
     const bool visible = key >= seen.first && key < seen.limit;
+    // Values are needed last, but waiting for them begins here.
+    float value[kElements][kAttendChunk];
+#pragma unroll
+    for (int half = 0; half < kAttendChunk; half += kKvTokens) {
+      const int from = begin + half;
+      const bool any = from < seen.limit && from + kKvTokens > seen.first;
+      const T* values = static_cast<const T*>(task.cache.values) + (any ? block_at(from) : 0);
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const int d = thread + e * kThreads;
+#pragma unroll
+        for (int i = 0; i < kKvTokens; ++i) {
+          // What nobody has written may be NaN.
+          const bool used = d < dim && from + i >= seen.first && from + i < seen.limit;
+          value[e][half + i] = used ? to_float(values[i * dim + d]) : 0.0f;
+        }
+      }
+    }
     float score[kHeads] = {};
-    if (visible) {
-      const T* keys = static_cast<const T*>(task.cache.keys) + block_at(key) + key % kKvTokens;
-      const auto add = [&](int d) {
-        const float k = to_float(keys[d * kKvTokens]);
+    const T* keys = static_cast<const T*>(task.cache.keys) + (visible ? block_at(key) + key % kKvTokens : 0);
+    if constexpr (kDim > 0) {
+      constexpr int kMine = kDim / kWarps;
+      float k[kMine];
 #pragma unroll
-        for (int h = 0; h < kHeads; ++h) score[h] += queries[h][d] * k;
-      };
-      if constexpr (kDim > 0) {
+      for (int d = 0; d < kMine; ++d) k[d] = visible ? to_float(keys[(warp * kMine + d) * kKvTokens]) : 0.0f;
+      // The queries of the first chunk.
+      __syncthreads();
 #pragma unroll
-        for (int d = 0; d < kDim / kWarps; ++d) add(warp * (kDim / kWarps) + d);
-      } else {
+      for (int d = 0; d < kMine; ++d) {
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) score[h] += queries[h][warp * kMine + d] * k[d];
+      }
+    } else {
+      __syncthreads();
+      if (visible) {
 #pragma unroll 8
-        for (int d = warp * dim / kWarps; d < (warp + 1) * dim / kWarps; ++d) add(d);
+        for (int d = warp * dim / kWarps; d < (warp + 1) * dim / kWarps; ++d) {
+          const float k = to_float(keys[d * kKvTokens]);
+#pragma unroll
+          for (int h = 0; h < kHeads; ++h) score[h] += queries[h][d] * k;
+        }
       }
     }
 #pragma unroll
@@ -193,38 +217,21 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
       chunk_weight[h] = now;
     }
 #pragma unroll
-    for (int half = 0; half < kAttendChunk; half += kKvTokens) {
-      const int from = begin + half;
-      if (from >= seen.limit || from + kKvTokens <= seen.first) continue;
-      const T* values = static_cast<const T*>(task.cache.values) + block_at(from);
-      float value[kElements][kKvTokens];
+    for (int h = 0; h < kHeads; ++h) {
+      float of_chunk[kElements] = {};
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        const int d = thread + e * kThreads;
+      for (int i = 0; i < kAttendChunk; i += 4) {
+        const float4 weight = *reinterpret_cast<const float4*>(&weights[h][i]);
 #pragma unroll
-        for (int i = 0; i < kKvTokens; ++i) {
-          // What nobody has written may be NaN.
-          const bool used = d < dim && from + i >= seen.first && from + i < seen.limit;
-          value[e][i] = used ? to_float(values[i * dim + d]) : 0.0f;
+        for (int e = 0; e < kElements; ++e) {
+          of_chunk[e] += weight.x * value[e][i];
+          of_chunk[e] += weight.y * value[e][i + 1];
+          of_chunk[e] += weight.z * value[e][i + 2];
+          of_chunk[e] += weight.w * value[e][i + 3];
         }
       }
 #pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        float of_half[kElements] = {};
-#pragma unroll
-        for (int i = 0; i < kKvTokens; i += 4) {
-          const float4 weight = *reinterpret_cast<const float4*>(&weights[h][half + i]);
-#pragma unroll
-          for (int e = 0; e < kElements; ++e) {
-            of_half[e] += weight.x * value[e][i];
-            of_half[e] += weight.y * value[e][i + 1];
-            of_half[e] += weight.z * value[e][i + 2];
-            of_half[e] += weight.w * value[e][i + 3];
-          }
-        }
-#pragma unroll
-        for (int e = 0; e < kElements; ++e) sum[h][e] += of_half[e] * chunk_weight[h];
-      }
+      for (int e = 0; e < kElements; ++e) sum[h][e] += of_chunk[e] * chunk_weight[h];
     }
     __syncthreads();
   }
@@ -233,8 +240,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
   for (int h = 0; h < kHeads; ++h) {
     if (h >= count) break;
     const int64_t head = row * shape.heads + first_head + h;
-    float* partial =
-        task.splits > 1 ? task.partials + (head * task.splits + blockIdx.z) * (dim + 2) : nullptr;
+    float* partial = task.splits > 1 ? task.partials + (head * task.splits + blockIdx.z) * (dim + 2) : nullptr;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int d = thread + e * kThreads;

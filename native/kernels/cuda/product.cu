@@ -58,6 +58,8 @@ int stage_bytes(const DeviceTiles& weights) {
 // the multiprocessor's memory caches x.
 constexpr int kStages = 2;
 constexpr int kMostStages = 8;
+// Bytes that are brought into the L2 cache ahead: half of it.
+constexpr int64_t kMostPrefetch = 24 << 20;
 
 // Whether teams of `split` warps make up a block, and there are barriers for all of them.
 bool splits(int warps, int split) { return warps % split == 0 && (split == 1 || warps / split <= 15); }
@@ -107,7 +109,8 @@ Status check(const Product& product) {
 int most_tokens(TileLayout layout) { return layout == TileLayout::kTwoFour || layout == TileLayout::kDense ? 64 : 16; }
 
 DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
-  return {host.layout, host.count, host.rows, host.cols, host.slots, host.most_slots, host.most_tail, tiles, starts};
+  return {host.layout,     host.count,     host.rows, host.cols, host.slots,
+          host.most_slots, host.most_tail, tiles,     starts,    static_cast<int64_t>(host.tiles.size())};
 }
 
 Status launch_product(const Product& product, cudaStream_t stream, const ProductTuning& tuning) {
@@ -135,6 +138,10 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   args.slots = weights.slots;
   args.tail_at = tail_at(weights);
   args.early = product.experts == nullptr || product.experts_settled;
+  if (product.next != nullptr && product.next->tile_bytes <= kMostPrefetch) {
+    args.next = product.next->tiles;
+    args.next_bytes = product.next->tile_bytes;
+  }
   args.one_matrix = weights.count == 1;
   args.output = product.output;
   args.stage_bytes = stage_bytes(weights);

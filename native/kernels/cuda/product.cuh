@@ -44,9 +44,11 @@ struct ProductArgs {
   int stages;
   int stage_bytes;  // of one tile
   int slots;
-  int tail_at;  // bitmap: where in a stage the bytes after the fixed part go
-  bool early;   // weights may be fetched while the previous kernel runs
-  bool one_matrix;  // all groups use the same, unless `experts` says otherwise
+  int tail_at;          // bitmap: where in a stage the bytes after the fixed part go
+  const uint8_t* next;  // what the last products of the launch bring into the L2 cache, or nullptr
+  int64_t next_bytes;   // a multiple of 16
+  bool early;           // weights may be fetched while the previous kernel runs
+  bool one_matrix;      // all groups use the same, unless `experts` says otherwise
   OutputType output;
 };
 
@@ -249,13 +251,14 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
       if (args.output == OutputType::kGated) {
         constexpr int kHalf = kTileHeight / 2;
         const PartRows out{static_cast<uint16_t*>(args.y), args.parts, args.rows / 2};
-        for (int i = part * 32 + lane; i < args.tokens * kHalf; i += args.split * 32) {
-          const int token = i / kHalf;
-          const float gate = sum_of(token, i % kHalf);
-          const float up = sum_of(token, i % kHalf + kHalf);
-          const int row = tile_row / 2 + i % kHalf;
-          if (tile_row < args.rows) {
-            store_parts(out, group * args.tokens + token, row, gate / (1.0f + expf(-gate)) * up);
+        for (int i = part * 32 + lane; i < args.tokens * kTileHeight; i += args.split * 32) {
+          const int token = i / kTileHeight;
+          const float sum = sum_of(token, i % kTileHeight);
+          // The last tokens may leave half a warp without work.
+          const float up = __shfl_down_sync(args.tokens * kTileHeight - i + lane < 32 ? 0xffffu : ~0u, sum, kHalf);
+          if (i % kTileHeight < kHalf && tile_row < args.rows) {
+            const int row = tile_row / 2 + i % kHalf;
+            store_parts(out, group * args.tokens + token, row, sum / (1.0f + expf(-sum)) * up);
           }
         }
       } else {
@@ -279,6 +282,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
         meet();
       }
     }
+  }
+  // While the kernels after this one wait for each other, memory has time for what comes then.
+  if (threadIdx.x == 0 && args.next != nullptr) {
+    const int64_t share = (args.next_bytes / 16 + gridDim.x - 1) / gridDim.x * 16;
+    const int64_t from = share * blockIdx.x;
+    const int64_t bytes = min(share, args.next_bytes - from);
+    if (bytes > 0) ptx::prefetch_to_cache(args.next + from, static_cast<uint32_t>(bytes));
   }
 }
 

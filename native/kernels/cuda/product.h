@@ -26,13 +26,15 @@ struct DeviceTiles {
   int most_tail = 0;
   const uint8_t* tiles = nullptr;
   const uint32_t* starts = nullptr;
+  int64_t tile_bytes = 0;  // of `tiles`
 };
 
 // The same weights where `tiles` and `starts` of the host were copied to.
 DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts);
 
 // kGated: of a matrix whose rows 16i … 16i + 7 are those of a gate and 16i + 8 … 16i + 15 those of an up projection,
-// silu(gate) ⊙ up, as bf16 rows of as many parts as x has: [groups][tokens][parts][rows / 2], rows / 2 a multiple of 32.
+// silu(gate) ⊙ up, as bf16 rows of as many parts as x has: [groups][tokens][parts][rows / 2], rows / 2 a multiple
+// of 32.
 enum class OutputType : uint8_t { kBf16, kF32, kGated };
 
 // The weights must not be what the launch just before on the stream writes: a product begins to fetch them while that
@@ -47,7 +49,6 @@ struct Product {
   DeviceTiles weights;
   int groups = 1;
   int tokens = 1;
-  int parts = 1;
   // bf16 [inputs][parts][cols], 16-byte aligned.
   const uint16_t* x = nullptr;
   // [groups] matrices; without: group g uses matrix g, or all the only one.
@@ -57,9 +58,12 @@ struct Product {
   bool experts_settled = false;
   // [groups][tokens] rows of x; without: in order.
   const int32_t* inputs = nullptr;
+  int parts = 1;
   // [groups][tokens][rows], but see OutputType.
   void* y = nullptr;
   OutputType output = OutputType::kBf16;
+  // Weights that a later launch reads: brought into the L2 cache when this one has read its own.
+  const DeviceTiles* next = nullptr;
 };
 
 // How a launch uses the GPU; 0 lets the launcher choose. The result's bits depend on `split` alone.

@@ -1,14 +1,12 @@
-#include "kernels/cuda/routing.h"
+#include <cuda_bf16.h>
 
+#include <algorithm>
 #include <climits>
 #include <string>
 
-#include <algorithm>
-
-#include <cuda_bf16.h>
-
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/routing.h"
 
 namespace espalier::cuda {
 namespace {
@@ -38,7 +36,7 @@ __device__ void find_logit(const RouteTask& task, int64_t token, int row) {
   float sum = 0;
   // A width that four does not divide leaves rows unaligned.
   const int fours = task.width % 4 == 0 ? task.width / 4 : 0;
-#pragma unroll 4
+#pragma unroll 16
   for (int i = lane; i < fours; i += 32) {
     const float4 w = load_four(weights + 4 * i);
     const float4 v = *reinterpret_cast<const float4*>(x + 4 * i);
@@ -52,28 +50,40 @@ __device__ void find_logit(const RouteTask& task, int64_t token, int row) {
   if (lane == 0) task.logits[token * task.rows + row] = sum;
 }
 
-// The largest key of the first `count` that `taken` does not name, of equal ones the first; a warp's.
-template <class Taken>
-__device__ int find_largest(const float* keys, int count, const Taken& taken) {
-  float best = -INFINITY;
+// Floats as integers of the same order, all above 0.
+__device__ __forceinline__ uint32_t ordered(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+// Calls take(place) with the `wanted` largest of the keys that are not `forbidden`, largest first, of equal ones the
+// first; a warp's. Each lane keeps the best of its own keys, and looks for another when that is taken.
+template <class Take>
+__device__ void take_largest(const float* keys, bool* forbidden, int count, int wanted, const Take& take) {
+  uint32_t best = 0;
   int at = INT_MAX;
-  for (int i = threadIdx.x; i < count; i += 32) {
-    if (taken(i)) continue;
-    if (keys[i] > best || (keys[i] == best && i < at)) {
-      best = keys[i];
-      at = i;
+  const auto look = [&] {
+    best = 0;
+    at = INT_MAX;
+    for (int i = threadIdx.x; i < count; i += 32) {
+      const uint32_t key = ordered(keys[i]);
+      if (!forbidden[i] && key > best) {
+        best = key;
+        at = i;
+      }
+    }
+  };
+  look();
+  for (int k = 0; k < wanted; ++k) {
+    const uint32_t most = __reduce_max_sync(~0u, best);
+    const int place = static_cast<int>(__reduce_min_sync(~0u, best == most ? static_cast<uint32_t>(at) : UINT_MAX));
+    take(k, place);
+    if (place == at) {
+      forbidden[place] = true;
+      look();
     }
   }
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const float other = __shfl_xor_sync(~0u, best, distance);
-    const int other_at = __shfl_xor_sync(~0u, at, distance);
-    if (other > best || (other == best && other_at < at)) {
-      best = other;
-      at = other_at;
-    }
-  }
-  return at;
+  __syncwarp();
 }
 
 // Turns the logits of a token into scores, in shared memory.
@@ -96,7 +106,8 @@ __device__ void score_rows(const RouteTask& task, const float* logits, float* sc
 }
 
 // Forbids the rows of all but the best groups.
-__device__ void keep_groups(const RouteTask& task, float* keys, float* of_groups, bool* forbidden) {
+__device__ void keep_groups(const RouteTask& task, const float* keys, float* of_groups, bool* forbidden) {
+  __shared__ bool taken[kMostExperts];
   const int size = task.rows / task.groups;
   for (int g = threadIdx.x; g < task.groups; g += 32) {
     float first = -INFINITY;
@@ -110,17 +121,27 @@ __device__ void keep_groups(const RouteTask& task, float* keys, float* of_groups
       }
     }
     of_groups[g] = first + second;
+    taken[g] = false;
   }
-  __syncwarp();
   for (int i = threadIdx.x; i < task.rows; i += 32) forbidden[i] = true;
-  uint32_t chosen[kMostExperts / 32] = {};
-  for (int k = 0; k < task.top_groups; ++k) {
-    const int g = find_largest(of_groups, task.groups, [&](int i) { return (chosen[i / 32] >> (i % 32) & 1u) != 0; });
-    chosen[g / 32] |= 1u << (g % 32);
-    __syncwarp();
-    for (int i = g * size + threadIdx.x; i < (g + 1) * size; i += 32) forbidden[i] = false;
-  }
   __syncwarp();
+  take_largest(of_groups, taken, task.groups, task.top_groups, [&](int, int g) {
+    for (int i = g * size + threadIdx.x; i < (g + 1) * size; i += 32) forbidden[i] = false;
+  });
+}
+
+// Experts from the first on whose gate is small are left out; returns how many are not. One thread's.
+__device__ int skip_small(const RouteTask& task, float* gates) {
+  int kept = 1;
+  while (kept < task.top_k && !(gates[kept] < task.skip_below[kept - 1] * gates[0])) ++kept;
+  float all = 0;
+  float left = 0;
+  for (int k = 0; k < task.top_k; ++k) {
+    all += gates[k];
+    if (k < kept) left += gates[k];
+  }
+  for (int k = 0; k < task.top_k; ++k) gates[k] = k < kept ? gates[k] * (all / left) : 0.0f;
+  return kept;
 }
 
 // Chooses for a token; a warp's.
@@ -130,6 +151,7 @@ __device__ void choose(const RouteTask& task, int64_t token) {
   __shared__ float of_groups[kMostExperts];
   __shared__ bool forbidden[kMostExperts];
   __shared__ int chosen[kMostChosen];
+  __shared__ float gates[kMostChosen];
   score_rows(task, task.logits + token * task.rows, scores);
   for (int i = threadIdx.x; i < task.rows; i += 32) {
     const float key = task.bias != nullptr ? scores[i] + task.bias[i] : scores[i];
@@ -138,33 +160,23 @@ __device__ void choose(const RouteTask& task, int64_t token) {
   }
   __syncwarp();
   if (task.top_groups < task.groups) keep_groups(task, keys, of_groups, forbidden);
-  for (int k = 0; k < task.top_k; ++k) {
-    const int row = find_largest(keys, task.rows, [&](int i) { return forbidden[i]; });
-    __syncwarp();
-    if (threadIdx.x == 0) {
-      chosen[k] = row;
-      forbidden[row] = true;
-    }
-    __syncwarp();
-  }
-  if (threadIdx.x != 0) return;
+  take_largest(keys, forbidden, task.rows, task.top_k, [&](int k, int row) {
+    if (threadIdx.x == 0) chosen[k] = row;
+  });
   float total = 0;
-  for (int k = 0; k < task.top_k; ++k) total += scores[chosen[k]];
-  const float divisor = task.renormalise ? total + 1e-20f : 1.0f;
-  float* gates = task.gates + token * task.top_k;
+  for (int k = threadIdx.x; k < task.top_k; k += 32) total += scores[chosen[k]];
+  const float divisor = task.renormalise ? warp_sum(total) + 1e-20f : 1.0f;
+  for (int k = threadIdx.x; k < task.top_k; k += 32) gates[k] = scores[chosen[k]] / divisor * task.scaling;
+  __syncwarp();
   int kept = task.top_k;
-  float all = 0;
-  float left = 0;
-  for (int k = 0; k < task.top_k; ++k) {
-    const float gate = scores[chosen[k]] / divisor * task.scaling;
-    gates[k] = gate;
-    all += gate;
-    if (task.skip_below != nullptr && k > 0 && kept == task.top_k && gate < task.skip_below[k - 1] * gates[0]) kept = k;
-    if (k < kept) left += gate;
+  if (task.skip_below != nullptr) {
+    if (threadIdx.x == 0) kept = skip_small(task, gates);
+    kept = __shfl_sync(~0u, kept, 0);
+    __syncwarp();
   }
-  for (int k = 0; k < task.top_k; ++k) {
-    if (kept < task.top_k) gates[k] = k < kept ? gates[k] * (all / left) : 0.0f;
+  for (int k = threadIdx.x; k < task.top_k; k += 32) {
     const int64_t pair = token * task.top_k + k;
+    task.gates[pair] = gates[k];
     task.experts[pair] = k < kept ? task.expert_of_row[chosen[k]] : -1;
     if (task.slots != nullptr) task.slots[pair] = k < kept ? static_cast<int32_t>(pair) : -1;
   }
@@ -241,8 +253,8 @@ static_assert(kGroupThreads >= kMostExperts, "a thread counts the groups of an e
 Status route(const RouteTask& task, cudaStream_t stream) {
   if (task.rows > kMostExperts || task.top_k > kMostChosen) {
     return Status(Code::kUsage, "the GPU's router takes up to " + std::to_string(kMostExperts) + " experts and " +
-                                    std::to_string(kMostChosen) + " of them a token, not " +
-                                    std::to_string(task.rows) + " and " + std::to_string(task.top_k));
+                                    std::to_string(kMostChosen) + " of them a token, not " + std::to_string(task.rows) +
+                                    " and " + std::to_string(task.top_k));
   }
   const unsigned blocks = (task.rows + kLogitThreads / 32 - 1) / (kLogitThreads / 32);
   const auto kernel = task.weights_are_bf16 ? &route_kernel<__nv_bfloat16> : &route_kernel<float>;

@@ -24,16 +24,16 @@ struct RouteTask {
   int groups = 1;
   int top_groups = 1;
   float scaling = 1;
-  const float* x = nullptr;        // [tokens][width]
-  const void* weights = nullptr;   // [rows][width]
-  bool weights_are_bf16 = true;    // else float
-  const float* bias = nullptr;     // [rows], added for the choice only, or nullptr
+  const float* x = nullptr;           // [tokens][width]
+  const void* weights = nullptr;      // [rows][width]
+  bool weights_are_bf16 = true;       // else float
+  const float* bias = nullptr;        // [rows], added for the choice only, or nullptr
   const float* skip_below = nullptr;  // [top_k − 1], or nullptr
   const int32_t* expert_of_row = nullptr;
-  float* logits = nullptr;     // [tokens][rows]
+  float* logits = nullptr;        // [tokens][rows]
   int32_t* unfinished = nullptr;  // [tokens], zeros before and after
-  int32_t* experts = nullptr;  // [tokens][top_k], negative where one is left out
-  float* gates = nullptr;      // [tokens][top_k]
+  int32_t* experts = nullptr;     // [tokens][top_k], negative where one is left out
+  float* gates = nullptr;         // [tokens][top_k]
   // [tokens][top_k]: the number of the pair, negative where it is left out; or nullptr.
   int32_t* slots = nullptr;
 };
@@ -47,11 +47,11 @@ struct GroupTask {
   int top_k = 1;
   int experts_count = 0;
   int group_tokens = 1;
-  int groups = 0;                          // at least most_groups
-  const int32_t* experts = nullptr;        // [tokens][top_k]
-  int32_t* group_experts = nullptr;        // [groups]
-  int32_t* inputs = nullptr;               // [groups][group_tokens]
-  int32_t* slots = nullptr;                // [tokens][top_k]
+  int groups = 0;                    // at least most_groups
+  const int32_t* experts = nullptr;  // [tokens][top_k]
+  int32_t* group_experts = nullptr;  // [groups]
+  int32_t* inputs = nullptr;         // [groups][group_tokens]
+  int32_t* slots = nullptr;          // [tokens][top_k]
 };
 // Groups that any routing of so many tokens fits in.
 int most_groups(int tokens, int top_k, int experts, int group_tokens);

@@ -231,8 +231,8 @@ TileChoice choose_tiles(ThreadPool& pool, std::span<const MatrixSource> matrices
     stored.fetch_add(of_tile, std::memory_order_relaxed);
   });
   if (most_of_four <= 2) return {TileLayout::kTwoFour, 0};
-  const double bitmap = kMaskBytes + 2.0 * (1 + kPadding) * static_cast<double>(stored) /
-                                         static_cast<double>(shape.tile_count());
+  const double bitmap =
+      kMaskBytes + 2.0 * (1 + kPadding) * static_cast<double>(stored) / static_cast<double>(shape.tile_count());
   const int balanced = balanced_bytes(most_of_run);
   if (balanced <= kBitmapTime * bitmap && balanced <= kBalancedGain * kDenseBytes) {
     return {TileLayout::kBalanced, most_of_run};
