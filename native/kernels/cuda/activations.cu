@@ -11,6 +11,8 @@ namespace {
 constexpr int kThreads = 256;
 // A row of the residual stream is one block's: many threads, as there may be one row only.
 constexpr int kRowThreads = 1024;
+// Weights of a norm that a thread loads before it waits for the row.
+constexpr int kAhead = 4;
 
 __global__ void embed_kernel(const __grid_constant__ EmbedTask task) {
   begin_kernel();
@@ -34,6 +36,13 @@ __global__ void __launch_bounds__(kRowThreads) norm_kernel(const __grid_constant
   __shared__ float scratch[32];
   __shared__ const float* terms[kMostTerms];
   __shared__ float gates[kMostTerms];
+  // The first weights, which no kernel writes, before anything waits.
+  float ahead[kAhead];
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j) {
+    const int i = threadIdx.x + j * blockDim.x;
+    ahead[j] = task.weight != nullptr && i < task.width ? task.weight[i] : 0.0f;
+  }
   begin_kernel();
   const int64_t row = blockIdx.x;
   float* hidden = task.hidden + (task.pick != nullptr ? task.pick[row] : row) * task.width;
@@ -63,12 +72,18 @@ __global__ void __launch_bounds__(kRowThreads) norm_kernel(const __grid_constant
   if (task.weight == nullptr) return;
   const float mean = block_sum(squares, scratch) / static_cast<float>(task.width);
   const float scale = 1.0f / sqrtf(mean + task.epsilon);
-  for (int i = threadIdx.x; i < task.out.stride; i += blockDim.x) {
+  const auto finish = [&](int i, float weight) {
     const bool inside = i < task.width;
-    const float value = inside ? values[i] * scale * task.weight[i] : 0.0f;
+    const float value = inside ? values[i] * scale * weight : 0.0f;
     store_parts(task.out, row, i, value);
     if (inside && task.out_floats != nullptr) task.out_floats[row * task.width + i] = value;
+  };
+  int i = threadIdx.x;
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j, i += blockDim.x) {
+    if (i < task.out.stride) finish(i, ahead[j]);
   }
+  for (; i < task.out.stride; i += blockDim.x) finish(i, i < task.width ? task.weight[i] : 0.0f);
 }
 
 __global__ void __launch_bounds__(kRowThreads) score_kernel(const __grid_constant__ ScoreTask task) {

@@ -261,37 +261,46 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
   }
 }
 
-// Merges what the blocks of one row and head found.
+// Merges what the blocks of one row and head found. Every warp finds the factors for itself, while the first sums are
+// on their way.
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ AttendTask task) {
-  __shared__ float factors[kMostSplits];
-  __shared__ float all;
+  constexpr int kAhead = 16;
+  __shared__ float of_warps[kWarps][kMostSplits];
   begin_kernel();
   const HeadShape& shape = task.shape;
   const int64_t row = blockIdx.x;
   const int head = blockIdx.y;
+  const int lane = threadIdx.x % 32;
+  float* factors = of_warps[threadIdx.x / 32];
   const Visible seen(task, row);
   const int first = seen.first_chunk() / task.split_chunks;
   const int count = seen.last_chunk() / task.split_chunks + 1 - first;
   const int stride = shape.head_dim + 2;
   const float* partials = task.partials + ((row * shape.heads + head) * task.splits + first) * stride;
-  if (threadIdx.x < 32) {
-    float most = -INFINITY;
-    for (int i = threadIdx.x; i < count; i += 32) most = fmaxf(most, partials[i * stride + shape.head_dim]);
-    most = warp_max(most);
-    float total = 0;
-    for (int i = threadIdx.x; i < count; i += 32) {
-      factors[i] = expf(partials[i * stride + shape.head_dim] - most);
-      total += factors[i] * partials[i * stride + shape.head_dim + 1];
-    }
-    total = warp_sum(total);
-    if (threadIdx.x == 0) all = total;
+  float ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    ahead[i] = i < count && threadIdx.x < shape.head_dim ? partials[i * stride + threadIdx.x] : 0.0f;
   }
-  __syncthreads();
+  float most = -INFINITY;
+  for (int i = lane; i < count; i += 32) most = fmaxf(most, partials[i * stride + shape.head_dim]);
+  most = warp_max(most);
+  float total = 0;
+  for (int i = lane; i < count; i += 32) {
+    factors[i] = expf(partials[i * stride + shape.head_dim] - most);
+    total += factors[i] * partials[i * stride + shape.head_dim + 1];
+  }
+  total = warp_sum(total);
+  __syncwarp();
   for (int d = threadIdx.x; d < shape.head_dim; d += kThreads) {
     float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (i < count) sum += factors[i] * (d < kThreads ? ahead[i] : partials[i * stride + d]);
+    }
 #pragma unroll 16
-    for (int i = 0; i < count; ++i) sum += factors[i] * partials[i * stride + d];
-    store_parts(task.out, row, head * shape.head_dim + d, sum / all);
+    for (int i = kAhead; i < count; ++i) sum += factors[i] * partials[i * stride + d];
+    store_parts(task.out, row, head * shape.head_dim + d, sum / total);
   }
   if (head > 0) return;
   for (int i = shape.heads * shape.head_dim + threadIdx.x; i < task.out.stride; i += kThreads) {

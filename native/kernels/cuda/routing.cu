@@ -89,14 +89,16 @@ __device__ void take_largest(const float* keys, bool* forbidden, int count, int 
 // Turns the logits of a token into scores, in shared memory.
 __device__ void score_rows(const RouteTask& task, const float* logits, float* scores) {
   float most = -INFINITY;
-  for (int i = threadIdx.x; i < task.rows; i += 32) most = fmaxf(most, __ldcg(logits + i));
+  for (int i = threadIdx.x; i < task.rows; i += 32) {
+    scores[i] = __ldcg(logits + i);
+    most = fmaxf(most, scores[i]);
+  }
   most = warp_max(most);
   float total = 0;
   for (int i = threadIdx.x; i < task.rows; i += 32) {
-    const float x = __ldcg(logits + i);
-    const float value = task.sigmoid ? expf(fminf(x, 0.0f)) / (1.0f + expf(-fabsf(x))) : expf(x - most);
-    scores[i] = value;
-    total += value;
+    const float x = scores[i];
+    scores[i] = task.sigmoid ? expf(fminf(x, 0.0f)) / (1.0f + expf(-fabsf(x))) : expf(x - most);
+    total += scores[i];
   }
   if (!task.sigmoid) {
     const float scale = 1.0f / warp_sum(total);
