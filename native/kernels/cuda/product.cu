@@ -84,10 +84,10 @@ int choose_split(int items, int col_tiles, int warps, int multiprocessors) {
 Status check(const Product& product) {
   const DeviceTiles& weights = product.weights;
   const int most = most_tokens(weights.layout);
-  if (product.tokens < 1 || product.parts < 1 || product.tokens * product.parts > most) {
+  if (product.tokens < 1 || product.parts < 1 || product.parts > 2 || product.tokens * product.parts > most) {
     return Status(Code::kUsage, "a " + layout_name(weights.layout, weights.slots) + " product takes 1 to " +
-                                    std::to_string(most) + " rows of bf16, not " + std::to_string(product.tokens) +
-                                    " tokens of " + std::to_string(product.parts));
+                                    std::to_string(most) + " rows of bf16 in one or two parts, not " +
+                                    std::to_string(product.tokens) + " tokens of " + std::to_string(product.parts));
   }
   const bool sized = product.groups >= 1 && weights.rows >= 1 && weights.rows < INT_MAX / 2 && weights.cols >= 32 &&
                      weights.cols % 32 == 0 && weights.cols < INT_MAX / 2 &&
@@ -134,7 +134,7 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   args.row_blocks = (args.row_tiles + kernel.row_tiles - 1) / kernel.row_tiles;
   args.items = args.row_blocks * product.groups;
   args.tokens = product.tokens;
-  args.parts = product.parts;
+  args.two_parts = product.parts - 1;
   args.slots = weights.slots;
   args.tail_at = tail_at(weights);
   args.early = product.experts == nullptr || product.experts_settled;

@@ -39,7 +39,7 @@ struct ProductArgs {
   int row_blocks;  // items of a group
   int items;
   int tokens;
-  int parts;
+  int two_parts;  // whether a row of x is the sum of two, 0 or 1
   int split;
   int stages;
   int stage_bytes;  // of one tile
@@ -176,11 +176,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
       // A column of B beyond the last token gives a column of sums that is not stored.
-      const int column = min(b * 8 + g, args.tokens * args.parts - 1);
-      const int of_group = column / args.parts;
-      const int token = group * args.tokens + of_group;
+      const int column = min(b * 8 + g, (args.tokens << args.two_parts) - 1);
+      const int token = group * args.tokens + (column >> args.two_parts);
       const int input = args.inputs != nullptr ? max(args.inputs[token], 0) : token;
-      x[b] = input * args.parts + column - of_group * args.parts;
+      x[b] = (input << args.two_parts) + (column & args.two_parts);
     }
     float acc[kRowTiles][kBlocks][4] = {};
     for (int col = part; col < args.col_tiles; col += args.split) {
@@ -241,16 +240,18 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
       };
       meet();
       const auto sum_of = [&](int token, int row) {
+        const float* from = buffer + (token << args.two_parts) * kSumStride + row;
         float sum = 0;
-        for (int c = token * args.parts; c < (token + 1) * args.parts; ++c) {
-          for (int p = 0; p < args.split; ++p) sum += buffer[p * kPartial + c * kSumStride + row];
+        for (int p = 0; p < args.split; ++p) sum += from[p * kPartial];
+        if (args.two_parts != 0) {
+          for (int p = 0; p < args.split; ++p) sum += from[p * kPartial + kSumStride];
         }
         return sum;
       };
       const int tile_row = first_row + q * kTileHeight;
       if (args.output == OutputType::kGated) {
         constexpr int kHalf = kTileHeight / 2;
-        const PartRows out{static_cast<uint16_t*>(args.y), args.parts, args.rows / 2};
+        const PartRows out{static_cast<uint16_t*>(args.y), 1 + args.two_parts, args.rows / 2};
         for (int i = part * 32 + lane; i < args.tokens * kTileHeight; i += args.split * 32) {
           const int token = i / kTileHeight;
           const float sum = sum_of(token, i % kTileHeight);

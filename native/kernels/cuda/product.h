@@ -58,7 +58,7 @@ struct Product {
   bool experts_settled = false;
   // [groups][tokens] rows of x; without: in order.
   const int32_t* inputs = nullptr;
-  int parts = 1;
+  int parts = 1;  // or 2
   // [groups][tokens][rows], but see OutputType.
   void* y = nullptr;
   OutputType output = OutputType::kBf16;
