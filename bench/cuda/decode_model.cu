@@ -2,8 +2,8 @@
 // the host for each, greedy. Weights are random, of real shapes, packed once and copied to every expert and layer, so
 // that each lies in memory of its own.
 //
-//   ./decode_model [qwen3-30b-a3b|mixtral-8x7b] [dense|2:4|16:32|bitmap] [context] [steps] [batch,…] [layers]
-//   built by CMake with -DESPALIER_CUDA_BENCH=ON
+//   ./decode_model [qwen3-30b-a3b|mixtral-8x7b] [dense|2:4|16:32|bitmap] [context] [steps] [batch,…] [layers] [parts]
+//   built by CMake with -DESPALIER_CUDA_BENCH=ON; the last two arguments are layers and parts of activations (2: float32)
 #include <chrono>
 #include <cmath>
 #include <random>
