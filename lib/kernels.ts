@@ -128,6 +128,11 @@ export interface ReadCeilingOptions {
   bytes: number;
   /** 0: one for each core. @default 0 */
   threads?: number | undefined;
+  /**
+   * Loads alone, without the prefetches that products have too: what a program reaches that leaves memory to the
+   * processor. @default false
+   */
+  plain?: boolean | undefined;
 }
 
 /**
@@ -137,11 +142,11 @@ export interface ReadCeilingOptions {
  *
  * @example matrix.bytes / seconds / readCeiling({ bytes: matrix.bytes }) // fraction of what is possible
  */
-export function readCeiling({ bytes, threads = 0 }: ReadCeilingOptions): number {
+export function readCeiling({ bytes, threads = 0, plain = false }: ReadCeilingOptions): number {
   if (!Number.isSafeInteger(bytes) || bytes < 1) {
     throw new EspalierError('USAGE', `bytes must be a positive integer; found ${bytes}`, { field: 'bytes' });
   }
-  return callNative(() => native().readCeiling(bytes, threads));
+  return callNative(() => native().readCeiling(bytes, threads, plain));
 }
 
 /**

@@ -21,9 +21,21 @@ export interface NativeForward {
   readonly firstOutput?: number;
   /** Tokens of each sequence. */
   readonly lengths: Int32Array;
-  readonly collect: boolean;
+  /** Statistics to gather. */
+  readonly collect?: NativeStatistics;
+}
+
+/** See native/prune/layer_statistics.h. */
+export interface NativeStatistics {
+  /** Gram matrices beside the lengths of columns. */
   readonly gram: boolean;
+  /** With gram: also that of what all experts read. */
+  readonly pooled: boolean;
+  /** Each token's input is weighted by its gate. */
   readonly routerWeighted: boolean;
+  /** Experts whose Gram matrices are in memory at once; the others' are made one at a time from a file at `scratch`. */
+  readonly together: number;
+  readonly scratch: string;
 }
 
 export interface NativeSurveyRequest {

@@ -284,7 +284,7 @@ export interface NativeAddon {
   /** `expanded`: the format exists for matrices of so many columns, but has no product here. */
   formatSupport(format: NativeFormat, cols: number): 'taken' | 'expanded' | 'impossible';
   /** Bytes a second. */
-  readCeiling(bytes: number, threads: number): number;
+  readCeiling(bytes: number, threads: number, plain: boolean): number;
   /** bf16 operations a second of the matrix units, 0 without them. */
   tilePeak(threads: number): number;
   route(

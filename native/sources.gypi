@@ -56,6 +56,7 @@
       "native/prune/sparsegpt.cc",
       "native/prune/prune_matrix.cc",
       "native/prune/expert_weights.cc",
+      "native/prune/layer_statistics.cc",
       "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
       "native/prune/naee.cc",
@@ -72,6 +73,7 @@
       "native/prune/captured_layer.cc",
       "native/prune/layer_recovery.cc",
       "native/prune/layer_restructure.cc",
+      "native/prune/layer_prune.cc",
       "native/prune/layer_pruner.cc"
     ],
     "avx2_sources": [
@@ -142,6 +144,7 @@
       "native/test/prune_values_test.cc",
       "native/test/prune_alps_test.cc",
       "native/test/prune_matrix_test.cc",
+      "native/test/layer_statistics_test.cc",
       "native/test/naee_test.cc",
       "native/test/merge_experts_test.cc",
       "native/test/recover_test.cc"

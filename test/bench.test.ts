@@ -48,8 +48,11 @@ function expectConsistent(row: KernelBenchRow, all: readonly KernelBenchRow[]): 
   expect(row.bitsPerWeight).toBeCloseTo((row.bytes * 8) / weights, 9);
   expect(row.gigabytesPerSecond / (row.bytes / seconds / 1e9)).toBeCloseTo(1, 9);
   expect(row.fractionOfCeiling / (row.gigabytesPerSecond / row.ceilingGigabytesPerSecond)).toBeCloseTo(1, 9);
+  expect(row.fractionOfPlainRead / (row.gigabytesPerSecond / row.plainReadGigabytesPerSecond)).toBeCloseTo(1, 9);
   const ideal = (weights * 2) / (row.ceilingGigabytesPerSecond * 1e9);
   expect(row.timesIdealDenseBf16 / (ideal / seconds)).toBeCloseTo(1, 9);
+  const plain = (weights * 2) / (row.plainReadGigabytesPerSecond * 1e9);
+  expect(row.timesPlainDenseBf16 / (plain / seconds)).toBeCloseTo(1, 9);
   expect(row.denseGigaflopsPerSecond / ((2 * weights * row.batch) / seconds / 1e9)).toBeCloseTo(1, 9);
   const dense = all.find(
     (other) =>
@@ -98,6 +101,7 @@ describe('parts for own benchmarks', () => {
     const rate = readCeiling({ bytes: 100_000, threads: 2 });
     expect(rate).toBeGreaterThan(0);
     expect(rate).toBeLessThan(1e15);
+    expect(readCeiling({ bytes: 100_000, threads: 2, plain: true })).toBeGreaterThan(0);
     for (const bytes of [0, -1, 1.5, Number.NaN]) {
       expect(() => readCeiling({ bytes })).toThrow(expect.objectContaining({ code: 'USAGE', field: 'bytes' }));
     }

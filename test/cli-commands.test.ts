@@ -71,6 +71,19 @@ describe('prune', () => {
     expect(used).toMatchObject({ stages, save: 'dense', seed: 0 });
   });
 
+  test('--recover and --quantize add their stages', async () => {
+    const folder = temporaryFolder();
+    const line = ['prune', demoModel, '--output', join(folder, 'out'), '--dry-run'];
+    line.push('--calibration', idFile(folder, 1024), '--samples', '8', '--sequence-length', '128');
+    const stagesOf = async (...flags: string[]) => (await json([...line, ...flags])).recipe.stages;
+    expect(await stagesOf('--recover')).toMatchObject([{ stage: 'weights' }, { stage: 'recover', epochs: 16 }]);
+    expect(await stagesOf('--recover', '3', '--quantize', 'int8')).toMatchObject([
+      { stage: 'weights' },
+      { stage: 'recover', epochs: 3 },
+      { stage: 'quantize', values: 'int8' },
+    ]);
+  });
+
   test('a dry run foresees the run and writes nothing', async () => {
     const folder = temporaryFolder();
     const calibration = idFile(folder, 1024);

@@ -76,6 +76,7 @@ const refused: [args: string, ...says: string[]][] = [
   ['bench kernels --formats int8', '--formats', '"int8"', 'bitmap', 'N:M', 'bf16'],
   ['bench kernels --formats bitmap_f32', '--formats', '"bitmap_f32"', 'dense also f32'],
   ['pruen MODEL --output OUT', "'pruen'", 'Did you mean prune?'],
+  ['prune MODEL --output OUT --memory 0', '--memory', 'above 0'],
   ['inspect', "'model'"],
   ['inspect MODEL other', 'too many arguments'],
   ['inspect MODEL --sparsity 0.5', '--sparsity'],

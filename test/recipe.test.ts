@@ -79,6 +79,23 @@ describe('a recipe file', () => {
   });
 });
 
+test('options at the top make stages in their order', () => {
+  const names = (options: RecipeOptions) => resolveRecipe(options).stages.map(({ stage }) => stage);
+  expect(names({ quantizeValues: 'int8', recoverEpochs: 2 })).toEqual(['weights', 'recover', 'quantize']);
+  expect(names({ expertsKeep: 3, recoverEpochs: 2 })).toEqual(['experts', 'recover']);
+  const given = { recoverEpochs: 2, method: 'wanda', quantizeValues: 'int8', expertsKeep: 3 } as const;
+  expect(resolveRecipe(given)).toEqual(
+    resolveRecipe({
+      stages: [
+        { experts: { keep: 3 } },
+        { weights: { method: 'wanda' } },
+        { recover: { epochs: 2 } },
+        { quantize: { values: 'int8' } },
+      ],
+    }),
+  );
+});
+
 test('options name the way to what is wrong', () => {
   const stages = [{ weights: { sparsity: 2 } }] as RecipeOptions['stages'];
   expect(errorOf(() => resolveRecipe({ stages }))).toMatchObject({ code: 'USAGE', field: 'stages.0.weights.sparsity' });

@@ -2,10 +2,10 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { type Manifest, type PruneOptions, prune } from '../lib/index.ts';
+import { type Manifest, type PruneOptions, perplexity, prune } from '../lib/index.ts';
 import type { StageOptions } from '../lib/prune/stages/index.ts';
 import { bitsOf, hashesOf, tensorsOf } from './support/checkpoints.ts';
-import { familyFolder } from './support/models.ts';
+import { demoGoldens, demoModel, familyFolder } from './support/models.ts';
 import { isExpert, randomIds, zerosOf } from './support/prune.ts';
 import { temporaryFolder } from './support/raw-safetensors.ts';
 
@@ -89,6 +89,57 @@ describe('recovery', () => {
     });
     await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
     const resumed = await prune({ ...options, resume: true });
+    expect(resumed.resumedLayers).toBe(1);
+    expect(hashesOf(output)).toEqual(hashesOf(whole.output));
+  });
+});
+
+describe('recovery of a layer with fewer experts', () => {
+  const bytes = readFileSync(join(demoGoldens, 'golden-calibration.u16'));
+  const ids = Uint32Array.from(new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2));
+  const options = { model: demoModel, calibration: ids.slice(0, 2048), samples: 8, sequenceLength: 256 } as const;
+  const heldOut = { data: ids.slice(-1024), sequenceLength: 256 };
+  const recover = { recover: { epochs: 2, batch: 256 } } as const;
+
+  test.each([
+    ['removed', { method: 'reap' }],
+    ['merged, stored once for every row', { method: 'm-smoe', saveMerges: 'repeat' }],
+  ] as const)('makes up for experts that were %s, on text that it never saw', async (_, method) => {
+    const experts = { experts: { ...method, ratio: 0.25 } } as const;
+    const without = await recovered([experts, weights], options);
+    const { layers, output } = await recovered([experts, weights, recover], options);
+    for (const layer of layers) {
+      const { before, after } = layer.experts.find(({ recovery }) => recovery != null)!.recovery!;
+      expect(after).toBeLessThan(before);
+    }
+    expect(layers.map(({ experts: left }) => left.length)).toEqual(
+      without.layers.map(({ experts: left }) => left.length),
+    );
+    const [pruned, trained] = [
+      await perplexity({ ...heldOut, model: without.output }),
+      await perplexity({ ...heldOut, model: output }),
+    ];
+    console.log(`perplexity ${pruned.perplexity.toFixed(1)}, recovered ${trained.perplexity.toFixed(1)}`);
+    expect(trained.perplexity).toBeLessThan(pruned.perplexity);
+  });
+
+  test('goes on after a stop to the same bytes', async () => {
+    const stages = [
+      { experts: { method: 'hc-smoe', ratio: 0.5 } },
+      weights,
+      { recover: { epochs: 1, batch: 256 } },
+    ] as const;
+    const whole = await recovered(stages);
+    const output = join(temporaryFolder(), 'stopped');
+    const stop = new AbortController();
+    const stopped = prune({
+      ...{ ...small, output, stages, signal: stop.signal },
+      onProgress: (event) => {
+        if (event.type === 'stage' && event.layer === 1 && event.stage === 'recover') stop.abort();
+      },
+    });
+    await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+    const resumed = await prune({ ...small, output, stages, resume: true });
     expect(resumed.resumedLayers).toBe(1);
     expect(hashesOf(output)).toEqual(hashesOf(whole.output));
   });

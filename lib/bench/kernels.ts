@@ -55,13 +55,21 @@ export interface KernelBenchRow {
   readonly samples: number;
   /** `bytes` by time; GB are 10⁹ bytes throughout. */
   readonly gigabytesPerSecond: number;
-  /** Reading a buffer as large as all matrices of the row together, the better of before and after the products. */
+  /**
+   * The best read known here, with prefetches as products have them, of a buffer as large as all matrices of the row
+   * together, the better of before and after the products.
+   */
   readonly ceilingGigabytesPerSecond: number;
   readonly fractionOfCeiling: number;
+  /** Likewise a plain read, without prefetches, which is slower. */
+  readonly plainReadGigabytesPerSecond: number;
+  readonly fractionOfPlainRead: number;
   /** How many times as fast as the dense format of the same values; null where that was not measured. */
   readonly timesDense: number | null;
   /** How many times as fast as the dense bf16 weights could be read at the ceiling. */
   readonly timesIdealDenseBf16: number;
+  /** Likewise at the plain read's rate. */
+  readonly timesPlainDenseBf16: number;
   /** 2 · rows · cols · batch by time: zeros count as the dense product would have multiplied them. */
   readonly denseGigaflopsPerSecond: number;
   /** Of the bf16 peak of the matrix units; null for other values, with float32 activations and where there are none. */
@@ -147,7 +155,8 @@ function measureFormat(size: MatrixSize, format: BenchFormat, count: number, set
       matrices.push(SparseMatrix.random(rows, cols, { ...format, sparsity, seed, threads }));
     }
     const { bytes } = matrices[0]!;
-    const before = readCeiling({ bytes: bytes * count, threads });
+    const read = (plain: boolean) => readCeiling({ bytes: bytes * count, threads, plain });
+    const before = { best: read(false), plain: read(true) };
     const timings = batch.map((tokens) => {
       const x = Float32Array.from({ length: tokens * cols }, (_, i) => Math.sin(i));
       const y = new Float32Array(tokens * rows);
@@ -155,7 +164,8 @@ function measureFormat(size: MatrixSize, format: BenchFormat, count: number, set
         for (const matrix of matrices) matrix.multiply(x, y, { activations });
       });
     });
-    const ceiling = Math.max(before, readCeiling({ bytes: bytes * count, threads }));
+    const ceiling = Math.max(before.best, read(false));
+    const plain = Math.max(before.plain, read(true));
     return timings.map(({ seconds: all, samples }, i) => {
       const seconds = all / count;
       const flops = (2 * rows * cols * batch[i]!) / seconds;
@@ -172,8 +182,11 @@ function measureFormat(size: MatrixSize, format: BenchFormat, count: number, set
         gigabytesPerSecond: bytes / seconds / 1e9,
         ceilingGigabytesPerSecond: ceiling / 1e9,
         fractionOfCeiling: bytes / seconds / ceiling,
+        plainReadGigabytesPerSecond: plain / 1e9,
+        fractionOfPlainRead: bytes / seconds / plain,
         timesDense: null,
         timesIdealDenseBf16: (rows * cols * 2) / ceiling / seconds,
+        timesPlainDenseBf16: (rows * cols * 2) / plain / seconds,
         denseGigaflopsPerSecond: flops / 1e9,
         fractionOfMatrixUnitPeak: onMatrixUnits ? flops / peak : null,
       };

@@ -6,6 +6,7 @@ import { describeModel } from '../models/registry.ts';
 import { expertMatrices } from '../models/targets.ts';
 import { calibrate, needsCalibration } from './calibrate.ts';
 import { stepsOf } from './layer.ts';
+import { type LayerMemory, memoryLimit, mostMemory } from './memory.ts';
 import { progressReporter } from './progress.ts';
 import { bytesNeeded, type PruneOptions, recipeOptions } from './prune.ts';
 import { type Recipe, resolveRecipe } from './recipe.ts';
@@ -29,6 +30,8 @@ export interface DryRunResult {
   readonly zeros: number;
   /** Room that the run needs on the output's disk; less stays there. */
   readonly bytesNeeded: number;
+  /** What the run takes at its peak, in the layer that takes most; a model that writes its own text is in memory whole before. */
+  readonly memory: LayerMemory;
   /** null where the method needs none; of `self` the text is not written, and the count is what would be asked for. */
   readonly calibration: { readonly sequences: number; readonly tokens: number; readonly source: string } | null;
   readonly warnings: readonly string[];
@@ -40,6 +43,8 @@ export interface DryRunResult {
  */
 export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   const recipe = resolveRecipe(recipeOptions(options));
+  const { threads = 0 } = options;
+  const limit = memoryLimit(options);
   using checkpoint = openCheckpoint(options.model);
   refusePacked(checkpoint);
   checkpoint.validate();
@@ -60,7 +65,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
       zeros: zeros + zerosOf(recipe, rows, cols),
     };
   }
-  const calibration = await foreseeCalibration();
+  const { calibration, lengths } = await foreseeCalibration();
   const needed = bytesNeeded(checkpoint, spec, recipe, calibration?.tokens ?? 0);
   const output = OutputFolder.check({ ...options, input: options.model }, needed);
   const sum = (field: 'matrices' | 'weights' | 'zeros') => layers.reduce((total, layer) => total + layer[field], 0);
@@ -72,17 +77,23 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
     weights: sum('weights'),
     zeros: sum('zeros'),
     bytesNeeded: needed,
+    memory: mostMemory({ checkpoint, spec, recipe, lengths, limit, threads }),
     calibration,
     warnings: progress.warnings,
   };
 
-  async function foreseeCalibration(): Promise<DryRunResult['calibration']> {
+  async function foreseeCalibration(): Promise<{ calibration: DryRunResult['calibration']; lengths: number[] }> {
     if (options.calibration === 'self' && needsCalibration(recipe)) {
-      const tokens = recipe.samples * Math.min(recipe.sequenceLength, spec.maxPositions);
-      return { sequences: recipe.samples, tokens, source: 'written by the model itself' };
+      const { samples: sequences } = recipe;
+      const lengths = Array.from({ length: sequences }, () => Math.min(recipe.sequenceLength, spec.maxPositions));
+      const tokens = sequences * lengths[0]!;
+      return { calibration: { sequences, tokens, source: 'written by the model itself' }, lengths };
     }
     const found = await calibrate(options, recipe, spec, progress);
-    return found === undefined ? null : { sequences: found.count, tokens: found.ids.length, source: found.source };
+    if (found === undefined) return { calibration: null, lengths: [] };
+    const { count, ids, source, sequences } = found;
+    const calibration = { sequences: count, tokens: ids.length, source };
+    return { calibration, lengths: sequences.map(({ length }) => length) };
   }
 }
 

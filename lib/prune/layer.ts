@@ -12,6 +12,7 @@ import {
   native,
   runJob,
 } from '../native.ts';
+import type { LayerMemory } from './memory.ts';
 import type { Recipe } from './recipe.ts';
 import { kurtosisOf, type LayerReport, layerReport } from './report.ts';
 import { kindOf } from './stages/index.ts';
@@ -26,6 +27,7 @@ export interface LayerRun {
   /** What each stage of the recipe prepared for the whole run. */
   readonly prepared: readonly unknown[];
   readonly threads: number;
+  readonly memory: LayerMemory;
   /** Tokens of each calibration sequence. */
   readonly lengths: Int32Array;
   /** Hidden states to read, and to write for the next layer; undefined where the recipe needs none. */
@@ -87,7 +89,9 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
         signal,
         prepared: run.prepared[i],
         collect: async (request, own) => {
-          if (run.input !== undefined) await forward(run, pruner, step + own, { ...request, collect: true });
+          if (run.input === undefined) return;
+          const collect = { ...request, together: run.memory.together[i]!, scratch: `${run.input}.statistics` };
+          await forward(run, pruner, step + own, { collect });
         },
         survey: (request, own) => survey(run, pruner, step + own, request),
         progress: (own, done, total) => onStep(step + own, done, total),
@@ -97,12 +101,7 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
       kurtosis.push({ after: stage.stage, ...kurtosisOf(matrices) });
     }
     if (run.output !== undefined) {
-      await forward(run, pruner, firstStep, {
-        output: run.output,
-        collect: false,
-        gram: false,
-        routerWeighted: false,
-      });
+      await forward(run, pruner, firstStep, { output: run.output });
     }
     return {
       report: layerReport(run.layer, matrices, outcomes, kurtosis),
@@ -127,7 +126,7 @@ async function denseOutput(run: LayerRun, pruner: NativePruner): Promise<Calibra
   if (needsDense(run.recipe)) {
     const firstInput = run.layer === 0 ? 0 : firstDense;
     const rows = { firstInput, output: dense, firstOutput: firstDense };
-    await forward(run, pruner, 0, { ...rows, collect: false, gram: false, routerWeighted: false });
+    await forward(run, pruner, 0, rows);
   }
   return { input, lengths, dense, firstDense };
 }

@@ -100,6 +100,9 @@ export interface PlanOptions {
  */
 export const defaultShrinkage = 2;
 
+/** Times that recovery goes through the calibration tokens. */
+export const defaultEpochs = 16;
+
 /** What the native side runs. */
 export function nativePlan(
   method: MethodName,

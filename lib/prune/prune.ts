@@ -24,6 +24,7 @@ import { type Calibration, type CalibrationSource, calibrate } from './calibrate
 import { checkFiniteOutsideLayers } from './finite.ts';
 import { layerTensorNames, pruneLayer, stepsOf } from './layer.ts';
 import { type Manifest, manifestName, readManifest } from './manifest.ts';
+import { layerMemory, memoryLimit } from './memory.ts';
 import { type ProgressReporter, type PruneProgress, progressReporter } from './progress.ts';
 import { type Recipe, type RecipeOptions, resolveRecipe } from './recipe.ts';
 import { countSparsity, type LayerReport, runWarnings, type SparsityCount } from './report.ts';
@@ -47,6 +48,12 @@ export interface PruneOptions extends RecipeOptions {
   overwrite?: boolean | undefined;
   /** Threads of the native code; 0: one for each core. The result does not depend on it. @default 0 */
   threads?: number | undefined;
+  /**
+   * Memory, in GiB, that the run may take: as many experts' Gram matrices are held at once as fit. Where one at a time is more
+   * than that already, it takes more; `dryRun` says how much. The result does not depend on it.
+   * @default half of the machine's memory, or of what the process is held to
+   */
+  memoryGiB?: number | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: PruneProgress) => void) | undefined;
 }
@@ -64,14 +71,15 @@ export interface PruneResult extends SparsityCount {
 }
 
 /**
- * Prunes the routed experts of a checkpoint and writes the result as a new one. Memory holds one decoder layer and its
- * statistics; hidden states are kept on the output's disk. Throws `USAGE` and `RECIPE` for options, `DATA` for
+ * Prunes the routed experts of a checkpoint and writes the result as a new one. Memory holds one decoder layer and the
+ * statistics of some of its experts; hidden states are kept on the output's disk. Throws `USAGE` and `RECIPE` for options, `DATA` for
  * calibration data, `NONFINITE` for weights with NaN or infinity, what openCheckpoint and describeModel say of the model,
  * `OUTPUT`, `LOCKED`, `RESUME`, `NO_SPACE` and `IO` for the output, `ABORTED` when stopped; a stopped or failed run keeps
  * its finished layers for `resume`, and leaves nothing if there are none.
  */
 export async function prune(options: PruneOptions): Promise<PruneResult> {
   const recipe = resolveRecipe(recipeOptions(options));
+  memoryLimit(options);
   using checkpoint = openCheckpoint(options.model);
   refusePacked(checkpoint);
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
@@ -169,7 +177,7 @@ function changedFields({ config }: Checkpoint, { stages }: Recipe, { prepared = 
  * of the same size while it works, the small files.
  */
 export function bytesNeeded(checkpoint: Checkpoint, spec: ModelSpec, { stages }: Recipe, tokens: number): number {
-  const hiddenFiles = 2 + Math.max(...stages.map((stage) => kindOf(stage).hiddenFiles ?? 0));
+  const hiddenFiles = 2 + Math.max(...stages.map((stage) => kindOf(stage).hiddenFiles?.(stage) ?? 0));
   return checkpoint.denseBytes + tokens * spec.hiddenSize * 4 * hiddenFiles + 2 ** 20;
 }
 
@@ -181,6 +189,7 @@ export function recipeOptions(options: PruneOptions): RecipeOptions {
     resume: _r,
     overwrite: _w,
     threads: _t,
+    memoryGiB: _g,
     signal: _s,
     onProgress: _p,
     ...rest
@@ -220,6 +229,7 @@ async function pruneLayers({
     await writeHidden(checkpoint, spec, sequences, state.hiddenPath(0), signal);
   }
   const lengths = Int32Array.from(sequences?.sequences ?? [], ({ length }) => length);
+  const memory = { checkpoint, spec, recipe, lengths, limit: memoryLimit(options), threads };
   for (let layer = state.layers.length; layer < spec.layers.length; layer++) {
     throwIfAborted(signal);
     const isLast = layer === spec.layers.length - 1;
@@ -230,6 +240,7 @@ async function pruneLayers({
       recipe,
       prepared,
       threads,
+      memory: layerMemory(memory, layer),
       lengths,
       input: needsHidden ? state.hiddenPath(layer) : undefined,
       output: needsHidden && !isLast ? state.hiddenPath(layer + 1) : undefined,

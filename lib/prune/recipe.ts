@@ -3,13 +3,16 @@ import { z } from 'zod';
 import { EspalierError } from '../errors.ts';
 import { type ExpertsOptions, expertsOptions } from './stages/experts.ts';
 import { kindNamed, kindOf, rankOf, type Stage, type StageOptions, stageNames } from './stages/index.ts';
+import { type QuantizeOptions, quantizeOptions } from './stages/quantize.ts';
+import { type RecoverOptions, recoverOptions } from './stages/recover.ts';
 import { type WeightsOptions, weightsOptions } from './stages/weights.ts';
 
 export interface RecipeOptions extends WeightsOptions {
   /**
    * What is done to each layer, in this order. Instead of it, the options of single stages can be given here at the top:
    * `method`, `sparsity`, `pattern`, `routerWeighting` make a `weights` stage, those that begin with `experts` an `experts`
-   * stage before it. @default one `weights` stage
+   * stage before it, `recoverEpochs` and `quantizeValues` the stages after it. Without options of the first two there is a
+   * `weights` stage with its defaults. @default that stage alone
    */
   stages?: readonly StageOptions[] | undefined;
   /** `method` of an `experts` stage. */
@@ -20,6 +23,10 @@ export interface RecipeOptions extends WeightsOptions {
   expertsKeep?: ExpertsOptions['keep'];
   /** `scope` of an `experts` stage. */
   expertsScope?: ExpertsOptions['scope'];
+  /** `epochs` of a `recover` stage. */
+  recoverEpochs?: RecoverOptions['epochs'];
+  /** `values` of a `quantize` stage. */
+  quantizeValues?: QuantizeOptions['values'];
   /** Calibration sequences. @default 128 */
   samples?: number | undefined;
   /** Tokens of a calibration sequence; no more than the model's context. @default 2048 */
@@ -45,6 +52,8 @@ export interface Recipe {
 const shorthand: Record<string, Record<string, string>> = {
   experts: { expertsMethod: 'method', expertsRatio: 'ratio', expertsKeep: 'keep', expertsScope: 'scope' },
   weights: { method: 'method', sparsity: 'sparsity', pattern: 'pattern', routerWeighting: 'routerWeighting' },
+  recover: { recoverEpochs: 'epochs' },
+  quantize: { quantizeValues: 'values' },
 };
 
 const schema = z.strictObject({
@@ -53,6 +62,8 @@ const schema = z.strictObject({
   expertsRatio: expertsOptions.ratio,
   expertsKeep: expertsOptions.keep,
   expertsScope: expertsOptions.scope,
+  recoverEpochs: recoverOptions.epochs,
+  quantizeValues: quantizeOptions.values,
   stages: z.array(z.record(z.string(), z.unknown())).min(1).optional(),
   samples: z.int().min(1).max(1_000_000).optional(),
   sequenceLength: z.int().min(2).max(1_048_576).optional(),
@@ -86,7 +97,8 @@ function shortStages(given: Record<string, unknown>): Stage[] {
       throw fail([shortOf(names, error.field)], error.message);
     }
   }
-  return stages.length > 0 ? stages : [resolveStage('weights', {}, [])];
+  const prunes = stages.some(({ stage }) => stage === 'experts' || stage === 'weights');
+  return prunes ? stages : [resolveStage('weights', {}, []), ...stages];
 }
 
 /** What an option of a stage is called at the top. */

@@ -48,8 +48,7 @@ export function denseWalk(options: WalkOptions): DenseWalk {
         if (output !== undefined) rmSync(output, { force: true });
         found.push(await visit({ layer, pruner, input, output, lengths }));
         if (output !== undefined && !existsSync(output)) {
-          const request = { input, output, lengths, collect: false, gram: false };
-          await runJob(() => native().prunerForward(pruner, { ...request, routerWeighted: false }), signal);
+          await runJob(() => native().prunerForward(pruner, { input, output, lengths }), signal);
         }
       } finally {
         native().prunerDispose(pruner);

@@ -1,5 +1,6 @@
 /** What a pruning run did or would do, for people. */
 import type { DryRunResult } from '../prune/dry-run.ts';
+import type { LayerMemory } from '../prune/memory.ts';
 import type { PruneResult } from '../prune/prune.ts';
 import { describeRecipe } from '../prune/recipe.ts';
 import { formatBytes, formatCount, formatDuration, formatPercent } from './format.ts';
@@ -34,6 +35,11 @@ export function describePruned(result: PruneResult, seconds: number): string {
   return `${table}\n\n${output}: ${describeRecipe(recipe)}; ${formatPercent(sparsity)} of the expert weights are zero (${formatDuration(seconds)})`;
 }
 
+function describeMemory({ peak, weights, activations, stages }: LayerMemory): string {
+  const parts = `layer ${formatBytes(weights)}, activations ${formatBytes(activations)}`;
+  return `${formatBytes(peak)}: ${parts}, pruning ${formatBytes(Math.max(0, ...stages))}`;
+}
+
 export function describeDryRun(result: DryRunResult): string {
   const { output, recipe, layers, matrices, weights, zeros, calibration } = result;
   const data =
@@ -46,6 +52,7 @@ export function describeDryRun(result: DryRunResult): string {
     `zeros         ${formatCount(zeros)} (${formatPercent(zeros / Math.max(1, weights))})`,
     `calibration   ${data}`,
     `disk needed   ${formatBytes(result.bytesNeeded)}`,
+    `peak memory   ${describeMemory(result.memory)}`,
     `output        ${output}, saved ${recipe.save}`,
     'Nothing was written. Weights were not read: NaN or infinity among them would show in the run.',
   ].join('\n');

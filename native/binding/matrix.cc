@@ -159,9 +159,10 @@ Napi::Value measure_peak(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), tile_peak(*read_pool(info[0])));
 }
 
-// readCeiling(bytes, threads) → bytes a second
+// readCeiling(bytes, threads, plain) → bytes a second
 Napi::Value measure_ceiling(const Napi::CallbackInfo& info) {
-  const Result<double> rate = read_ceiling(*read_pool(info[1]), integer(info[0]));
+  const Result<double> rate = read_ceiling(*read_pool(info[1]), integer(info[0]),
+                                           info[2].As<Napi::Boolean>() ? Reading::kPlain : Reading::kPrefetched);
   if (!rate.is_ok()) throw to_error(info.Env(), rate.status());
   return Napi::Number::New(info.Env(), rate.value());
 }

@@ -75,6 +75,15 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   return start_job(info.Env(), std::move(job));
 }
 
+// { gram, pooled, routerWeighted, together, scratch }
+StatisticsRequest read_statistics(const Napi::Object& object) {
+  return {.gram = flag(object, "gram"),
+          .pooled = flag(object, "pooled"),
+          .router_weighted = flag(object, "routerWeighted"),
+          .together = static_cast<int64_t>(number(object, "together")),
+          .scratch = text(object, "scratch")};
+}
+
 // { input, firstInput?, output?, firstOutput?, lengths }
 ForwardRequest read_forward(const Napi::Object& object) {
   ForwardRequest request;
@@ -89,14 +98,11 @@ ForwardRequest read_forward(const Napi::Object& object) {
   return request;
 }
 
-// prunerForward(handle, { input, firstInput?, output?, firstOutput?, lengths, collect, gram, routerWeighted },
-// onProgress?) → job
+// prunerForward(handle, { input, firstInput?, output?, firstOutput?, lengths, collect? }, onProgress?) → job
 Napi::Value forward(const Napi::CallbackInfo& info) {
   const auto object = info[1].As<Napi::Object>();
   ForwardRequest request = read_forward(object);
-  request.collect = flag(object, "collect");
-  request.gram = flag(object, "gram");
-  request.router_weighted = flag(object, "routerWeighted");
+  if (object.Get("collect").IsObject()) request.collect = read_statistics(object.Get("collect").As<Napi::Object>());
   JobRequest job;
   if (info[2].IsFunction()) job.on_progress = info[2].As<Napi::Function>();
   job.work = [pruner = PrunerHandle::get(info[0]), request](JobContext& context) {

@@ -27,16 +27,18 @@ class AlignedBuffer {
   // data() is nullptr afterwards if there is no memory.
   void reset(size_t size) {
     reset_uninitialised(size);
-    if (data_) std::memset(static_cast<void*>(data_.get()), 0, allocated(size));
+    // Fresh pages are zero.
+    if (data_ && allocated(size) < kHugePage) std::memset(static_cast<void*>(data_.get()), 0, allocated(size));
   }
   void reset_uninitialised(size_t size) {
     data_.reset();
     const size_t bytes = allocated(size);
-    data_.reset(static_cast<T*>(std::aligned_alloc(bytes < kHugePage ? kAlignment : kHugePage, bytes)));
+    if (bytes < kHugePage) {
+      data_ = {static_cast<T*>(std::aligned_alloc(kAlignment, bytes)), Free{}};
+    } else {
+      data_ = {static_cast<T*>(map(bytes)), Free{bytes}};
+    }
     size_ = data_ ? size : 0;
-    // Weights are read once a token from end to end: with small pages the address translation costs a third of the
-    // time.
-    if (data_ && bytes >= kHugePage) madvise(static_cast<void*>(data_.get()), bytes, MADV_HUGEPAGE);
   }
   // Grows without keeping the contents.
   void ensure(size_t size) {
@@ -51,8 +53,28 @@ class AlignedBuffer {
 
  private:
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    size_t mapped = 0;
+    void operator()(T* p) const {
+      if (mapped > 0) {
+        munmap(static_cast<void*>(p), mapped);
+      } else {
+        std::free(p);
+      }
+    }
   };
+  // Mapped for itself, what is large goes back to the system when it is freed; malloc keeps it, in pieces. On huge
+  // pages, because weights are read once a token from end to end: with small ones the address translation costs a third
+  // of the time.
+  static void* map(size_t bytes) {
+    void* const found = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (found == MAP_FAILED) return nullptr;
+    auto* const begin = static_cast<std::byte*>(found);
+    const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+    if (before > 0) munmap(begin, before);
+    if (before < kHugePage) munmap(begin + before + bytes, kHugePage - before);
+    madvise(begin + before, bytes, MADV_HUGEPAGE);
+    return begin + before;
+  }
   // Whole cache lines; from a huge page on, whole huge pages.
   static size_t allocated(size_t size) {
     const size_t bytes = size * sizeof(T) + kSlack;

@@ -94,38 +94,53 @@ void AttendLoop::run(const Compute& compute, const AttendShape& shape, const Bat
   partials_.ensure(static_cast<size_t>(work.shared_floats));
 
   const auto kernel = compute.kernels.attend[static_cast<size_t>(cache.type())];
+  // A chunk of a tile, whose rows are put into `rows`.
+  const auto task_of = [&](const Tile& tile, int64_t chunk, AttendRow* rows, float* scratch, float* partials) {
+    for (int64_t r = 0; r < tile.count; ++r) rows[r] = work.row(tile, r, queries);
+    return AttendTask{.rows = rows,
+                      .count = tile.count,
+                      .blocks = tile.slice->blocks.data(),
+                      .keys = cache.keys(tile.kv_head),
+                      .values = cache.values(tile.kv_head),
+                      .block_stride = cache.block_stride(),
+                      .head_dim = shape.head_dim,
+                      .scale = shape.scale,
+                      .chunk = tile.first_chunk + chunk,
+                      .scratch = scratch,
+                      .partials = partials + chunk * partial,
+                      .partial_stride = tile.chunks * partial};
+  };
   compute.pool.parallel_for(count, 1, [&](int64_t begin, int64_t end) {
     thread_local AlignedBuffer<float> memory;
     memory.ensure(static_cast<size_t>(own));
     float* scratch = memory.data();
     std::array<AttendRow, kAttendRows> rows;
+    std::array<AttendRow, kAttendRows> next_rows;
     for (int64_t i = begin; i < end; ++i) {
       const Item& item = work.items[static_cast<size_t>(i)];
       Tile& tile = work.tiles[static_cast<size_t>(item.tile)];
-      for (int64_t r = 0; r < tile.count; ++r) rows[static_cast<size_t>(r)] = work.row(tile, r, queries);
       const bool split = item.chunk != kAllChunks;
       float* partials = split ? partials_.data() + tile.partials : scratch + attend_scratch_floats(shape.head_dim);
       const int64_t row_stride = tile.chunks * partial;
-      const auto attend = [&](int64_t chunk) {
-        kernel({.rows = rows.data(),
-                .count = tile.count,
-                .blocks = tile.slice->blocks.data(),
-                .keys = cache.keys(tile.kv_head),
-                .values = cache.values(tile.kv_head),
-                .block_stride = cache.block_stride(),
-                .head_dim = shape.head_dim,
-                .scale = shape.scale,
-                .chunk = tile.first_chunk + chunk,
-                .scratch = scratch,
-                .partials = partials + chunk * partial,
-                .partial_stride = row_stride});
+      // The thread goes on with the next item, unless another has taken it.
+      AttendTask next{};
+      const bool has_next = i + 1 < count;
+      if (has_next) {
+        const Item& after = work.items[static_cast<size_t>(i + 1)];
+        const Tile& next_tile = work.tiles[static_cast<size_t>(after.tile)];
+        next = task_of(next_tile, std::max<int64_t>(after.chunk, 0), next_rows.data(), nullptr, partials);
+      }
+      const auto attend = [&](int64_t chunk, const AttendTask* following) {
+        AttendTask task = task_of(tile, chunk, rows.data(), scratch, partials);
+        task.next = following;
+        kernel(task);
       };
       if (split) {
-        attend(item.chunk);
+        attend(item.chunk, has_next ? &next : nullptr);
         // Whoever finishes a tile combines its chunks, in their order.
         if (std::atomic_ref(tile.unfinished).fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
       } else {
-        for (int64_t c = 0; c < tile.chunks; ++c) attend(c);
+        for (int64_t c = 0; c < tile.chunks; ++c) attend(c, nullptr);
       }
       for (int64_t r = 0; r < tile.count; ++r) {
         const int64_t first = rows[static_cast<size_t>(r)].first / kKvChunk - tile.first_chunk;

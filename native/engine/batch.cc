@@ -28,9 +28,8 @@ bool KvLayer::allocate(int64_t blocks, int kv_heads, int head_dim, KvType type) 
   head_bytes_ = kv_block_bytes(type, head_dim);
   block_bytes_ = head_bytes_ * kv_heads;
   // Not zeroed: pages come into being as sequences grow, and nothing stale is ever used.
-  keys_.reset_uninitialised(static_cast<size_t>(blocks * block_bytes_));
-  values_.reset_uninitialised(static_cast<size_t>(blocks * block_bytes_));
-  return keys_.data() != nullptr && values_.data() != nullptr;
+  memory_.reset_uninitialised(static_cast<size_t>(2 * blocks * block_bytes_));
+  return memory_.data() != nullptr;
 }
 
 }  // namespace espalier

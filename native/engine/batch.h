@@ -42,17 +42,19 @@ class KvLayer {
 
   KvType type() const { return type_; }
   // A KV head's part of block 0, as kernels.h has it.
-  uint8_t* keys(int64_t head) { return keys_.data() + head * head_bytes_; }
-  uint8_t* values(int64_t head) { return values_.data() + head * head_bytes_; }
+  uint8_t* keys(int64_t head) { return memory_.data() + head * head_bytes_; }
+  uint8_t* values(int64_t head) { return keys(head) + memory_.size() / 2; }
   // Bytes from one block to the next.
   int64_t block_stride() const { return block_bytes_; }
-  int64_t bytes() const { return static_cast<int64_t>(keys_.size() + values_.size()); }
+  int64_t bytes() const { return static_cast<int64_t>(memory_.size()); }
 
  private:
   KvType type_ = KvType::kF32;
   int64_t head_bytes_ = 0;
   int64_t block_bytes_ = 0;
-  AlignedBuffer<uint8_t> keys_, values_;  // [block][kv_head][kv_block_bytes]
+  // Keys, then values, [block][kv_head][kv_block_bytes]. Together they reach the size of a huge page sooner, without
+  // which every block costs a translation of its address.
+  AlignedBuffer<uint8_t> memory_;
 };
 
 }  // namespace espalier

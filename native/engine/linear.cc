@@ -21,7 +21,10 @@ int64_t range_tiles(const Compute& compute, int64_t tiles, int64_t bytes, int64_
   const auto threads = static_cast<int64_t>(compute.pool.size());
   if (tokens >= kManyTokens) return std::clamp<int64_t>(tiles / (threads * 4) / 2 * 2, 2, kMostTiledRows);
   const int64_t range = std::clamp(bytes / (16 * threads), kLeastRangeBytes, kMostRangeBytes);
-  return std::clamp<int64_t>(tiles * range / std::max<int64_t>(bytes, 1), 1, tiles);
+  const int64_t wanted = tiles * range / std::max<int64_t>(bytes, 1);
+  const int64_t whole = (wanted + kTilesAtOnce - 1) / kTilesAtOnce * kTilesAtOnce;
+  // Few tile rows are better shared out than taken together.
+  return std::clamp<int64_t>(whole, 1, std::max<int64_t>(1, tiles / (4 * threads)));
 }
 
 // y = x Wᵀ + bias for the tile rows [begin, end); y is the output of the first of their rows.

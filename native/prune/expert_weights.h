@@ -1,14 +1,11 @@
-// The matrices of a layer's routed experts while a run changes them.
+// The matrices of a layer's routed experts as a run found them.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <optional>
-#include <span>
 #include <vector>
 
 #include "engine/spec.h"
-#include "prune/merge_experts.h"
 
 namespace espalier {
 
@@ -20,11 +17,21 @@ struct MatrixId {
   int part = 0;
   int expert = 0;
   Role role = Role::kGate;
+
+  bool operator==(const MatrixId&) const = default;
 };
 
-// What the layer started from stays readable beside what it became: recovery compares with it.
+// `values` in the element type of a checkpoint.
+std::vector<uint8_t> store_floats(ThreadPool& pool, DType dtype, const std::vector<float>& values);
+// Rounds them to it.
+void round_floats(ThreadPool& pool, DType dtype, std::vector<float>& values);
+
+// What the experts were before weights were pruned, which recovery compares with. What they are is what the layer runs.
 class ExpertWeights {
  public:
+  // An expert's matrices in the element type of the checkpoint, row-major, indexed by Role.
+  using Stored = std::array<std::vector<uint8_t>, kRoles.size()>;
+
   // The experts as the checkpoint has them.
   explicit ExpertWeights(const std::vector<FeedForwardPartSpec>& parts);
 
@@ -34,36 +41,23 @@ class ExpertWeights {
   // Every matrix, by part, expert, then gate, up, down.
   std::vector<MatrixId> ids() const;
   // Name, element type and shape; the bytes it points to are the checkpoint's.
-  const WeightRef& ref(const MatrixId& id) const { return slot(id).ref; }
+  const WeightRef& ref(const MatrixId& id) const {
+    return slots_[static_cast<size_t>(id.part)][static_cast<size_t>(id.expert)][static_cast<size_t>(id.role)].ref;
+  }
 
-  // Before weights were pruned, and now; row-major.
+  // Row-major.
   Result<std::vector<float>> dense(const MatrixId& id) const;
-  Result<std::vector<float>> current(const MatrixId& id) const;
 
-  // Stores `values` in the element type of the checkpoint and rounds them to what is stored.
-  void replace(const MatrixId& id, std::vector<float>& values);
-
-  // As it is now, in the element type of the checkpoint, row-major. Valid until the next replace() of it.
-  Result<std::span<const uint8_t>> bytes(const MatrixId& id);
-
-  // Puts other experts in the place of a part's. Expert i takes over old expert from[i] as it is, or becomes merged[i],
-  // named after it and rounded to what will be stored; that is then what it started from.
-  void restructure(int part, const std::vector<int32_t>& from, std::vector<std::optional<ExpertValues>>& merged);
+  // Puts other experts in the place of a part's. Expert i takes over old expert from[i] as it is, or, where merged[i]
+  // is not empty, becomes that, named after it.
+  void restructure(int part, const std::vector<int32_t>& from, std::vector<Stored> merged);
 
  private:
   struct Slot {
     WeightRef ref;
-    std::vector<uint8_t> start;    // what it started from; empty: as the checkpoint has it
-    std::vector<uint8_t> current;  // empty: as it started
+    std::vector<uint8_t> stored;  // empty: as the checkpoint has it
   };
   using Expert = std::array<Slot, kRoles.size()>;
-
-  static std::vector<float> decode(const Slot& slot, const std::vector<uint8_t>& bytes);
-
-  Slot& slot(const MatrixId& id) {
-    return slots_[static_cast<size_t>(id.part)][static_cast<size_t>(id.expert)][static_cast<size_t>(id.role)];
-  }
-  const Slot& slot(const MatrixId& id) const { return const_cast<ExpertWeights*>(this)->slot(id); }
 
   std::vector<std::vector<Expert>> slots_;  // [part][expert][role]
 };

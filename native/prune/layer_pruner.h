@@ -12,22 +12,21 @@
 #include "engine/decoder_layer.h"
 #include "prune/expert_survey.h"
 #include "prune/expert_weights.h"
+#include "prune/layer_statistics.h"
+#include "prune/merge_experts.h"
 #include "prune/moments.h"
 #include "prune/prune_matrix.h"
 #include "prune/recover.h"
-#include "prune/statistics.h"
 
 namespace espalier {
 
 struct ForwardRequest {
-  std::string input;             // HiddenFile
-  std::string output;            // HiddenFile to write; empty: none
-  std::vector<int64_t> lengths;  // tokens of each sequence, in file order
-  int64_t first_input = 0;       // rows of the files where the sequences begin
-  int64_t first_output = 0;      // what else `output` holds is left
-  bool collect = false;          // gather statistics, replacing earlier ones
-  bool gram = false;             // with collect: Gram matrices too
-  bool router_weighted = false;  // with collect: weight each token's input by its gate
+  std::string input;                         // HiddenFile
+  std::string output;                        // HiddenFile to write; empty: none
+  std::vector<int64_t> lengths;              // tokens of each sequence, in file order
+  int64_t first_input = 0;                   // rows of the files where the sequences begin
+  int64_t first_output = 0;                  // what else `output` holds is left
+  std::optional<StatisticsRequest> collect;  // statistics, replacing earlier ones
 };
 
 struct ExpertMatrixReport {
@@ -70,6 +69,11 @@ struct RestructurePlan {
   std::vector<float> correction_bias;  // [rows], or empty
 };
 
+inline Status check_cancelled(const std::atomic<bool>* cancel) {
+  if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) return {Code::kAborted, "stopped"};
+  return Status::ok();
+}
+
 // An expert's matrix as the layer runs it.
 Linear& linear_of(Mlp& mlp, Role role);
 
@@ -87,7 +91,7 @@ class LayerPruner {
     return forward(request, nullptr, progress, cancel);
   }
 
-  // The same, surveying the routed experts; one survey for each part. `request.collect` must be false.
+  // The same, surveying the routed experts; one survey for each part. The request must collect nothing.
   Result<std::vector<PartSurvey>> survey(const ForwardRequest& request, const SurveyOptions& options,
                                          const Progress& progress, const std::atomic<bool>* cancel);
 
@@ -96,7 +100,7 @@ class LayerPruner {
   Status restructure(int part, const RestructurePlan& plan, const std::atomic<bool>* cancel);
 
   // Prunes every expert matrix by the statistics of the last collecting forward; the layer then runs with the pruned
-  // weights, rounded as they will be stored. `progress` counts matrices.
+  // weights, rounded as they will be stored, and the statistics are forgotten. `progress` counts matrices.
   Result<std::vector<ExpertMatrixReport>> prune(const MethodPlan& plan, const Progress& progress,
                                                 const std::atomic<bool>* cancel);
 
@@ -110,12 +114,13 @@ class LayerPruner {
 
   // The share of all expert weights of the layer whose |W_ij| · ‖X_j‖, by the statistics of the last collecting
   // forward, is above `multiple` times their mean (OWL, arXiv 2310.05175). 0 for a layer without experts or statistics.
-  Result<double> outlier_share(double multiple, const std::atomic<bool>* cancel) const;
+  Result<double> outlier_share(double multiple, const std::atomic<bool>* cancel);
 
   // Zeros and kurtosis of every expert matrix as it is now.
-  Result<std::vector<ExpertMatrixMoments>> measure(const std::atomic<bool>* cancel) const;
+  Result<std::vector<ExpertMatrixMoments>> measure(const std::atomic<bool>* cancel);
 
-  // An expert matrix as it is now, in the element type of the checkpoint, row-major. Valid until a stage changes it.
+  // An expert matrix as it is now, in the element type of the checkpoint, row-major. Valid until the next call of a
+  // function of this.
   Result<std::span<const uint8_t>> tensor(const MatrixId& id);
 
  private:
@@ -128,16 +133,24 @@ class LayerPruner {
   Status run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths, Observer* observer,
              const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel);
 
-  // What all experts of a part saw together, for a plan that shrinks Gram matrices to it.
-  Result<std::optional<SiteStatistics>> pool_inputs(const MethodPlan& plan, int part);
-  // |W_ij| · ‖X_j‖ of a matrix by the statistics at hand; 0 where it is not finite.
-  Result<std::vector<float>> activation_scores(const MatrixId& id) const;
+  // The matrix that the layer runs.
+  Linear& linear(const MatrixId& id) {
+    return linear_of(layer_.feed_forward()[static_cast<size_t>(id.part)].experts()[static_cast<size_t>(id.expert)],
+                     id.role);
+  }
+  std::vector<float> current(const MatrixId& id);
+  // |W_ij| · ‖X_j‖ of a matrix; 0 where it is not finite.
+  std::vector<float> activation_scores(const LayerStatistics& statistics, const MatrixId& id);
   // Of the matrices of one role, one an expert: what each loses under the plan.
-  Result<std::vector<double>> sparsities(const MethodPlan& plan, int part, Role role);
+  Result<std::vector<double>> sparsities(const MethodPlan& plan, const LayerStatistics* statistics, int part,
+                                         Role role);
+  // Of a site that the matrix reads; null as prepare_site has it.
+  Result<PreparedSite> prepare(const MethodPlan& plan, SiteStatistics* statistics, const SiteStatistics* pooled,
+                               const MatrixId& id);
   Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
   Status check(int part, const RestructurePlan& plan) const;
   Result<Linear> pack(const WeightRef& ref, const std::vector<float>& values) const;
-  Result<ExpertValues> expert_values(int part, int32_t expert) const;
+  ExpertValues expert_values(int part, int32_t expert);
   // The layer runs with `values`, rounded as they will be stored, from now on.
   Status replace(const MatrixId& id, std::vector<float>& values);
 
@@ -149,8 +162,10 @@ class LayerPruner {
   bool allow_nonfinite_ = false;
   DecoderLayer layer_;
   ExpertWeights weights_;
-  bool grouped_zeros_ = false;                             // the last prune() chose n of every m
-  std::vector<std::vector<ExpertStatistics>> statistics_;  // [part][expert]
+  bool grouped_zeros_ = false;                   // the last prune() chose n of every m
+  std::unique_ptr<LayerStatistics> statistics_;  // of the last collecting forward, until they are used
+  std::optional<MatrixId> stored_id_;            // what stored_ is
+  std::vector<uint8_t> stored_;
 };
 
 // Writes the embeddings of `tokens` as a HiddenFile.

@@ -41,16 +41,18 @@ struct Group {
 
 class LayerRecovery {
  public:
+  using Current = std::function<std::vector<float>(const MatrixId&)>;
   using Replace = std::function<Status(const MatrixId&, std::vector<float>&)>;
   using Progress = LayerPruner::Progress;
 
   LayerRecovery(ThreadPool& pool, const ExpertWeights& weights, int64_t hidden, CapturedLayer& captured,
-                std::vector<ExpertRecoverReport>& reports, Replace replace)
+                std::vector<ExpertRecoverReport>& reports, Current current, Replace replace)
       : pool_(pool),
         weights_(weights),
         hidden_(hidden),
         captured_(captured),
         reports_(reports),
+        current_(std::move(current)),
         replace_(std::move(replace)) {
     number_experts();
     make_groups();
@@ -126,7 +128,7 @@ class LayerRecovery {
     for (size_t i = group.begin; i < group.end; ++i) {
       ExpertFloats& expert = out.emplace_back();
       for (const Role role : kRoles) {
-        Result<std::vector<float>> values = dense ? weights_.dense(id(i, role)) : weights_.current(id(i, role));
+        Result<std::vector<float>> values = dense ? weights_.dense(id(i, role)) : current_(id(i, role));
         if (!values.is_ok()) return values.status();
         expert[static_cast<size_t>(role)] = std::move(values.value());
       }
@@ -190,6 +192,7 @@ class LayerRecovery {
   int64_t hidden_;
   CapturedLayer& captured_;
   std::vector<ExpertRecoverReport>& reports_;
+  Current current_;
   Replace replace_;
   const std::atomic<bool>* cancel_ = nullptr;
   std::vector<size_t> order_;  // the report of each number
@@ -221,8 +224,9 @@ Result<std::vector<ExpertRecoverReport>> LayerPruner::recover(const RecoverLayer
   if (!captured.finite()) return reports;
   RecoverOptions options = request.options;
   options.gradual = options.gradual && !grouped_zeros_;
-  LayerRecovery recovery(*pool_, weights_, hidden_, captured, reports,
-                         [this](const MatrixId& id, std::vector<float>& values) { return replace(id, values); });
+  LayerRecovery recovery(
+      *pool_, weights_, hidden_, captured, reports, [this](const MatrixId& id) { return current(id); },
+      [this](const MatrixId& id, std::vector<float>& values) { return replace(id, values); });
   ESPALIER_TRY(recovery.run(request, options, norm_epsilon_, progress, cancel));
   return reports;
 }

@@ -29,51 +29,45 @@ Status LayerPruner::check(int part, const RestructurePlan& plan) const {
   return Status::ok();
 }
 
-Result<ExpertValues> LayerPruner::expert_values(int part, int32_t expert) const {
+ExpertValues LayerPruner::expert_values(int part, int32_t expert) {
   ExpertValues values;
-  for (auto [role, out] :
-       {std::pair{Role::kGate, &values.gate}, std::pair{Role::kUp, &values.up}, std::pair{Role::kDown, &values.down}}) {
-    Result<std::vector<float>> current = weights_.current({part, expert, role});
-    if (!current.is_ok()) return current.status();
-    *out = std::move(current.value());
-  }
   const WeightRef& gate = weights_.ref({part, expert, Role::kGate});
   values.width = gate.rows;
   values.hidden = gate.cols;
+  values.gate = current({part, expert, Role::kGate});
+  values.up = current({part, expert, Role::kUp});
+  values.down = current({part, expert, Role::kDown});
   return values;
 }
 
 Status LayerPruner::restructure(int part, const RestructurePlan& plan, const std::atomic<bool>* cancel) {
   ESPALIER_TRY(check(part, plan));
   std::vector<int32_t> from;
-  std::vector<std::optional<ExpertValues>> merged;
-  for (const std::vector<ExpertMember>& members : plan.experts) {
+  std::vector<ExpertWeights::Stored> merged(plan.experts.size());
+  std::vector<Mlp> experts(plan.experts.size());
+  for (size_t i = 0; i < plan.experts.size(); ++i) {
+    const std::vector<ExpertMember>& members = plan.experts[i];
     from.push_back(members[0].expert);
-    std::optional<ExpertValues>& values = merged.emplace_back();
     if (members.size() == 1) continue;
-    const auto load = [&](int32_t expert) { return expert_values(part, expert); };
+    const auto load = [&](int32_t expert) -> Result<ExpertValues> { return expert_values(part, expert); };
     Result<ExpertValues> mean = merge_experts(*pool_, members, plan.align, load, cancel);
     if (!mean.is_ok()) return mean.status();
-    values.emplace(std::move(mean.value()));
+    ExpertValues& values = mean.value();
+    for (auto [role, own] : {std::pair{Role::kGate, &values.gate}, std::pair{Role::kUp, &values.up},
+                             std::pair{Role::kDown, &values.down}}) {
+      const WeightRef& ref = weights_.ref({part, from[i], role});
+      round_floats(*pool_, ref.dtype, *own);
+      merged[i][static_cast<size_t>(role)] = store_floats(*pool_, ref.dtype, *own);
+      Result<Linear> packed = pack(ref, *own);
+      if (!packed.is_ok()) return packed.status();
+      linear_of(experts[i], role) = std::move(packed.value());
+    }
   }
-  weights_.restructure(part, from, merged);
-
   FeedForwardPart& running = layer_.feed_forward()[static_cast<size_t>(part)];
-  std::vector<Mlp> experts(from.size());
   for (size_t i = 0; i < from.size(); ++i) {
-    if (!merged[i]) {
-      experts[i] = std::move(running.experts()[static_cast<size_t>(from[i])]);
-      continue;
-    }
-    for (const Role role : kRoles) {
-      const MatrixId id{part, static_cast<int>(i), role};
-      Result<std::vector<float>> values = weights_.current(id);
-      if (!values.is_ok()) return values.status();
-      Result<Linear> linear = pack(weights_.ref(id), values.value());
-      if (!linear.is_ok()) return linear.status();
-      linear_of(experts[i], role) = std::move(linear.value());
-    }
+    if (plan.experts[i].size() == 1) experts[i] = std::move(running.experts()[static_cast<size_t>(from[i])]);
   }
+  weights_.restructure(part, from, std::move(merged));
   const WeightRef& old = spec_.feed_forward[static_cast<size_t>(part)].router;
   const auto rows = static_cast<int64_t>(plan.expert_of_row.size());
   std::vector<float> values(static_cast<size_t>(rows * old.cols));
@@ -85,7 +79,8 @@ Status LayerPruner::restructure(int part, const RestructurePlan& plan, const std
   routing.top_k = plan.top_k;
   routing.correction_bias = plan.correction_bias;
   running.restructure(std::move(router.value()), std::move(routing), plan.expert_of_row, std::move(experts));
-  statistics_.clear();
+  statistics_.reset();
+  stored_id_.reset();
   return Status::ok();
 }
 

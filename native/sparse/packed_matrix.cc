@@ -1,7 +1,9 @@
 #include "sparse/packed_matrix.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <bit>
 
 #include "core/aligned.h"
 #include "sparse/tile.h"
@@ -112,8 +114,48 @@ void PackedMatrix::each_code(int64_t tile_row, const Put& put) const {
   }
 }
 
+template <class Code>
+void PackedMatrix::unpack_floats(int64_t tile_row, float* out) const {
+  constexpr int64_t kStep = sizeof(float) / sizeof(Code);
+  constexpr int kShift = 32 - 8 * static_cast<int>(sizeof(Code));
+  const int64_t first = tile_row * kTileRows;
+  const int64_t count = std::min<int64_t>(kTileRows, rows() - first);
+  const uint8_t* next = elements(tile_row);
+  const uint32_t* mask = masks_ != nullptr ? masks(tile_row) : nullptr;
+  for (int64_t v = 0; v < vectors(); ++v) {
+    std::array<Code, kTileRows * kStep> codes{};
+    if (mask == nullptr) {
+      __builtin_memcpy(codes.data(), next, sizeof(codes));
+      next += sizeof(codes);
+    } else {
+      for (uint32_t bits = mask[v]; bits != 0; bits &= bits - 1) {
+        __builtin_memcpy(codes.data() + std::countr_zero(bits), next, sizeof(Code));
+        next += sizeof(Code);
+      }
+    }
+    const int64_t column = v * kStep;
+    const int64_t columns = std::min(kStep, cols() - column);
+    for (int64_t r = 0; r < count; ++r) {
+      float* row = out + (first + r) * cols() + column;
+      for (int64_t k = 0; k < columns; ++k) {
+        row[k] = std::bit_cast<float>(static_cast<uint32_t>(codes[static_cast<size_t>(r * kStep + k)]) << kShift);
+      }
+    }
+  }
+}
+
 void PackedMatrix::unpack(ThreadPool& pool, float* out) const {
   const Values values = block_.format.values;
+  if (!is_quantised(values)) {
+    pool.parallel_for(tile_rows(), 1, [&](int64_t t, int64_t) {
+      if (values == Values::kBf16) {
+        unpack_floats<uint16_t>(t, out);
+      } else {
+        unpack_floats<uint32_t>(t, out);
+      }
+    });
+    return;
+  }
   const int step = vector_step(values);
   const int lanes = vector_lanes(values);
   pool.parallel_for(tile_rows(), 1, [&](int64_t t, int64_t) {

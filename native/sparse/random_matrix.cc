@@ -42,7 +42,11 @@ Result<PackedMatrix> random_matrix(ThreadPool& pool, Format format, int64_t rows
   std::normal_distribution<float> normal(0, 1 / std::sqrt(static_cast<float>(std::max<int64_t>(cols, 1))));
   const int64_t distinct = std::clamp<int64_t>(rows, 0, kRows);
   std::vector<float> table(static_cast<size_t>(distinct * std::max<int64_t>(cols, 0)));
-  for (float& value : table) value = normal(random);
+  for (float& value : table) {
+    // A number in a few millions is 0, which the format would not have asked for.
+    do value = normal(random);
+    while (value == 0);
+  }
   if (format_exists(format, cols)) {
     for (int64_t row = 0; row < distinct; ++row) thin(format, sparsity, cols, random, table.data() + row * cols);
   }

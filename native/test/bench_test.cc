@@ -34,7 +34,9 @@ TEST_CASE("a read takes in every word, whatever the size and the number of threa
       ThreadPool pool(threads);
       CAPTURE(lines);
       CAPTURE(threads);
-      CHECK(read_lines(pool, buffer.data(), lines) == expected);
+      for (const Reading reading : {Reading::kPrefetched, Reading::kPlain}) {
+        CHECK(read_lines(pool, buffer.data(), lines, reading) == expected);
+      }
     }
   }
 }

@@ -1,5 +1,4 @@
 // ALPS and what it is built of, against float64: explicit inverses, normal equations, ADMM written out.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "prune/alps.h"

@@ -1,4 +1,3 @@
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "prune/prune_matrix.h"
 
 #include <doctest/doctest.h>

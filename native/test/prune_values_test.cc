@@ -1,5 +1,4 @@
 // Pruning and rounding in one pass: every step of the walk against float64, and what packing makes of the result.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "core/dtype.h"

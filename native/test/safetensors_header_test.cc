@@ -1,4 +1,3 @@
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "checkpoint/safetensors_header.h"
 
 #include <doctest/doctest.h>

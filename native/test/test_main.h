@@ -1,9 +1,9 @@
-// Included once by each native test: doctest with its main, and seeded random data whose seed is printed on failure.
+// Included by each native test: doctest, and seeded random data whose seed is printed on failure.
 #pragma once
 
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <cstdlib>
 #include <random>
 #include <vector>
 

@@ -1,6 +1,6 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { expertMethodNames } from '../../prune/experts/methods.ts';
-import { methodNames } from '../../prune/methods.ts';
+import { defaultEpochs, methodNames } from '../../prune/methods.ts';
 import type { PruneProgress } from '../../prune/progress.ts';
 import type { PruneOptions } from '../../prune/prune.ts';
 import type { RecipeOptions } from '../../prune/recipe.ts';
@@ -9,9 +9,12 @@ import { addGlobalOptions, decimal, integer, path } from '../options.ts';
 import type { Terminal } from '../terminal.ts';
 
 interface Options extends Omit<RecipeOptions, 'seed'> {
+  recover?: RecipeOptions['recoverEpochs'];
+  quantize?: RecipeOptions['quantizeValues'];
   output: string;
   recipe?: string;
   calibration?: string;
+  memory?: number;
   resume?: boolean;
   overwrite?: boolean;
   dryRun?: boolean;
@@ -57,10 +60,26 @@ export function definePrune(program: Command, start: Start): void {
         'global lets layers differ; only Espalier loads that (default: uniform)',
       ).choices(['uniform', 'global']),
     )
+    .addOption(
+      new Option('--recover [epochs]', 'train what is left to give again what the dense experts gave')
+        .preset(String(defaultEpochs))
+        .argParser(integer(1, 10_000)),
+    )
+    .addOption(
+      new Option('--quantize <values>', 'round the experts to these values, errors made up for').choices([
+        'int8',
+        'int4',
+      ]),
+    )
     .option('--calibration <file>', 'text, .jsonl, .parquet, .u16, .u32, or self: the model writes its own', path)
     .option('--samples <n>', 'calibration sequences (default: 128)', integer(1, 1_000_000))
     .option('--sequence-length <n>', 'tokens of each (default: 2048, at most the context)', integer(2, 1_048_576))
     .addOption(new Option('--save <layout>', 'how to store it (default: dense)').choices(['dense', 'sparse']))
+    .addOption(
+      new Option('--memory <GiB>', "what the run may take, if it can (default: half of the machine's)").argParser(
+        decimal('a number above 0', (size) => size > 0),
+      ),
+    )
     .option('--resume', 'go on where an unfinished run at the output stopped')
     .option('--overwrite', 'replace a checkpoint that is there, discard an unfinished run')
     .option('--allow-nonfinite', 'leave matrices with NaN or infinity as they are')
@@ -100,12 +119,14 @@ async function run(context: Context<Options>): Promise<undefined> {
 /** The recipe file, with what the flags say in its place. */
 async function readOptions({ args, options, terminal, signal }: Context<Options>): Promise<PruneOptions> {
   const { readRecipe } = await import('../../prune/recipe-file.ts');
-  const { output, calibration, resume, overwrite, threads } = options;
+  const { output, calibration, resume, overwrite, threads, memory: memoryGiB } = options;
   const { expertsMethod, expertsRatio, expertsKeep, expertsScope } = options;
   const { method, routerWeighting, sparsity, pattern, samples, sequenceLength, save, allowNonfinite, seed } = options;
   const experts = { expertsMethod, expertsRatio, expertsKeep, expertsScope };
   const flags = {
     ...experts,
+    recoverEpochs: options.recover,
+    quantizeValues: options.quantize,
     method,
     routerWeighting,
     sparsity,
@@ -129,6 +150,7 @@ async function readOptions({ args, options, terminal, signal }: Context<Options>
     resume,
     overwrite,
     threads,
+    memoryGiB,
     ...recipe,
     ...given,
     signal,

@@ -41,6 +41,8 @@ export interface Asking {
 export interface ExpertMethod {
   needs(choice: ExpertChoice): SurveyNeeds | undefined;
   readonly readsRouter?: true;
+  /** How it makes one expert of several, where it may with so many left of a layer. */
+  merges?(choice: ExpertChoice, left: number): 'channel by channel' | 'aligned' | undefined;
   readonly scopes: readonly Scope[];
   /** One plan for each part. */
   decide(parts: readonly RoutedPart[], choice: ExpertChoice, asking: Asking): Promise<ExpertPlan[]> | ExpertPlan[];
@@ -133,6 +135,7 @@ export const expertMethods = {
   stun: {
     needs: ({ lambda2 }) => (lambda2 === 0 ? undefined : {}),
     readsRouter: true,
+    merges: ({ kappa, scope }, left) => (left < kappa || scope === 'global' ? 'channel by channel' : undefined),
     scopes: both,
     async decide(parts, { amount, scope, lambda1, lambda2, kappa }, { distances }) {
       const clusters = stunClusters(
@@ -153,6 +156,7 @@ export const expertMethods = {
   },
   'hc-smoe': {
     needs: () => ({ meanOutputs: true }),
+    merges: () => 'channel by channel',
     scopes: ['uniform'],
     decide: (parts, { amount }) => parts.map((part) => hcSmoe(surveyOf(part), amount)),
     summary: 'merges experts with similar mean outputs',
@@ -160,6 +164,7 @@ export const expertMethods = {
   },
   'm-smoe': {
     needs: () => ({ logitProducts: true }),
+    merges: () => 'aligned',
     scopes: both,
     decide: (parts, { amount, scope }) => mSmoe(parts.map(surveyOf), amount, scope),
     summary: 'merges the rarely chosen experts into the frequent ones with the most similar router logits',

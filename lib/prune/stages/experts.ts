@@ -19,6 +19,7 @@ import {
 import { checkSets } from '../experts/naee.ts';
 import { averaging, type ExpertPlan, sharesExperts } from '../experts/plan.ts';
 import type { RoutedPart } from '../experts/survey.ts';
+import { mergingBytes, surveyBytes } from './memory.ts';
 import type { ExpertOutcome, LayerContext, PrepareContext, StageKind, StageOutcome } from './stage.ts';
 
 /** How a model whose router rows share merged experts is stored. */
@@ -154,6 +155,14 @@ export const expertsStage: StageKind<ExpertsOptions, ExpertsStage> = {
   },
   zeros: () => 0,
   keeps: ({ amount, saveMerges }, experts) => (saveMerges === 'repeat' ? experts : keptOf(amount, experts)),
+  memory(stage, shape) {
+    const method = methodOf(stage);
+    const left = keptOf(stage.amount, shape.experts);
+    const merges = method.merges?.(stage, left);
+    const surveyed = surveyBytes(method.needs(stage) ?? {}, shape);
+    const merged = merges === undefined ? 0 : mergingBytes(merges === 'aligned', left, shape);
+    return { each: 0, rest: Math.max(surveyed, merged) };
+  },
   steps: ({ skipExperts }) => [
     { name: 'experts', weight: 10 },
     ...(skipExperts ? [{ name: 'gate ratios', weight: 25 }] : []),

@@ -5,6 +5,7 @@
  */
 import { z } from 'zod';
 import { defaultShrinkage, quantizePlan } from '../methods.ts';
+import { planMemory } from './memory.ts';
 import { runPlan } from './run-plan.ts';
 import type { StageKind } from './stage.ts';
 
@@ -17,6 +18,12 @@ export interface QuantizeOptions {
   shrinkage?: number | undefined;
 }
 
+export const quantizeOptions = {
+  values: z.enum(['int8', 'int4']).optional(),
+  routerWeighting: z.boolean().optional(),
+  shrinkage: z.number().min(0).max(1000).optional(),
+};
+
 export interface QuantizeStage {
   readonly stage: 'quantize';
   readonly values: 'int8' | 'int4';
@@ -26,11 +33,7 @@ export interface QuantizeStage {
 
 export const quantizeStage: StageKind<QuantizeOptions, QuantizeStage> = {
   name: 'quantize',
-  schema: z.strictObject({
-    values: z.enum(['int8', 'int4']).optional(),
-    routerWeighting: z.boolean().optional(),
-    shrinkage: z.number().min(0).max(1000).optional(),
-  }),
+  schema: z.strictObject(quantizeOptions),
   resolve: ({ values = 'int4', routerWeighting = true, shrinkage = defaultShrinkage }) => ({
     stage: 'quantize',
     values,
@@ -45,8 +48,10 @@ export const quantizeStage: StageKind<QuantizeOptions, QuantizeStage> = {
     { name: 'statistics', weight: 50 },
     { name: 'quantize', weight: 25 },
   ],
+  hiddenFiles: () => 1,
+  memory: ({ values, shrinkage }, shape) => planMemory(quantizePlan(values, shrinkage), 'gram', shape),
   async run({ values, routerWeighting, shrinkage }, context) {
-    await context.collect({ gram: true, routerWeighted: routerWeighting }, 0);
+    await context.collect({ gram: true, pooled: shrinkage > 0, routerWeighted: routerWeighting }, 0);
     return await runPlan(context, quantizePlan(values, shrinkage), 1);
   },
   describe: ({ values, routerWeighting }) => `${values}${routerWeighting ? ' with router weighting' : ''}`,

@@ -3,6 +3,8 @@ import { z } from 'zod';
 import { EspalierError } from '../../errors.ts';
 import { native, runJob } from '../../native.ts';
 import { nativeMatrix, nativeWeight } from '../../runtime/native-spec.ts';
+import { defaultEpochs } from '../methods.ts';
+import { recoveryBytes } from './memory.ts';
 import type { StageKind } from './stage.ts';
 
 export interface RecoverOptions {
@@ -29,6 +31,15 @@ export interface RecoverOptions {
   seed?: number | undefined;
 }
 
+export const recoverOptions = {
+  epochs: z.int().min(1).max(10_000).optional(),
+  batch: z.int().min(1).max(1_048_576).optional(),
+  learningRate: z.number().positive().max(1).optional(),
+  zeros: z.enum(['gradual', 'fixed']).optional(),
+  logits: z.boolean().optional(),
+  seed: z.int().min(0).optional(),
+};
+
 export interface RecoverStage {
   readonly stage: 'recover';
   readonly epochs: number;
@@ -45,15 +56,8 @@ export interface RecoverStage {
  */
 export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
   name: 'recover',
-  schema: z.strictObject({
-    epochs: z.int().min(1).max(10_000).optional(),
-    batch: z.int().min(1).max(1_048_576).optional(),
-    learningRate: z.number().positive().max(1).optional(),
-    zeros: z.enum(['gradual', 'fixed']).optional(),
-    logits: z.boolean().optional(),
-    seed: z.int().min(0).optional(),
-  }),
-  resolve({ epochs = 16, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
+  schema: z.strictObject(recoverOptions),
+  resolve({ epochs = defaultEpochs, batch = 4096, learningRate = 0.02, zeros = 'gradual', logits = true, seed = 0 }) {
     return { stage: 'recover', epochs, batch, learningRate, zeros, logits, seed };
   },
   follow(before) {
@@ -72,7 +76,8 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
   zeros: () => 0,
   steps: ({ epochs }) => [{ name: 'recover', weight: 65 * epochs }],
   needsDense: true,
-  hiddenFiles: 5,
+  hiddenFiles: () => 5,
+  memory: ({ batch, logits }, shape) => ({ each: 0, rest: recoveryBytes(batch, logits, shape) }),
   async run({ epochs, batch, learningRate, zeros, logits, seed }, context) {
     const { checkpoint, spec, layer, pruner, signal, source, calibrated } = context;
     if (calibrated === undefined) throw new Error('unreachable: the stage needs calibration');

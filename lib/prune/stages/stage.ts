@@ -7,8 +7,9 @@ import type { z } from 'zod';
 import type { Checkpoint } from '../../checkpoint/checkpoint.ts';
 import type { LayerExperts } from '../../models/experts-config.ts';
 import type { LayerSpec, ModelSpec } from '../../models/spec.ts';
-import type { NativePruner, NativeSurvey, NativeSurveyRequest } from '../../native.ts';
+import type { NativePruner, NativeStatistics, NativeSurvey, NativeSurveyRequest } from '../../native.ts';
 import type { DenseWalk } from '../walk.ts';
+import type { StageMemory, StageShape } from './memory.ts';
 
 /** A stage with its defaults filled in; what else it has is its kind's own. */
 export interface StageBase {
@@ -85,7 +86,7 @@ export interface LayerContext {
   /** What `prepare` returned for this run. */
   readonly prepared: unknown;
   /** Runs the layer over the calibration set and gathers statistics; nothing where the recipe has no calibration set. */
-  collect(request: { readonly gram: boolean; readonly routerWeighted: boolean }, step: number): Promise<void>;
+  collect(request: Pick<NativeStatistics, 'gram' | 'pooled' | 'routerWeighted'>, step: number): Promise<void>;
   /** Runs the layer over the calibration set; one survey for each part, none where the recipe has no calibration set. */
   survey(request: Partial<NativeSurveyRequest>, step: number): Promise<NativeSurvey[]>;
   /** `done` of `total` of the stage's step `step`. */
@@ -130,7 +131,8 @@ export interface StageKind<Given, Stage extends StageBase> {
   /** Whether it compares with the hidden states of the dense model. @default false */
   readonly needsDense?: boolean;
   /** Files of the size of the calibration set's hidden states that it needs on the output's disk while it runs. @default 0 */
-  readonly hiddenFiles?: number;
+  hiddenFiles?(stage: Stage): number;
+  memory(stage: Stage, shape: StageShape): StageMemory;
   /** Runs once before the first layer; the result is kept with the unfinished run, as JSON. */
   prepare?(stage: Stage, context: PrepareContext): Promise<unknown>;
   run(stage: Stage, context: LayerContext): Promise<StageOutcome>;

@@ -6,6 +6,7 @@ import { type NativePlan, native, runJob } from '../../native.ts';
 import { type Budget, checkFits, checkSparsity, describeBudget, parsePattern } from '../budget.ts';
 import { defaultShrinkage, type Method, type MethodName, methodNames, methods, nativePlan } from '../methods.ts';
 import { owlMultiple, owlSparsities } from '../owl.ts';
+import { planMemory } from './memory.ts';
 import { runPlan } from './run-plan.ts';
 import type { StageKind } from './stage.ts';
 
@@ -135,11 +136,14 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
     { name: 'statistics', weight: 50 },
     { name: 'weights', weight: 25 },
   ],
+  hiddenFiles: ({ method }) => (methods[method].statistics === 'gram' ? 1 : 0),
+  memory: ({ method, budget, values, shrinkage }, shape) =>
+    planMemory(nativePlan(method, budget, { values, shrinkage }), methods[method].statistics, shape),
   async prepare({ budget, layers, routerWeighting }, { spec, walk, signal }) {
     if (layers === 'uniform' || 'group' in budget) return undefined;
     const shares = await walk(async ({ pruner, input, lengths }) => {
-      const request = { input, lengths, collect: true, gram: false, routerWeighted: routerWeighting };
-      await runJob(() => native().prunerForward(pruner, request), signal);
+      const collect = { gram: false, pooled: false, routerWeighted: routerWeighting, together: 0, scratch: '' };
+      await runJob(() => native().prunerForward(pruner, { input, lengths, collect }), signal);
       return await runJob(() => native().prunerOutliers(pruner, owlMultiple), signal);
     });
     const sizes = shares.map(() => 0);
@@ -152,7 +156,8 @@ export const weightsStage: StageKind<WeightsOptions, WeightsStage> = {
     const meeting = experts === 'balanced' ? 'experts' : 'each';
     const { statistics } = methods[method];
     if (statistics !== 'none') {
-      await context.collect({ gram: statistics === 'gram', routerWeighted: routerWeighting }, 0);
+      const gram = statistics === 'gram';
+      await context.collect({ gram, pooled: gram && shrinkage > 0, routerWeighted: routerWeighting }, 0);
     }
     return await runPlan(context, nativePlan(method, budget, { values, meeting, shrinkage }), 1);
   },

@@ -17,9 +17,23 @@
 namespace espalier {
 namespace {
 
-// Blocks between what is read and what is prefetched: as many bytes whatever the type.
-template <class Element>
-inline constexpr int kAhead = 8 / static_cast<int>(sizeof(Element));
+// Blocks of a chunk of which some row sees keys.
+struct SeenBlocks {
+  int first;
+  int last;
+
+  static SeenBlocks of(const AttendTask& task) {
+    int first = kKvChunk;
+    int last = 0;
+    for (int64_t r = 0; r < task.count; ++r) {
+      const int row_first = clamp_key(task.rows[r].first - task.chunk * kKvChunk);
+      const int row_last = clamp_key(task.rows[r].last - task.chunk * kKvChunk);
+      first = row_first < first ? row_first : first;
+      last = row_last > last ? row_last : last;
+    }
+    return {first / kKvBlock, (last + kKvBlock - 1) / kKvBlock};
+  }
+};
 
 // Packs the queries and splits the rows into tiles; returns their number.
 template <class Element>
@@ -64,24 +78,26 @@ template <class Element>
 void attend(const AttendTask& task) {
   RowTile tiles[kAttendRows];
   const int count = make_tiles<Element>(task, tiles);
-  int first = kKvChunk;
-  int last = 0;
-  for (int t = 0; t < count; ++t) {
-    first = tiles[t].first_lo < first ? tiles[t].first_lo : first;
-    last = tiles[t].last_hi > last ? tiles[t].last_hi : last;
-  }
-  const int first_block = first / kKvBlock;
-  const int last_block = (last + kKvBlock - 1) / kKvBlock;
+  const auto [first_block, last_block] = SeenBlocks::of(task);
   if (first_block >= last_block) return;
   const int blocks = last_block - first_block;
-  const int32_t* table = task.blocks + task.chunk * kChunkBlocks + first_block;
-  // Keys and values in the order in which they are read; behind them nothing is known.
-  const uint8_t* stream[2 * kChunkBlocks + kAhead<Element>];
+  // What is read now and what will be: keys, values, the next task's keys. While a block of one is read, one of the
+  // next is fetched, so that memory is as busy during the values, which take longer to mix, as during the keys.
+  const uint8_t* stream[3 * kChunkBlocks];
+  const int32_t* table = task.blocks + task.chunk * kChunkBlocks;
   for (int b = 0; b < blocks; ++b) {
-    stream[b] = task.keys + table[b] * task.block_stride;
-    stream[blocks + b] = task.values + table[b] * task.block_stride;
+    stream[b] = task.keys + table[first_block + b] * task.block_stride;
+    stream[blocks + b] = task.values + table[first_block + b] * task.block_stride;
+    stream[2 * blocks + b] = stream[blocks + b];
   }
-  for (int b = 0; b < kAhead<Element>; ++b) stream[2 * blocks + b] = stream[2 * blocks - 1];
+  if (task.next != nullptr) {
+    const AttendTask& next = *task.next;
+    const auto [next_first, next_last] = SeenBlocks::of(next);
+    table = next.blocks + next.chunk * kChunkBlocks;
+    for (int b = 0; b < blocks && next_first + b < next_last; ++b) {
+      stream[2 * blocks + b] = next.keys + table[next_first + b] * next.block_stride;
+    }
+  }
   const uint8_t* const* values = stream + blocks - first_block;
 
   for (int b = first_block; b < last_block;) {
@@ -90,7 +106,7 @@ void attend(const AttendTask& task) {
     for (int t = 0; t < count; ++t) {
       const RowTile& tile = tiles[t];
       if (!tile.sees_block(b) && !(pair && tile.sees_block(b + 1))) continue;
-      const uint8_t* const* ahead = t == 0 ? keys + kAhead<Element> : nullptr;
+      const uint8_t* const* ahead = t == 0 ? keys + blocks : nullptr;
       with_rows(tile.rows, [&](auto r) {
         constexpr int R = r;
         if constexpr (2 * R <= kSums) {
@@ -130,7 +146,7 @@ void attend(const AttendTask& task) {
     rows = task.rows;
     for (int t = 0; t < count; rows += tiles[t].rows, ++t) {
       if (tiles[t].sees_block(b))
-        mix_tile<Element>(task, tiles[t], rows, b, values[b], t == 0 ? values[b + kAhead<Element>] : nullptr);
+        mix_tile<Element>(task, tiles[t], rows, b, values[b], t == 0 ? values[b + blocks] : nullptr);
     }
   }
 }

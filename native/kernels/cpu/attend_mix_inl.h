@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cpu/attend_tile_inl.h"
 #include "kernels/cpu/kv_block_inl.h"
@@ -49,7 +50,7 @@ ESPALIER_INLINE void mix_block(const float* weights, const uint8_t* values, cons
       for (int d = 0; d < D; ++d) {
         const int64_t offset = (p * head_dim + at + d * kVectorFloats) * kSize;
         v[d] = load_kv(reinterpret_cast<const Element*>(values + offset));
-        if (ahead != nullptr && d * kVectorFloats * kSize % 64 == 0) __builtin_prefetch(ahead + offset);
+        if (ahead != nullptr && d * kVectorFloats * kSize % 64 == 0) fetch(ahead + offset);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -79,6 +80,7 @@ void mix_tile(const AttendTask& task, const RowTile& tile, const AttendRow* rows
     const int k = key - block * kKvBlock;
     return k < 0 ? 0 : (k > kKvBlock ? kKvBlock : k);
   };
+  if (std::is_same_v<Element, int8_t> && ahead != nullptr) fetch(ahead + kv_scales_offset(task.head_dim));
   const float* weights = tile.scores + block * kKvBlock;
   const int begin = inside(tile.first_lo);
   const int end = inside(tile.last_lo);

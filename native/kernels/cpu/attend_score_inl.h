@@ -70,11 +70,12 @@ ESPALIER_INLINE void score_int8_blocks(const RowTile& tile, const uint8_t* const
 #pragma GCC unroll 2
       for (int b = 0; b < B; ++b) {
         const Vu k = load_from<Vu>(keys[b] + offset);
-        if (part == 0 && ahead != nullptr) __builtin_prefetch(ahead[b] + offset);
+        if (part == 0 && ahead != nullptr) fetch(ahead[b] + offset);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) acc[r][b] = dot(acc[r][b], k, query + r * kDotBytes);
       }
     }
+    for (int b = 0; part == 0 && ahead != nullptr && b < B; ++b) fetch(ahead[b] + kv_scales_offset(head_dim));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
@@ -109,7 +110,7 @@ ESPALIER_INLINE void score_blocks(const RowTile& tile, const uint8_t* const* key
       for (int b = 0; b < B; ++b) {
         const int64_t offset = d * kKvBlock * static_cast<int64_t>(sizeof(Element));
         k[b] = load_kv(reinterpret_cast<const Element*>(keys[b] + offset));
-        if (ahead != nullptr) __builtin_prefetch(ahead[b] + offset);
+        if (ahead != nullptr) fetch(ahead[b] + offset);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {

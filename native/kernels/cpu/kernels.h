@@ -27,6 +27,9 @@ struct QuantisedRows {
   int64_t groups;
 };
 
+// Most tile rows that products of few tokens read at once. A range of a multiple of them is fastest.
+inline constexpr int kTilesAtOnce = 4;
+
 // Inputs of a block: bf16 products sum over one at a time (see matmul_inl.h).
 inline constexpr int kBlockInputs = 32;
 
@@ -128,6 +131,8 @@ struct AttendTask {
   float* scratch;   // attend_scratch_floats(head_dim)
   float* partials;  // one for each row: attend_partial_floats(head_dim), undefined where it sees none of the keys
   int64_t partial_stride;  // floats from a row's partial to the next row's
+  // What this thread is likely to attend to next, so that its keys are on their way when it does; may be nullptr.
+  const AttendTask* next = nullptr;
 };
 
 // A partial: Σ weight · value, padded to whole vectors; the maximum of the scores; the sum of the weights.

@@ -107,7 +107,8 @@ class ExpandingFeed {
       uint8_t* out = row_buffer(row_);
       const int64_t end = std::min(stored, done_ + vectors);
       vectors -= end - done_;
-      for (int64_t v = done_; v < end; ++v) store_to(out + v * 64, from.next(static_cast<int>(v % kBlockVectors)));
+      for (int64_t v = done_; v < end; ++v)
+        store_to(out + v * 64, from.template next<1>(static_cast<int>(v % kBlockVectors)));
       source(row_) = from;
       done_ = end;
       if (done_ < stored) return;

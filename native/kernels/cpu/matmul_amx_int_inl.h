@@ -59,7 +59,7 @@ void multiply_int_amx(const MatmulTask& task) {
       Source source = Source::of(task.weights, tile);
       for (int64_t v = 0; v < vectors; v += 2) {
         Vu pair[2];
-        source.next(pair[0], pair[1], static_cast<int>(v / 2 % kPairs));
+        source.template next<1>(pair[0], pair[1], static_cast<int>(v / 2 % kPairs));
         for (int i = 0; i < 2; ++i) store_to(bytes.data() + (v + i) * 64, pair[i] ^ 0x80808080u);
       }
       float* y = task.y + (tile - task.tile_begin) * kTileRows;

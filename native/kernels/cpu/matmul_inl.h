@@ -3,7 +3,9 @@
 //   kTokenBlock                        tokens whose accumulators fit the registers
 //   Vu expand(uint32_t mask, const uint16_t* values)   the kept values at their places, zeros elsewhere
 //
-// Decode reads each weight once and is bound by memory; a block of tokens shares each load.
+// Decode reads each weight once and is bound by memory: what else goes through L1 costs as much as weights. A tile
+// row's weights push the inputs out of it, so that few tokens meet several tile rows at a time, which share each load
+// of an input; a block of tokens shares each load of a weight.
 //
 // The order of the sums is that of the matrix units (TDPBF16PS), so that every instruction set gives the same bits
 // where the inputs are bf16 values: within a block of 32 inputs the even and the odd ones have a chain each, from zero;
@@ -19,11 +21,10 @@
 namespace espalier {
 namespace {
 
-// Bytes ahead of the current load to prefetch: the best of 1, 2, 4 and 8 KB. What advances by less than a cache line is
-// prefetched at each step, so that no line is left out.
+// Bytes ahead of the current load to prefetch: the best of 1, 1.5, 2 and 3 KB. What advances by less than a cache line
+// is prefetched at each step, so that no line is left out.
 inline constexpr int kPrefetch = 2048;
-// The same for whole lines of dense weights, which go into L2, four at a time: the best of 1, 2, 3 and 4 KB.
-inline constexpr int kDensePrefetch = 3072;
+inline constexpr int kMaskPrefetch = 512;
 // Floats of x that a pass over the tile rows keeps in L2.
 inline constexpr int64_t kCachedInputs = 128 * 1024;
 // Vectors of a block of inputs.
@@ -31,21 +32,30 @@ inline constexpr int kBlockVectors = kBlockInputs / 2;
 
 static_assert(kTileRows == kVectorFloats, "a tile row is one vector of accumulators");
 
-ESPALIER_INLINE void prefetch(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + kPrefetch); }
+ESPALIER_INLINE void prefetch(const void* at, int ahead) { __builtin_prefetch(static_cast<const char*>(at) + ahead); }
 
-// A source gives a tile row's vectors in order; i counts them within a block.
+// Four whole lines of dense weights, of which S tile rows are read at once, into L2: the more streams, the shorter
+// each.
+template <int S>
+ESPALIER_INLINE void prefetch_lines(const void* at) {
+  constexpr int kAhead = S >= 4 ? 1280 : S >= 2 ? 2048 : 3072;
+  for (int line = 0; line < 4; ++line) {
+    __builtin_prefetch(static_cast<const char*>(at) + line * 64 + kAhead, 0, 2);
+  }
+}
+
+// A source gives a tile row's vectors in order; i counts them within a block. `kTiles` of them, or fewer, are read at
+// once: S.
 struct DenseSource {
+  static constexpr int kTiles = kTilesAtOnce;
   const uint16_t* values;
 
   static DenseSource of(const PackedMatrix& weights, int64_t tile) {
     return {reinterpret_cast<const uint16_t*>(weights.elements(tile))};
   }
+  template <int S>
   ESPALIER_INLINE Vu next(int i) {
-    if (i % 4 == 0) {
-      for (int line = 0; line < 4; ++line) {
-        __builtin_prefetch(reinterpret_cast<const char*>(values + line * 32) + kDensePrefetch, 0, 2);
-      }
-    }
+    if (i % 4 == 0) prefetch_lines<S>(values);
     const Vu v = load_from<Vu>(values);
     values += 32;
     return v;
@@ -53,15 +63,17 @@ struct DenseSource {
 };
 
 struct SparseSource {
+  static constexpr int kTiles = 2;
   const uint16_t* values;
   const uint32_t* masks;
 
   static SparseSource of(const PackedMatrix& weights, int64_t tile) {
     return {reinterpret_cast<const uint16_t*>(weights.elements(tile)), weights.masks(tile)};
   }
+  template <int S>
   ESPALIER_INLINE Vu next(int i) {
-    if (i == 0) prefetch(masks);
-    prefetch(values);
+    if (i == 0) prefetch(masks, kMaskPrefetch);
+    prefetch(values, kPrefetch);
     const uint32_t mask = *masks++;
     const Vu v = expand(mask, values);
     values += __builtin_popcount(mask);
@@ -77,99 +89,149 @@ ESPALIER_INLINE void store_rows(float* y, int64_t rows, Vf v) {
   }
 }
 
-// T tokens against one tile row.
-template <int T, class Source>
-ESPALIER_INLINE void multiply_tile(Source source, int64_t vectors, int64_t rows, const float* x, int64_t x_stride,
-                                   float* y, int64_t y_stride) {
-  Vf total[T] = {};
-  Vf even[T];
-  Vf odd[T];
+// A tile row expanded beforehand, whose every `of` is the same.
+struct BufferedSource : DenseSource {
+  static constexpr int kTiles = 1;
+};
+
+// T tokens against S tile rows; `rows` from the first of them on.
+template <int T, int S, class Source>
+ESPALIER_INLINE void multiply_tiles(Source (&sources)[S], int64_t vectors, int64_t rows, const float* x,
+                                    int64_t x_stride, float* y, int64_t y_stride) {
+  Vf total[T][S] = {};
+  Vf even[T][S];
+  Vf odd[T][S];
   const auto add = [&](int64_t v, int i) __attribute__((always_inline)) {
-    const Vu weights = source.next(i);
-    const Vf low = as_floats(weights << 16);
-    const Vf high = as_floats(weights & 0xffff0000u);
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) {
+      const Vu weights = sources[s].template next<S>(i);
+      const Vf low = as_floats(weights << 16);
+      const Vf high = as_floats(weights & 0xffff0000u);
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) {
-      even[t] += low * x[t * x_stride + 2 * v];
-      odd[t] += high * x[t * x_stride + 2 * v + 1];
+      for (int t = 0; t < T; ++t) {
+        even[t][s] += low * x[t * x_stride + 2 * v];
+        odd[t][s] += high * x[t * x_stride + 2 * v + 1];
+      }
     }
   };
-  const auto clear = [&]() __attribute__((always_inline)) {
+  const auto each = [&](auto use) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) even[t] = odd[t] = Vf{};
+    for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) use(t, s);
+    }
   };
-  const auto collect = [&]() __attribute__((always_inline)) {
-#pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) total[t] += even[t] + odd[t];
-  };
+  const auto clear = [&](int t, int s) __attribute__((always_inline)) { even[t][s] = odd[t][s] = Vf{}; };
+  const auto collect = [&](int t, int s) __attribute__((always_inline)) { total[t][s] += even[t][s] + odd[t][s]; };
   int64_t v = 0;
   for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
-    clear();
+    each(clear);
 #pragma GCC unroll 16
     for (int i = 0; i < kBlockVectors; ++i) add(v + i, i);
-    collect();
+    each(collect);
   }
   if (v < vectors) {
-    clear();
+    each(clear);
     for (int i = 0; v < vectors; ++v, ++i) add(v, i);
-    collect();
+    each(collect);
   }
-#pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) store_rows(y + t * y_stride, rows, total[t]);
+  each([&](int t, int s) __attribute__((always_inline)) {
+    store_rows(y + t * y_stride + s * kTileRows, rows - s * kTileRows, total[t][s]);
+  });
 }
 
-// Any number of tokens, in blocks of T, T/2, … 1.
-template <int T, class Source>
-void multiply_tokens(Source source, int64_t vectors, int64_t rows, const float* x, int64_t x_stride, int64_t tokens,
-                     float* y, int64_t y_stride) {
-  for (; tokens >= T; tokens -= T, x += T * x_stride, y += T * y_stride) {
-    multiply_tile<T>(source, vectors, rows, x, x_stride, y, y_stride);
+// Some neighbouring tile rows against some tokens.
+struct TileRun {
+  int64_t tile;
+  int64_t tiles;
+  int64_t rows;  // from the first of the tile rows to the end of the matrix
+  int64_t first;
+  int64_t tokens;
+  float* y;  // of the first token and tile row
+
+  // Without the first ones.
+  TileRun past_tiles(int64_t count) const {
+    return {tile + count, tiles - count, rows - count * kTileRows, first, tokens, y + count * kTileRows};
   }
-  if constexpr (T > 1) {
-    if (tokens > 0) multiply_tokens<T / 2>(source, vectors, rows, x, x_stride, tokens, y, y_stride);
+  TileRun past_tokens(int64_t count, int64_t y_stride) const {
+    return {tile, tiles, rows, first + count, tokens - count, y + count * y_stride};
   }
+};
+
+// Calls multiply.operator()<T, S>(run) for blocks of T tokens and S tile rows: as many tokens as there are, up to
+// kTokens, and as many tile rows as leave their sums in registers, up to kTiles.
+template <int kTokens, int kTiles>
+struct RunBlocks {
+  template <class Multiply>
+  static void each(TileRun run, int64_t y_stride, const Multiply& multiply) {
+    tokens<kTokens>(run, y_stride, multiply);
+  }
+
+ private:
+  static constexpr int tiles_for(int tokens) { return tokens * kTiles <= kTokens ? kTiles : kTokens / tokens; }
+
+  template <int T, class Multiply>
+  static void tokens(TileRun run, int64_t y_stride, const Multiply& multiply) {
+    for (; run.tokens >= T; run = run.past_tokens(T, y_stride)) tile_rows<T, tiles_for(T)>(run, multiply);
+    if constexpr (T > 1) {
+      if (run.tokens > 0) tokens<T / 2>(run, y_stride, multiply);
+    }
+  }
+  template <int T, int S, class Multiply>
+  static void tile_rows(TileRun run, const Multiply& multiply) {
+    for (; run.tiles >= S; run = run.past_tiles(S)) multiply.template operator()<T, S>(run);
+    if constexpr (S > 1) {
+      if (run.tiles > 0) tile_rows<T, S / 2>(run, multiply);
+    }
+  }
+};
+
+// source(tile) begins a tile row.
+template <class Source, class MakeSource>
+void multiply_run(const MatmulTask& task, const TileRun& whole, const MakeSource& source) {
+  RunBlocks<kTokenBlock, Source::kTiles>::each(whole, task.y_stride, [&]<int T, int S>(const TileRun& run) {
+    Source sources[S];
+    for (int s = 0; s < S; ++s) sources[s] = source(run.tile + s);
+    multiply_tiles<T, S>(sources, task.weights.vectors(), run.rows, task.x + run.first * task.x_stride, task.x_stride,
+                         run.y, task.y_stride);
+  });
 }
 
-// Calls use(tile, rows, first token, tokens, y) for the tile rows and for chunks of tokens whose inputs stay in cache.
+// Calls use(run) for runs of up to `tiles` tile rows and for chunks of tokens whose inputs stay in cache.
 template <class Use>
-void for_each_tile(const MatmulTask& task, int block, Use&& use) {
+void for_each_run(const MatmulTask& task, int block, int64_t tiles, Use&& use) {
   int64_t chunk = kCachedInputs / task.weights.cols() / block * block;
   if (chunk < block) chunk = block;
   for (int64_t first = 0; first < task.tokens; first += chunk) {
     const int64_t count = task.tokens - first < chunk ? task.tokens - first : chunk;
-    for (int64_t tile = task.tile_begin; tile < task.tile_end; ++tile) {
-      use(tile, task.weights.rows() - tile * kTileRows, first, count,
-          task.y + first * task.y_stride + (tile - task.tile_begin) * kTileRows);
+    for (int64_t tile = task.tile_begin; tile < task.tile_end; tile += tiles) {
+      const int64_t left = task.tile_end - tile;
+      use(TileRun{tile, left < tiles ? left : tiles, task.weights.rows() - tile * kTileRows, first, count,
+                  task.y + first * task.y_stride + (tile - task.tile_begin) * kTileRows});
     }
   }
 }
 
-inline void dense_bf16(const MatmulTask& task) {
-  for_each_tile(task, kTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
-    multiply_tokens<kTokenBlock>(DenseSource::of(task.weights, tile), task.weights.vectors(), rows,
-                                 task.x + first * task.x_stride, task.x_stride, count, y, task.y_stride);
+template <class Source>
+void multiply_bf16(const MatmulTask& task) {
+  for_each_run(task, kTokenBlock, Source::kTiles, [&](const TileRun& run) {
+    multiply_run<Source>(task, run, [&](int64_t tile) { return Source::of(task.weights, tile); });
   });
 }
 
+inline void dense_bf16(const MatmulTask& task) { multiply_bf16<DenseSource>(task); }
+
 inline void sparse_bf16(const MatmulTask& task) {
-  const int64_t vectors = task.weights.vectors();
+  if (task.tokens <= kTokenBlock) return multiply_bf16<SparseSource>(task);
   // With many tokens a tile row is expanded once into a buffer that stays in cache.
-  std::unique_ptr<uint16_t[]> buffer;
-  if (task.tokens > kTokenBlock) {
-    buffer = std::make_unique_for_overwrite<uint16_t[]>(static_cast<size_t>(vectors * 32 + kPrefetch));
-  }
-  for_each_tile(task, kTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
-    const float* x = task.x + first * task.x_stride;
-    SparseSource source = SparseSource::of(task.weights, tile);
-    if (buffer == nullptr) {
-      multiply_tokens<kTokenBlock>(source, vectors, rows, x, task.x_stride, count, y, task.y_stride);
-      return;
-    }
+  const int64_t vectors = task.weights.vectors();
+  const auto buffer = std::make_unique_for_overwrite<uint16_t[]>(static_cast<size_t>(vectors * 32 + kPrefetch));
+  for_each_run(task, kTokenBlock, 1, [&](const TileRun& run) {
+    SparseSource source = SparseSource::of(task.weights, run.tile);
     for (int64_t v = 0; v < vectors; ++v) {
-      const Vu expanded = source.next(static_cast<int>(v % kBlockVectors));
-      store_to(buffer.get() + v * 32, expanded);
+      store_to(buffer.get() + v * 32, source.next<1>(static_cast<int>(v % kBlockVectors)));
     }
-    multiply_tokens<kTokenBlock>(DenseSource{buffer.get()}, vectors, rows, x, task.x_stride, count, y, task.y_stride);
+    multiply_run<BufferedSource>(task, run, [&](int64_t) { return BufferedSource{buffer.get()}; });
   });
 }
 
@@ -179,7 +241,7 @@ ESPALIER_INLINE void multiply_tile_f32(const float* values, int64_t vectors, int
   Vf acc[T] = {};
   for (int64_t v = 0; v < vectors; ++v) {
     const Vf weights = load(values + v * kTileRows);
-    prefetch(values + v * kTileRows);
+    prefetch(values + v * kTileRows, kPrefetch);
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) acc[t] += weights * x[t * x_stride + v];
   }
@@ -188,17 +250,17 @@ ESPALIER_INLINE void multiply_tile_f32(const float* values, int64_t vectors, int
 }
 
 inline void dense_f32(const MatmulTask& task) {
-  for_each_tile(task, kTokenBlock, [&](int64_t tile, int64_t rows, int64_t first, int64_t count, float* y) {
-    const auto* values = reinterpret_cast<const float*>(task.weights.elements(tile));
-    const float* x = task.x + first * task.x_stride;
+  for_each_run(task, kTokenBlock, 1, [&](const TileRun& run) {
+    const auto* values = reinterpret_cast<const float*>(task.weights.elements(run.tile));
+    const float* x = task.x + run.first * task.x_stride;
     const int64_t vectors = task.weights.vectors();
     int64_t t = 0;
-    for (; t + kTokenBlock <= count; t += kTokenBlock) {
-      multiply_tile_f32<kTokenBlock>(values, vectors, rows, x + t * task.x_stride, task.x_stride, y + t * task.y_stride,
-                                     task.y_stride);
+    for (; t + kTokenBlock <= run.tokens; t += kTokenBlock) {
+      multiply_tile_f32<kTokenBlock>(values, vectors, run.rows, x + t * task.x_stride, task.x_stride,
+                                     run.y + t * task.y_stride, task.y_stride);
     }
-    for (; t < count; ++t) {
-      multiply_tile_f32<1>(values, vectors, rows, x + t * task.x_stride, task.x_stride, y + t * task.y_stride,
+    for (; t < run.tokens; ++t) {
+      multiply_tile_f32<1>(values, vectors, run.rows, x + t * task.x_stride, task.x_stride, run.y + t * task.y_stride,
                            task.y_stride);
     }
   });

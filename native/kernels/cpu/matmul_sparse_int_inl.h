@@ -11,14 +11,18 @@
 namespace espalier {
 namespace {
 
-// Int4 takes the fewest bytes for the same work, and is prefetched further ahead: the best of 1.5, 2 and 4 KB.
-ESPALIER_INLINE void prefetch_int4(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + 4096); }
+// Bytes ahead to prefetch, the best of 1 to 6 KB. A tile row is small enough to leave the inputs in L1: one at a time
+// is faster than several.
+inline constexpr int kSparsePrefetch = 3072;
+inline constexpr int kInt8MaskPrefetch = 2048;
+inline constexpr int kInt4MaskPrefetch = 4096;
 
 inline const uint64_t* wide_masks(const PackedMatrix& weights, int64_t tile) {
   return reinterpret_cast<const uint64_t*>(weights.masks(tile));
 }
 
 struct SparseInt8 {
+  static constexpr int kTiles = 1;
   static constexpr float kFactor = 1;
   static constexpr int64_t kRunGroups = 1;
   const uint8_t* bytes;
@@ -33,17 +37,19 @@ struct SparseInt8 {
     bytes += __builtin_popcountll(mask);
     return v;
   }
+  template <int S>
   ESPALIER_INLINE void next(Vu& a, Vu& b, int pair) {
-    if (pair % 4 == 0) prefetch(masks);
-    prefetch(bytes);
+    if (pair % 4 == 0) prefetch(masks, kInt8MaskPrefetch);
+    prefetch(bytes, kSparsePrefetch);
     a = one();
-    prefetch(bytes);
+    prefetch(bytes, kSparsePrefetch);
     b = one();
   }
 };
 
 // Two groups share a run of bytes: it is read twice, the second time from L1.
 struct SparseInt4 {
+  static constexpr int kTiles = 1;
   static constexpr float kFactor = 1.0f / 16;
   static constexpr int64_t kRunGroups = 2;
   const uint8_t* bytes;  // the next element
@@ -65,23 +71,24 @@ struct SparseInt4 {
     bytes = run;
   }
   ESPALIER_INLINE Vu one() {
-    if (shift == 0) prefetch_int4(bytes);
+    if (shift == 0) prefetch(bytes, kSparsePrefetch);
     const uint64_t mask = *masks++;
     const Vu v = expand_nibbles(mask, bytes, shift);
     bytes += __builtin_popcountll(mask);
     return v;
   }
+  template <int S>
   ESPALIER_INLINE void next(Vu& a, Vu& b, int pair) {
     if (pair == 0) next_group();
-    if (pair % 4 == 0) prefetch_int4(masks);
+    if (pair % 4 == 0) prefetch(masks, kInt4MaskPrefetch);
     a = one();
     b = one();
   }
 };
 
-inline void sparse_int8(const MatmulTask& task) { multiply_int<SparseInt8, DenseInt8>(task); }
+inline void sparse_int8(const MatmulTask& task) { multiply_int<SparseInt8, BufferedInt8>(task); }
 
-inline void sparse_int4(const MatmulTask& task) { multiply_int<SparseInt4, ExpandedInt4>(task); }
+inline void sparse_int4(const MatmulTask& task) { multiply_int<SparseInt4, BufferedInt4>(task); }
 
 }  // namespace
 }  // namespace espalier
