@@ -40,6 +40,7 @@ export const errorCodes = {
   IO: { exit: 3, means: 'a file operation that the system refused' },
   NO_SPACE: { exit: 3, means: 'not enough room on the disk' },
   OUT_OF_MEMORY: { exit: 3, means: 'not enough memory' },
+  DEVICE: { exit: 3, means: 'a GPU that was asked for and is not there, or that failed' },
   NATIVE: { exit: 3, means: 'the native addon cannot be loaded' },
   INTERNAL: { exit: 1, means: 'a bug in Espalier' },
 } as const satisfies Record<string, { exit: 1 | 2 | 3 | 4; means: string }>;

@@ -79,6 +79,8 @@ export type NativePrecision = 'source' | 'bf16' | 'int8' | 'int4';
 export type NativeActivations = 'float32' | 'bf16';
 
 export interface NativeEngineOptions {
+  /** Number of the CUDA device to run on; undefined: the CPU. */
+  readonly gpu: number | undefined;
   /** 0: one for each core. */
   readonly threads: number;
   /** Run matrices with enough zeros in a sparse format. */

@@ -24,6 +24,7 @@
       "native/kernels/cuda/tile_codec.cc",
       "native/kernels/cuda/tiled_weights.cc",
       "native/kernels/cuda/tile_packed.cc",
+      "native/kernels/cuda/device.cc",
       "native/moe/router.cc",
       "native/engine/weight_ref.cc",
       "native/engine/packed_weight.cc",
@@ -37,6 +38,8 @@
       "native/engine/logit_rules.cc",
       "native/engine/log_probabilities.cc",
       "native/engine/sampler.cc",
+      "native/engine/step.cc",
+      "native/engine/cpu_engine.cc",
       "native/engine/engine.cc",
       "native/prune/panel_kernels.cc",
       "native/prune/panel_kernels_scalar.cc",
@@ -93,10 +96,17 @@
     ],
     "cuda_sources": [
       "native/kernels/cuda/device.cu",
+      "native/kernels/cuda/activations.cu",
+      "native/kernels/cuda/attention.cu",
+      "native/kernels/cuda/routing.cu",
       "native/kernels/cuda/product.cu",
+      "native/kernels/cuda/product_dense.cu",
       "native/kernels/cuda/product_two_four.cu",
       "native/kernels/cuda/product_balanced.cu",
-      "native/kernels/cuda/product_bitmap.cu"
+      "native/kernels/cuda/product_bitmap.cu",
+      "native/engine/cuda/upload.cu",
+      "native/engine/cuda/forward.cu",
+      "native/engine/cuda/cuda_engine.cu"
     ],
     "no_cuda_sources": [
       "native/kernels/cuda/without_cuda.cc"
@@ -144,6 +154,9 @@
       "native/test/naee_test.cc",
       "native/test/merge_experts_test.cc",
       "native/test/recover_test.cc"
+    ],
+    "cuda_test_sources": [
+      "native/test/cuda_kernels_test.cu"
     ]
   }
 }

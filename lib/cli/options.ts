@@ -1,10 +1,11 @@
 /** Options that several commands share, and the strict reading of their values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type ActivationType, activationTypes, type KvCacheType, kvCacheTypes } from '../runtime/arithmetic.ts';
+import { type DeviceName, gpuOf } from '../runtime/device.ts';
 import { parseWeights, precisions, type Weights } from '../runtime/weights.ts';
 
 export interface GlobalOptions {
-  device: 'cpu';
+  device: DeviceName;
   threads: number;
   /** Undefined where not given, so that a recipe's seed can hold. */
   seed?: number;
@@ -14,14 +15,17 @@ export interface GlobalOptions {
   quiet?: boolean;
 }
 
-/** Adds what every command takes; `json` says whether its document may go to a file, beside the text on stdout. */
+/**
+ * Adds what every command takes; `json` says whether its document may go to a file, beside the text on stdout, `gpu`
+ * whether it runs on a GPU too.
+ */
 export function addGlobalOptions(
   command: Command,
-  { json = 'stream' }: { json?: 'stream' | 'stream or file' } = {},
+  { json = 'stream', gpu = false }: { json?: 'stream' | 'stream or file'; gpu?: boolean } = {},
 ): Command {
   return command
     .optionsGroup('Options of every command:')
-    .addOption(new Option('--device <device>', 'where the model runs').choices(['cpu']).default('cpu'))
+    .addOption(deviceOption(gpu))
     .option('--threads <n>', 'threads, 0 for one a core', integer(0, 1024), 0)
     .option('--seed <n>', 'seed of every random choice (default: 0)', integer(0, Number.MAX_SAFE_INTEGER))
     .option(
@@ -34,6 +38,20 @@ export function addGlobalOptions(
       `one JSON document on stdout, all else on stderr${json === 'stream' ? '' : '; with a file, there'}`,
     )
     .option('--quiet', 'no progress and notes');
+}
+
+function deviceOption(gpu: boolean): Option {
+  if (!gpu) return new Option('--device <device>', 'where the model runs').choices(['cpu']).default('cpu');
+  return new Option('--device <device>', 'where the model runs: cpu, cuda, or a GPU such as cuda:1')
+    .argParser((text) => {
+      try {
+        gpuOf(text);
+      } catch {
+        throw new InvalidArgumentError('It must be cpu, cuda, or a GPU such as cuda:1.');
+      }
+      return text;
+    })
+    .default('cpu');
 }
 
 export interface ArithmeticOptions {

@@ -4,6 +4,7 @@ import { loadTokens, type TokenSource } from '../calibration/token-source.ts';
 import { openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ActivationType, KvCacheType } from '../runtime/arithmetic.ts';
+import type { DeviceName } from '../runtime/device.ts';
 import { Model } from '../runtime/model.ts';
 import type { Weights } from '../runtime/weights.ts';
 import { BATCH_TOKENS, cacheTokens, scoreWindows } from './windows.ts';
@@ -17,6 +18,8 @@ export interface PerplexityOptions {
   sequenceLength?: number | undefined;
   /** Take only the first so many windows. @default all */
   maxWindows?: number | undefined;
+  /** When `model` is a folder: where it runs. @default 'cpu' */
+  device?: DeviceName | undefined;
   /** When `model` is a folder. @default 0, one thread for each core */
   threads?: number | undefined;
   /** When `model` is a folder: what weights are held as. @default 'source' */
@@ -50,12 +53,13 @@ export interface PerplexityResult {
  * throws, `ABORTED`.
  */
 export async function perplexity(options: PerplexityOptions): Promise<PerplexityResult> {
-  const { model, threads, weights, kvCache, activations, skipExperts, signal, onWarning } = options;
+  const { model, device, threads, weights, kvCache, activations, skipExperts, signal, onWarning } = options;
   const { sequenceLength = 2048 } = options;
   requireInteger('sequenceLength', sequenceLength, 2);
   if (typeof model !== 'string') return measure(model, options);
   const kvTokens = Math.max(BATCH_TOKENS, cacheTokens(Math.min(sequenceLength, contextOf(model))));
   await using loaded = await Model.load(model, {
+    device,
     threads,
     weights,
     kvCache,

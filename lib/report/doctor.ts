@@ -94,17 +94,16 @@ function checkFormats({ isa, expanded }: NativeFeatures): Check {
     : { name, status: 'note', value };
 }
 
-/** Its kernels can be measured; no model runs on them yet, so that their absence is nothing to mend. */
+/** Models run on the CPU where there is none, so that its absence is nothing to mend. */
 function checkCuda(loaded: boolean): Check {
   const name = 'CUDA';
   if (!loaded) return { name, status: 'ok', value: 'not known without the addon' };
   const { compiled, devices, reason } = native().cudaDevices();
-  const onCpu = 'models run on the CPU in this version';
   if (devices.length > 0) {
     const list = devices.map((device) => `${device.name} (${device.capability}, ${formatBytes(device.memory)})`);
-    return { name, status: 'ok', value: `kernels for ${list.join(', ')}; ${onCpu}` };
+    return { name, status: 'ok', value: `${list.join(', ')}: for --device cuda` };
   }
-  return { name, status: 'ok', value: `${compiled ? 'kernels compiled, ' : 'off: '}${reason}; ${onCpu}` };
+  return { name, status: 'ok', value: `${compiled ? 'kernels compiled, ' : 'off: '}${reason}; models run on the CPU` };
 }
 
 function checkMemory(): Check {

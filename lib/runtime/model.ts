@@ -17,6 +17,7 @@ import {
 import { type ChatTemplate, loadChatTemplate, readChatTemplate } from '../tokenizer/chat-template.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kvCacheTypes } from './arithmetic.ts';
+import { type DeviceName, gpuOf } from './device.ts';
 import { skippingExperts } from './gate-ratios.ts';
 import {
   type GeneratedPiece,
@@ -33,8 +34,11 @@ import { Scheduler } from './scheduler.ts';
 import { type ResolvedWeights, resolveWeights, type Weights } from './weights.ts';
 
 export interface LoadOptions {
-  /** Where it runs; the CPU is what this version has. @default 'cpu' */
-  device?: 'cpu' | undefined;
+  /**
+   * Where it runs. A GPU takes bf16 weights (`weights` of source or bf16), and a KV cache of float32 or bf16, all of which
+   * it has memory for from the start. @default 'cpu'
+   */
+  device?: DeviceName | undefined;
   /** Threads of the native code; 0: one for each core. @default 0 */
   threads?: number | undefined;
   /**
@@ -123,7 +127,7 @@ export class Model {
 
   /**
    * Reads a checkpoint folder and packs its weights for this machine, or maps those of a packed one. Throws what openCheckpoint and describeModel say of
-   * a bad checkpoint, `OUT_OF_MEMORY`, `ABORTED`.
+   * a bad checkpoint, `OUT_OF_MEMORY`, `ABORTED`, and `DEVICE` where the GPU that was asked for cannot be used.
    */
   static async load(path: string, options: LoadOptions = {}): Promise<Model> {
     checkLoadOptions(options);
@@ -143,6 +147,7 @@ export class Model {
           nativeModel(checkpoint, spec),
           [...checkpoint.files],
           {
+            gpu: gpuOf(options.device ?? 'cpu'),
             threads: options.threads ?? 0,
             sparse: options.format !== 'dense',
             mapped: options.mapped ?? false,
@@ -215,9 +220,7 @@ export class Model {
 
 function checkLoadOptions(options: LoadOptions): void {
   const { device = 'cpu', threads = 0, kvTokens, kvCache = 'float32', activations = 'float32' } = options;
-  if (device !== 'cpu') {
-    throw new EspalierError('USAGE', `device must be cpu; found ${JSON.stringify(device)}`, { field: 'device' });
-  }
+  gpuOf(device);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
     throw new EspalierError(
       'USAGE',

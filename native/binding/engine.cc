@@ -115,12 +115,13 @@ KvType read_kv_type(const Napi::Value& value) {
   return name == "bf16" ? KvType::kBf16 : name == "int8" ? KvType::kInt8 : KvType::kF32;
 }
 
-// engineLoad(spec, files, { threads, sparse, mapped, experts, rest, kvBlocks, kvCache, activations }, onProgress?) →
-// job of a handle
+// engineLoad(spec, files, { gpu, threads, sparse, mapped, experts, rest, kvBlocks, kvCache, activations }, onProgress?)
+// → job of a handle
 Napi::Value load(const Napi::CallbackInfo& info) {
   const Files files = read_files(info[1].As<Napi::Array>());
   const auto object = info[2].As<Napi::Object>();
   EngineOptions options;
+  if (object.Get("gpu").IsNumber()) options.gpu = object.Get("gpu").As<Napi::Number>().Int32Value();
   options.threads = object.Get("threads").As<Napi::Number>().Int32Value();
   options.kv_type = read_kv_type(object.Get("kvCache"));
   options.activations = read_activations(object.Get("activations"));

@@ -33,6 +33,7 @@ const char* code_name(Code code) {
     case Code::kIo: return "IO";
     case Code::kNoSpace: return "NO_SPACE";
     case Code::kOutOfMemory: return "OUT_OF_MEMORY";
+    case Code::kDevice: return "DEVICE";
     case Code::kInternal: return "INTERNAL";
   }
   return "INTERNAL";

@@ -42,6 +42,7 @@ enum class Code {
   kIo,
   kNoSpace,
   kOutOfMemory,
+  kDevice,
   kInternal,
 };
 

@@ -24,6 +24,9 @@ struct LogitRules {
   std::vector<int32_t> history = {};  // prompt and answer, for the penalties
   int64_t answer_begin = 0;           // index of the answer's first token in `history`
 
+  bool change_nothing() const {
+    return repetition_penalty == 1 && presence_penalty == 0 && frequency_penalty == 0 && bias.empty() && mask.empty();
+  }
   void apply(std::span<float> logits) const;
 };
 

@@ -24,7 +24,8 @@ const Case kCases[] = {{TileLayout::kTwoFour, 0, {Storage::kNm, Values::kBf16, 2
                        {TileLayout::kBalanced, 10, {Storage::kNm, Values::kBf16, 10, 32}, 0.5},
                        {TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.5},
                        {TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.05},
-                       {TileLayout::kBitmap, 0, {Storage::kDense, Values::kBf16}, 1.0}};
+                       {TileLayout::kBitmap, 0, {Storage::kDense, Values::kBf16}, 1.0},
+                       {TileLayout::kDense, 0, {Storage::kDense, Values::kBf16}, 1.0}};
 constexpr int64_t kShapes[][2] = {{16, 128}, {1, 32}, {50, 288}, {33, 1056}};
 
 MatrixSource source(const std::vector<float>& values, int64_t rows, int64_t cols) {
@@ -157,6 +158,44 @@ TEST_CASE("what a layout cannot hold is an error that says where") {
   CHECK(tile_weights(pool, TileLayout::kBitmap, std::span<const MatrixSource>()).status().code() == Code::kUsage);
   const MatrixSource two[] = {matrix, source(values, 16, 256)};
   CHECK(tile_weights(pool, TileLayout::kBitmap, two).status().code() == Code::kUsage);
+}
+
+TEST_CASE("dense tiles hold a lane's inputs of each of its rows in 16 bytes") {
+  Tile tile;
+  for (int row = 0; row < kTileHeight; ++row) {
+    for (int col = 0; col < kTileWidth; ++col) tile.at[row][col] = static_cast<uint16_t>(row * kTileWidth + col);
+  }
+  uint8_t data[kDenseBytes];
+  encode_dense(tile, data);
+  // Lane 4 · 3 + 2, inputs 32 · 1 + 8 · 2 of rows 3 and 3 + 8.
+  for (int half = 0; half < 2; ++half) {
+    uint16_t first;
+    std::memcpy(&first, data + (2 + half) * 512 + 14 * 16, 2);
+    CHECK(first == (3 + 8 * half) * kTileWidth + 48);
+  }
+}
+
+TEST_CASE("the layout follows the zeros") {
+  std::mt19937 random(test::fresh_seed());
+  ThreadPool pool(2);
+  const auto choose = [&](const Format& zeros, double density) {
+    const std::vector<float> values = test::sparse_weights(random, 64, 512, zeros, density);
+    const MatrixSource matrix = source(values, 64, 512);
+    return choose_tiles(pool, std::span(&matrix, 1));
+  };
+  const Format free{Storage::kBitmap, Values::kBf16};
+  CHECK(choose({Storage::kNm, Values::kBf16, 2, 4}, 0.5).layout == TileLayout::kTwoFour);
+  const TileChoice balanced = choose({Storage::kNm, Values::kBf16, 16, 32}, 0.5);
+  CHECK(balanced.layout == TileLayout::kBalanced);
+  CHECK(balanced.n == 16);
+  CHECK(choose(free, 0.5).layout == TileLayout::kBitmap);
+  CHECK(choose(free, 0.3).layout == TileLayout::kBitmap);
+  CHECK(choose(free, 0.9).layout == TileLayout::kDense);
+  // One matrix that is dense makes its neighbours dense.
+  const std::vector<float> sparse = test::sparse_weights(random, 64, 512, {Storage::kNm, Values::kBf16, 2, 4});
+  const std::vector<float> dense = test::sparse_weights(random, 64, 512, {Storage::kDense, Values::kBf16}, 1.0);
+  const MatrixSource both[] = {source(sparse, 64, 512), source(dense, 64, 512)};
+  CHECK(choose_tiles(pool, both).layout == TileLayout::kDense);
 }
 
 TEST_CASE("tiles that contradict themselves are refused") {

@@ -64,7 +64,7 @@ export function defineGenerate(program: Command, start: Start): void {
       text,
     ])
     .option('--ignore-eos', 'go on past ends of text');
-  start<Options>(addGlobalOptions(addArithmeticOptions(command)), run);
+  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: true }), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
@@ -72,6 +72,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
     prompt: given,
     chat,
     ignoreEos,
+    device,
     threads,
     weights,
     kvCache,
@@ -90,6 +91,7 @@ async function run({ args, options, terminal, signal }: Context<Options>): Promi
   const { Model } = await import('../../runtime/model.ts');
   const { promptIds } = await import('../../runtime/generate.ts');
   await using model = await Model.load(args[0]!, {
+    device,
     threads,
     weights,
     kvCache,

@@ -34,18 +34,19 @@ export function defineServe(program: Command, start: Start): void {
     .option('--shutdown-timeout <s>', 'seconds that answers have to end after SIGTERM', integer(0, 86_400), 30)
     .option('--no-page', 'do not answer GET / with a page to chat and to watch the load')
     .addOption(new Option('--log-level <level>', 'least that is logged, on stderr').choices(logLevels).default('info'));
-  start<Options>(addGlobalOptions(addArithmeticOptions(command)), run);
+  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: true }), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
   const { host, port, apiKeyFile, modelName, maxRequests, logLevel, shutdownTimeout, page } = options;
-  const { threads, weights, kvCache, activations, kvTokens, chatTemplate } = options;
+  const { device, threads, weights, kvCache, activations, kvTokens, chatTemplate } = options;
   const { Model } = await import('../../runtime/model.ts');
   const { createServer } = await import('../../server/server.ts');
   const { readKeys } = await import('../../server/keys.ts');
   const { formatBytes } = await import('../../report/format.ts');
   const apiKeys = apiKeyFile === undefined ? undefined : readKeys(apiKeyFile);
   await using model = await Model.load(args[0]!, {
+    device,
     threads,
     weights,
     kvCache,

@@ -13,7 +13,7 @@ inline Status to_status(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return Status::ok();
   // An error that does not break the device is remembered for the next call that asks; it has been told here.
   cudaGetLastError();
-  return Status(error == cudaErrorMemoryAllocation ? Code::kOutOfMemory : Code::kInternal,
+  return Status(error == cudaErrorMemoryAllocation ? Code::kOutOfMemory : Code::kDevice,
                 std::string(call) + " failed: " + cudaGetErrorString(error));
 }
 

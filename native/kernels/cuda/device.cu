@@ -33,7 +33,8 @@ DeviceSurvey survey_devices() {
     cudaDeviceProp properties;
     error = cudaGetDeviceProperties(&properties, i);
     if (error != cudaSuccess) break;
-    Device device{properties.name, properties.major, properties.minor, static_cast<int64_t>(properties.totalGlobalMem)};
+    Device device{i, properties.name, properties.major, properties.minor,
+                  static_cast<int64_t>(properties.totalGlobalMem)};
     if (device.major >= kOldestMajor) {
       survey.devices.push_back(device);
     } else {

@@ -5,9 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "core/status.h"
+
 namespace espalier::cuda {
 
 struct Device {
+  int number = 0;  // among all that CUDA sees
   std::string name;
   int major = 0;  // compute capability
   int minor = 0;
@@ -25,5 +28,8 @@ struct DeviceSurvey {
 
 // Starts the driver at its first call, where there is one.
 DeviceSurvey survey_devices();
+
+// kDevice, which says why, if the kernels do not run on CUDA's device of that number.
+Status check_device(int number);
 
 }  // namespace espalier::cuda

@@ -28,6 +28,7 @@ Result<Limits> current_limits() {
 
 ProductKernel find_kernel(TileLayout layout, int tokens) {
   switch (layout) {
+    case TileLayout::kDense: return dense_kernel(tokens);
     case TileLayout::kTwoFour: return two_four_kernel(tokens);
     case TileLayout::kBalanced: return balanced_kernel(tokens);
     case TileLayout::kBitmap: return bitmap_kernel(tokens);
@@ -44,6 +45,7 @@ int tail_at(const DeviceTiles& weights) {
 // Bytes of shared memory for one tile.
 int stage_bytes(const DeviceTiles& weights) {
   switch (weights.layout) {
+    case TileLayout::kDense: return kDenseBytes;
     case TileLayout::kTwoFour: return kTwoFourBytes;
     case TileLayout::kBalanced: return balanced_bytes(weights.slots);
     case TileLayout::kBitmap:
@@ -56,6 +58,8 @@ int stage_bytes(const DeviceTiles& weights) {
 // the multiprocessor's memory caches x.
 constexpr int kStages = 2;
 constexpr int kMostStages = 8;
+// Bytes that are brought into the L2 cache ahead: half of it.
+constexpr int64_t kMostPrefetch = 24 << 20;
 
 // Whether teams of `split` warps make up a block, and there are barriers for all of them.
 bool splits(int warps, int split) { return warps % split == 0 && (split == 1 || warps / split <= 15); }
@@ -80,15 +84,19 @@ int choose_split(int items, int col_tiles, int warps, int multiprocessors) {
 Status check(const Product& product) {
   const DeviceTiles& weights = product.weights;
   const int most = most_tokens(weights.layout);
-  if (product.tokens < 1 || product.tokens > most) {
+  if (product.tokens < 1 || product.parts < 1 || product.parts > 2 || product.tokens * product.parts > most) {
     return Status(Code::kUsage, "a " + layout_name(weights.layout, weights.slots) + " product takes 1 to " +
-                                    std::to_string(most) + " tokens, not " + std::to_string(product.tokens));
+                                    std::to_string(most) + " rows of bf16 in one or two parts, not " +
+                                    std::to_string(product.tokens) + " tokens of " + std::to_string(product.parts));
   }
   const bool sized = product.groups >= 1 && weights.rows >= 1 && weights.rows < INT_MAX / 2 && weights.cols >= 32 &&
                      weights.cols % 32 == 0 && weights.cols < INT_MAX / 2 &&
                      (weights.rows + 15) / 16 * product.groups < INT_MAX / 2;
   if (!sized) return Status(Code::kUsage, "a product needs groups, rows, and a multiple of 32 columns, below 2³⁰");
-  if (product.experts == nullptr && product.groups > weights.count) {
+  if (product.output == OutputType::kGated && weights.rows % 64 != 0) {
+    return Status(Code::kUsage, "a gated product needs a multiple of 64 rows, not " + std::to_string(weights.rows));
+  }
+  if (product.experts == nullptr && weights.count != 1 && product.groups > weights.count) {
     return Status(Code::kUsage, std::to_string(product.groups) + " groups of " + std::to_string(weights.count) +
                                     " matrices need to say which they use");
   }
@@ -98,10 +106,11 @@ Status check(const Product& product) {
 
 }  // namespace
 
-int most_tokens(TileLayout layout) { return layout == TileLayout::kTwoFour ? 64 : 16; }
+int most_tokens(TileLayout layout) { return layout == TileLayout::kTwoFour || layout == TileLayout::kDense ? 64 : 16; }
 
 DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
-  return {host.layout, host.count, host.rows, host.cols, host.slots, host.most_slots, host.most_tail, tiles, starts};
+  return {host.layout,     host.count,     host.rows, host.cols, host.slots,
+          host.most_slots, host.most_tail, tiles,     starts,    static_cast<int64_t>(host.tiles.size())};
 }
 
 Status launch_product(const Product& product, cudaStream_t stream, const ProductTuning& tuning) {
@@ -109,7 +118,7 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   const Result<Limits> limits = current_limits();
   if (!limits.is_ok()) return limits.status();
   const DeviceTiles& weights = product.weights;
-  const ProductKernel kernel = find_kernel(weights.layout, product.tokens);
+  const ProductKernel kernel = find_kernel(weights.layout, product.tokens * product.parts);
 
   ProductArgs args{};
   args.tiles = weights.tiles;
@@ -125,10 +134,16 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   args.row_blocks = (args.row_tiles + kernel.row_tiles - 1) / kernel.row_tiles;
   args.items = args.row_blocks * product.groups;
   args.tokens = product.tokens;
+  args.two_parts = product.parts - 1;
   args.slots = weights.slots;
   args.tail_at = tail_at(weights);
   args.early = product.experts == nullptr || product.experts_settled;
-  args.float_output = product.output == OutputType::kF32;
+  if (product.next != nullptr && product.next->tile_bytes <= kMostPrefetch) {
+    args.next = product.next->tiles;
+    args.next_bytes = product.next->tile_bytes;
+  }
+  args.one_matrix = weights.count == 1;
+  args.output = product.output;
   args.stage_bytes = stage_bytes(weights);
   args.split = tuning.split > 0
                    ? tuning.split

@@ -15,6 +15,7 @@
 
 #include <cuda_bf16.h>
 
+#include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/launch.cuh"
@@ -38,13 +39,17 @@ struct ProductArgs {
   int row_blocks;  // items of a group
   int items;
   int tokens;
+  int two_parts;  // whether a row of x is the sum of two, 0 or 1
   int split;
   int stages;
   int stage_bytes;  // of one tile
   int slots;
-  int tail_at;  // bitmap: where in a stage the bytes after the fixed part go
-  bool early;   // weights may be fetched while the previous kernel runs
-  bool float_output;
+  int tail_at;          // bitmap: where in a stage the bytes after the fixed part go
+  const uint8_t* next;  // what the last products of the launch bring into the L2 cache, or nullptr
+  int64_t next_bytes;   // a multiple of 16
+  bool early;           // weights may be fetched while the previous kernel runs
+  bool one_matrix;      // all groups use the same, unless `experts` says otherwise
+  OutputType output;
 };
 
 // Floats between the 16 sums of one token and those of the next: with 20, lanes store to different banks.
@@ -62,7 +67,7 @@ class Fetcher {
  public:
   __device__ Fetcher(const ProductArgs& args, int item, int stride, int part)
       : args_(args), item_(part < args.col_tiles ? item : args.items), stride_(stride), part_(part), col_(part) {
-    if (more()) find_rows();
+    find_rows();
   }
   __device__ bool more() const { return item_ < args_.items; }
   // Called by one lane: copies the tiles of the current place to `stage`, and goes on.
@@ -83,16 +88,21 @@ class Fetcher {
     }
     col_ = part_;
     item_ += stride_;
-    if (more()) find_rows();
+    find_rows();
   }
 
  private:
+  // Goes on to the next item that has an expert.
   __device__ void find_rows() {
-    const int group = item_ / args_.row_blocks;
-    const int expert = args_.experts != nullptr ? args_.experts[group] : group;
-    row_tile_ = (item_ - group * args_.row_blocks) * kRowTiles;
-    expert_rows_ = static_cast<int64_t>(expert) * args_.row_tiles;
-    find_tiles();
+    for (; more(); item_ += stride_) {
+      const int group = item_ / args_.row_blocks;
+      const int expert = args_.experts != nullptr ? args_.experts[group] : args_.one_matrix ? 0 : group;
+      if (expert < 0) continue;
+      row_tile_ = (item_ - group * args_.row_blocks) * kRowTiles;
+      expert_rows_ = static_cast<int64_t>(expert) * args_.row_tiles;
+      find_tiles();
+      return;
+    }
   }
   __device__ void find_tiles() {
 #pragma unroll
@@ -160,13 +170,16 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
   int sum_buffer = 0;
   for (int item = first_item; item < args.items; item += stride) {
     const int group = item / args.row_blocks;
+    if (args.experts != nullptr && args.experts[group] < 0) continue;
     const int first_row = (item - group * args.row_blocks) * kRowTiles * kTileHeight;
     int x[kBlocks];
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
       // A column of B beyond the last token gives a column of sums that is not stored.
-      const int token = group * args.tokens + min(b * 8 + g, args.tokens - 1);
-      x[b] = args.inputs != nullptr ? args.inputs[token] : token;
+      const int column = min(b * 8 + g, (args.tokens << args.two_parts) - 1);
+      const int token = group * args.tokens + (column >> args.two_parts);
+      const int input = args.inputs != nullptr ? max(args.inputs[token], 0) : token;
+      x[b] = (input << args.two_parts) + (column & args.two_parts);
     }
     float acc[kRowTiles][kBlocks][4] = {};
     for (int col = part; col < args.col_tiles; col += args.split) {
@@ -226,14 +239,37 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
         }
       };
       meet();
-      for (int i = part * 32 + lane; i < args.tokens * kTileHeight; i += args.split * 32) {
-        const int token = i / kTileHeight;
-        const int row = first_row + q * kTileHeight + i % kTileHeight;
+      const auto sum_of = [&](int token, int row) {
+        const float* from = buffer + (token << args.two_parts) * kSumStride + row;
         float sum = 0;
-        for (int p = 0; p < args.split; ++p) sum += buffer[p * kPartial + token * kSumStride + i % kTileHeight];
-        if (row < args.rows) {
+        for (int p = 0; p < args.split; ++p) sum += from[p * kPartial];
+        if (args.two_parts != 0) {
+          for (int p = 0; p < args.split; ++p) sum += from[p * kPartial + kSumStride];
+        }
+        return sum;
+      };
+      const int tile_row = first_row + q * kTileHeight;
+      if (args.output == OutputType::kGated) {
+        constexpr int kHalf = kTileHeight / 2;
+        const PartRows out{static_cast<uint16_t*>(args.y), 1 + args.two_parts, args.rows / 2};
+        for (int i = part * 32 + lane; i < args.tokens * kTileHeight; i += args.split * 32) {
+          const int token = i / kTileHeight;
+          const float sum = sum_of(token, i % kTileHeight);
+          // The last tokens may leave half a warp without work.
+          const float up = __shfl_down_sync(args.tokens * kTileHeight - i + lane < 32 ? 0xffffu : ~0u, sum, kHalf);
+          if (i % kTileHeight < kHalf && tile_row < args.rows) {
+            const int row = tile_row / 2 + i % kHalf;
+            store_parts(out, group * args.tokens + token, row, sum / (1.0f + expf(-sum)) * up);
+          }
+        }
+      } else {
+        for (int i = part * 32 + lane; i < args.tokens * kTileHeight; i += args.split * 32) {
+          const int token = i / kTileHeight;
+          const float sum = sum_of(token, i % kTileHeight);
+          const int row = tile_row + i % kTileHeight;
+          if (row >= args.rows) continue;
           const int64_t at = static_cast<int64_t>(group * args.tokens + token) * args.rows + row;
-          if (args.float_output) {
+          if (args.output == OutputType::kF32) {
             static_cast<float*>(args.y)[at] = sum;
           } else {
             static_cast<__nv_bfloat16*>(args.y)[at] = __float2bfloat16_rn(sum);
@@ -247,6 +283,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
         meet();
       }
     }
+  }
+  // While the kernels after this one wait for each other, memory has time for what comes then.
+  if (threadIdx.x == 0 && args.next != nullptr) {
+    const int64_t share = (args.next_bytes / 16 + gridDim.x - 1) / gridDim.x * 16;
+    const int64_t from = share * blockIdx.x;
+    const int64_t bytes = min(share, args.next_bytes - from);
+    if (bytes > 0) ptx::prefetch_to_cache(args.next + from, static_cast<uint32_t>(bytes));
   }
 }
 
@@ -275,6 +318,7 @@ ProductKernel make_kernel() {
 }
 
 // The kernels of each layout for so many tokens.
+ProductKernel dense_kernel(int tokens);
 ProductKernel two_four_kernel(int tokens);
 ProductKernel balanced_kernel(int tokens);
 ProductKernel bitmap_kernel(int tokens);

@@ -17,7 +17,7 @@ namespace espalier::cuda {
 
 // TiledWeights whose `tiles` and `starts` are in device memory.
 struct DeviceTiles {
-  TileLayout layout = TileLayout::kTwoFour;
+  TileLayout layout = TileLayout::kDense;
   int64_t count = 0;
   int64_t rows = 0;
   int64_t cols = 0;
@@ -26,34 +26,44 @@ struct DeviceTiles {
   int most_tail = 0;
   const uint8_t* tiles = nullptr;
   const uint32_t* starts = nullptr;
+  int64_t tile_bytes = 0;  // of `tiles`
 };
 
 // The same weights where `tiles` and `starts` of the host were copied to.
 DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts);
 
-enum class OutputType : uint8_t { kBf16, kF32 };
+// kGated: of a matrix whose rows 16i … 16i + 7 are those of a gate and 16i + 8 … 16i + 15 those of an up projection,
+// silu(gate) ⊙ up, as bf16 rows of as many parts as x has: [groups][tokens][parts][rows / 2], rows / 2 a multiple
+// of 32.
+enum class OutputType : uint8_t { kBf16, kF32, kGated };
 
 // The weights must not be what the launch just before on the stream writes: a product begins to fetch them while that
 // one still runs, and waits for it before it touches anything else.
 //
 // For each group g and each token n of it: y[g · tokens + n] = W[experts[g]] · x[inputs[g · tokens + n]]. Pointers are
-// to device memory.
+// to device memory. Groups whose expert is negative are left out, tokens whose input is negative are not to be used.
+//
+// A row of x is the sum of `parts` bf16 rows. Of two, one the float rounded to bf16 and one what that left, float32
+// activations keep 16 bits of their mantissa; on the tensor cores the second costs nothing while tokens are few.
 struct Product {
   DeviceTiles weights;
   int groups = 1;
   int tokens = 1;
-  // bf16 [inputs][cols], 16-byte aligned.
+  // bf16 [inputs][parts][cols], 16-byte aligned.
   const uint16_t* x = nullptr;
-  // [groups] matrices; without: group g uses matrix g.
+  // [groups] matrices; without: group g uses matrix g, or all the only one.
   const int32_t* experts = nullptr;
   // Whether `experts` was written before the previous launch on the stream, not by it: then weights are fetched while
   // that one still runs.
   bool experts_settled = false;
   // [groups][tokens] rows of x; without: in order.
   const int32_t* inputs = nullptr;
-  // [groups][tokens][rows]
+  int parts = 1;  // or 2
+  // [groups][tokens][rows], but see OutputType.
   void* y = nullptr;
   OutputType output = OutputType::kBf16;
+  // Weights that a later launch reads: brought into the L2 cache when this one has read its own.
+  const DeviceTiles* next = nullptr;
 };
 
 // How a launch uses the GPU; 0 lets the launcher choose. The result's bits depend on `split` alone.
@@ -64,10 +74,10 @@ struct ProductTuning {
   int stages = 0;
 };
 
-// The most tokens of a group.
+// The most rows of bf16, tokens · parts, of a group.
 int most_tokens(TileLayout layout);
 
-// Starts the product. Errors: kUsage for what no kernel takes, kInternal if the launch failed. Nothing is allocated.
+// Starts the product. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is allocated.
 Status launch_product(const Product& product, CUstream_st* stream, const ProductTuning& tuning = {});
 
 }  // namespace espalier::cuda

@@ -35,6 +35,13 @@ uint32_t mask_of(const Tile& tile, int lane, int half, const Input& input) {
 // Where a lane's mask of one row lies.
 int mask_at(int lane, int half) { return lane * 8 + half * 4; }
 
+// Where the 8 inputs of part `part` that a lane owns lie.
+struct DenseRun {
+  int row;
+  int input;
+};
+DenseRun dense_run(int part, int lane) { return {row_of(lane, part % 2), part / 2 * 32 + lane % 4 * 8}; }
+
 // Where register j of a lane's A operand comes from: its row, and the first of two neighbouring stored values of the
 // sixteen that the row has in 32 inputs.
 struct Fragment {
@@ -50,6 +57,24 @@ int positions_at(int row, int u, int half) {
 }
 
 }  // namespace
+
+void encode_dense(const Tile& tile, uint8_t* out) {
+  for (int part = 0; part < 8; ++part) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const DenseRun run = dense_run(part, lane);
+      std::memcpy(out + part * 512 + lane * 16, &tile.at[run.row][run.input], 16);
+    }
+  }
+}
+
+void decode_dense(const uint8_t* data, Tile& tile) {
+  for (int part = 0; part < 8; ++part) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const DenseRun run = dense_run(part, lane);
+      std::memcpy(&tile.at[run.row][run.input], data + part * 512 + lane * 16, 16);
+    }
+  }
+}
 
 bool encode_two_four(const Tile& tile, uint8_t* out) {
   std::memset(out, 0, kTwoFourBytes);

@@ -11,6 +11,8 @@
 //   n:32      256 + 128n bytes: of inputs 32t … 32t + 31, which one lane owns, each row stores n
 //     256      64 bits a lane: which of these inputs are stored, row g, then row g + 8
 //     n × 128  word i of lane l: in the low half the i-th stored value of row g, in the high half that of row g + 8
+//   dense     4096 bytes
+//     8 × 512  part 2u + h: 16 bytes a lane, its inputs 32u + 8t … 32u + 8t + 7 in row g + 8h
 //   bitmap    a multiple of 16 bytes; masks as in n:32, of any count, but bit 8u + i is input 32u + 8t + i, so that
 //   four
 //             lanes read neighbours of x
@@ -34,6 +36,7 @@ inline constexpr int kLanes = 32;
 inline constexpr int kMaskBytes = 256;
 inline constexpr int kSlotBytes = 4 * kLanes;
 inline constexpr int kTwoFourBytes = 2304;
+inline constexpr int kDenseBytes = 4096;
 // Words of a lane that stores all of its 64 values.
 inline constexpr int kMostSlots = 32;
 // Words of a lane that are moved to their places at a time.
@@ -43,6 +46,10 @@ inline constexpr int kMoved = 12;
 struct Tile {
   uint16_t at[kTileHeight][kTileWidth];
 };
+
+// Writes kDenseBytes.
+void encode_dense(const Tile& tile, uint8_t* out);
+void decode_dense(const uint8_t* data, Tile& tile);
 
 // Writes kTwoFourBytes; false if four neighbours hold more than two values.
 bool encode_two_four(const Tile& tile, uint8_t* out);

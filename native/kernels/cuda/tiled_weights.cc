@@ -12,6 +12,10 @@ namespace {
 constexpr int64_t kStartUnit = 16;
 // Share of a bitmap's values that padding may add, for words in fixed places that no scan has to find.
 constexpr double kPadding = 0.01;
+// A bitmap's product takes so many times what reading its bytes does (bench/RESULTS.md).
+constexpr double kBitmapTime = 1.3;
+// Share of the dense bytes below which n:32 is worth its decoding.
+constexpr double kBalancedGain = 0.9;
 
 // Rows [16 · row_tile, …) of a matrix as bf16 bits, padded.
 struct RowTile {
@@ -60,7 +64,20 @@ void each_tile(ThreadPool& pool, std::span<const MatrixSource> matrices, const T
 }
 
 int64_t fixed_tile_bytes(const TiledWeights& weights) {
-  return weights.layout == TileLayout::kTwoFour ? kTwoFourBytes : balanced_bytes(weights.slots);
+  switch (weights.layout) {
+    case TileLayout::kDense: return kDenseBytes;
+    case TileLayout::kTwoFour: return kTwoFourBytes;
+    default: return balanced_bytes(weights.slots);
+  }
+}
+
+// False if the tile does not fit a layout of fixed size.
+bool encode_fixed(const TiledWeights& weights, const Tile& tile, uint8_t* out) {
+  switch (weights.layout) {
+    case TileLayout::kDense: encode_dense(tile, out); return true;
+    case TileLayout::kTwoFour: return encode_two_four(tile, out);
+    default: return encode_balanced(tile, weights.slots, out);
+  }
 }
 
 // Keeps the smallest index for which something was wrong.
@@ -77,6 +94,12 @@ class FirstWrong {
  private:
   std::atomic<int64_t> first_{INT64_MAX};
 };
+
+void raise(std::atomic<int>& most, int value) {
+  int seen = most.load(std::memory_order_relaxed);
+  while (value > seen && !most.compare_exchange_weak(seen, value)) {
+  }
+}
 
 // Which matrix, and where in it.
 std::string place(const TiledWeights& weights, int64_t tile) {
@@ -103,6 +126,7 @@ bool decode(const TiledWeights& weights, int64_t index, Tile& tile) {
   const Range range = tile_range(weights, index);
   const uint8_t* data = weights.tiles.data() + range.begin;
   switch (weights.layout) {
+    case TileLayout::kDense: decode_dense(data, tile); return true;
     case TileLayout::kTwoFour: return decode_two_four(data, tile);
     case TileLayout::kBalanced: return decode_balanced(data, weights.slots, tile);
     case TileLayout::kBitmap: return decode_bitmap(data, range.bytes, weights.slots, tile);
@@ -174,11 +198,47 @@ Status check_sources(TileLayout layout, std::span<const MatrixSource> matrices, 
 
 std::string layout_name(TileLayout layout, int n) {
   switch (layout) {
+    case TileLayout::kDense: return "dense";
     case TileLayout::kTwoFour: return "2:4";
     case TileLayout::kBalanced: return std::to_string(n) + ":32";
     case TileLayout::kBitmap: return "bitmap";
   }
   return "";
+}
+
+TileChoice choose_tiles(ThreadPool& pool, std::span<const MatrixSource> matrices) {
+  TiledWeights shape;
+  shape.count = static_cast<int64_t>(matrices.size());
+  shape.rows = matrices.front().rows();
+  shape.cols = matrices.front().cols();
+  std::atomic<int64_t> stored{0};
+  std::atomic<int> most_of_four{0};
+  std::atomic<int> most_of_run{0};
+  each_tile(pool, matrices, shape, [&](int64_t, const Tile& tile) {
+    int of_tile = 0;
+    for (const auto& row : tile.at) {
+      for (int run = 0; run < kTileWidth; run += 32) {
+        int of_run = 0;
+        for (int four = run; four < run + 32; four += 4) {
+          const int count = (row[four] != 0) + (row[four + 1] != 0) + (row[four + 2] != 0) + (row[four + 3] != 0);
+          raise(most_of_four, count);
+          of_run += count;
+        }
+        raise(most_of_run, of_run);
+        of_tile += of_run;
+      }
+    }
+    stored.fetch_add(of_tile, std::memory_order_relaxed);
+  });
+  if (most_of_four <= 2) return {TileLayout::kTwoFour, 0};
+  const double bitmap =
+      kMaskBytes + 2.0 * (1 + kPadding) * static_cast<double>(stored) / static_cast<double>(shape.tile_count());
+  const int balanced = balanced_bytes(most_of_run);
+  if (balanced <= kBitmapTime * bitmap && balanced <= kBalancedGain * kDenseBytes) {
+    return {TileLayout::kBalanced, most_of_run};
+  }
+  if (kBitmapTime * bitmap <= kDenseBytes) return {TileLayout::kBitmap, 0};
+  return {};
 }
 
 Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, std::span<const MatrixSource> matrices, int n) {
@@ -199,7 +259,7 @@ Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, std::span
     uint8_t* out = weights.tiles.data() + tile_range(weights, index).begin;
     if (layout == TileLayout::kBitmap) {
       encode_bitmap(tile, weights.slots, out);
-    } else if (!(layout == TileLayout::kTwoFour ? encode_two_four(tile, out) : encode_balanced(tile, n, out))) {
+    } else if (!encode_fixed(weights, tile, out)) {
       wrong.report(index);
     }
   });

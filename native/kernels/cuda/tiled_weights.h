@@ -18,9 +18,9 @@ class PackedMatrix;
 
 namespace espalier::cuda {
 
-enum class TileLayout : uint8_t { kTwoFour, kBalanced, kBitmap };
+enum class TileLayout : uint8_t { kDense, kTwoFour, kBalanced, kBitmap };
 
-// "2:4", "16:32" for n = 16, "bitmap".
+// "dense", "2:4", "16:32" for n = 16, "bitmap".
 std::string layout_name(TileLayout layout, int n);
 
 // Matrices of the same shape, such as the experts of a layer, that one launch can multiply by. Tiles lie matrix by
@@ -45,6 +45,14 @@ struct TiledWeights {
   // What one product by all of them reads of weights.
   int64_t bytes() const { return static_cast<int64_t>(tiles.size() + starts.size() * sizeof(uint32_t)); }
 };
+
+struct TileChoice {
+  TileLayout layout = TileLayout::kDense;
+  int n = 0;  // n:32 only
+};
+
+// The layout whose product by these matrices takes the least time, all of them being in the same one.
+TileChoice choose_tiles(ThreadPool& pool, std::span<const MatrixSource> matrices);
 
 // Rounds to bf16 and packs matrices of one shape; `n` is for n:32 only. kUsage if there is none, if the shapes differ,
 // if cols is not a multiple of 32, if n is not 1 … 32, or if a matrix does not fit the layout; kOutOfMemory.

@@ -1,8 +1,14 @@
 // Stands for the CUDA sources in builds without nvcc.
+#include "engine/cuda/cuda_engine.h"
 #include "kernels/cuda/device.h"
 
 namespace espalier::cuda {
 
 DeviceSurvey survey_devices() { return {false, {}, "this addon was built without CUDA, as nvcc was not found"}; }
+
+Result<std::unique_ptr<Engine>> load_engine(const ModelSpec&, const EngineOptions& options, const LoadProgress&,
+                                            const std::atomic<bool>*) {
+  return check_device(options.gpu.value_or(0));
+}
 
 }  // namespace espalier::cuda

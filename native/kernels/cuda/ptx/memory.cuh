@@ -22,6 +22,11 @@ __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_
       : "memory");
 }
 
+// Starts to bring `bytes` (a multiple of 16, aligned so) into the L2 cache.
+__device__ __forceinline__ void prefetch_to_cache(const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // Orders this thread's stores to shared memory before copies by the copy engine that some thread starts later.
 __device__ __forceinline__ void copy_engine_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

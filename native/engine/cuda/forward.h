@@ -1,0 +1,75 @@
+// The launches of a step, and the memory between them.
+#pragma once
+
+#include <span>
+
+#include "engine/cuda/model.h"
+#include "kernels/cuda/activations.h"
+
+namespace espalier::cuda {
+
+// The rows of a step, in device memory.
+struct StepRows {
+  RowPlaces places;
+  const int32_t* tokens = nullptr;
+  // See AttendTask.
+  int splits = 1;
+  int split_chunks = 1;
+};
+
+// Rows of the hidden states whose logits are wanted.
+struct LogitRows {
+  int count = 0;  // at most kMostLogitRows
+  const int32_t* rows = nullptr;
+  const int32_t* targets = nullptr;  // [count], or nullptr where no scores are wanted
+  bool wants_likeliest = false;
+};
+
+// Rows whose logits are computed together.
+inline constexpr int kMostLogitRows = 64;
+
+class Forward {
+ public:
+  // The model must outlive this.
+  explicit Forward(const Model& model) : model_(model) {}
+
+  // Makes room for steps of so many rows. kOutOfMemory. What it frees must not be in use.
+  Status reserve(int rows, int splits);
+  // Starts layer after layer, from tokens to hidden states.
+  Status run(const StepRows& rows, cudaStream_t stream);
+  // Starts the head on rows of the hidden states: `logits()` [count][vocabulary], and `scores()` and `likeliest()`
+  // [count] where they are wanted.
+  Status run_head(const LogitRows& rows, cudaStream_t stream);
+
+  float* logits() const { return logits_.as<float>(); }
+  double* scores() const { return scores_.as<double>(); }
+  int32_t* likeliest() const { return likeliest_.as<int32_t>(); }
+  // Changes whenever `reserve` moved memory.
+  int64_t moves() const { return moves_; }
+
+ private:
+  // How the rows of a step go through a part's products.
+  struct Plan {
+    int group_tokens = 1;
+    int groups = 1;
+    int64_t slots() const { return static_cast<int64_t>(groups) * group_tokens; }
+  };
+  Plan plan(const FeedForwardPart& part, int rows) const;
+  PartRows part_rows(const DeviceMemory& memory, int64_t width) const;
+  Status norm(const float* weight, const NormTask& added, int rows, cudaStream_t stream);
+  // `after` is the next matrix that is known before the router chooses.
+  Status attention(const Layer& layer, const Matrices& after, const StepRows& rows, cudaStream_t stream);
+  Status feed_forward(const FeedForwardPart& part, int rows, const float* next_norm, cudaStream_t stream);
+  Status multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output, cudaStream_t stream,
+                  const Matrices* next = nullptr);
+
+  const Model& model_;
+  DeviceMemory hidden_, cosines_, sines_, input_, input_floats_;
+  DeviceMemory qkv_, queries_, mixed_, partials_, output_;
+  DeviceMemory router_logits_, experts_, gates_, slots_, group_experts_, inputs_, zeros_, unfinished_;
+  DeviceMemory activations_, down_;
+  DeviceMemory last_, logits_, scores_, likeliest_;
+  int64_t moves_ = 0;
+};
+
+}  // namespace espalier::cuda

@@ -1,0 +1,298 @@
+#include <algorithm>
+
+#include "engine/cuda/upload.h"
+#include "engine/linear.h"
+#include "engine/packed_weight.h"
+#include "kernels/cuda/activations.h"
+#include "kernels/cuda/routing.h"
+
+namespace espalier::cuda {
+namespace {
+
+// Matrices of one shape as bf16 bits on the host, columns padded to what products take with zeros.
+class HostMatrices {
+ public:
+  HostMatrices(int64_t count, int64_t rows, int64_t cols) : rows_(rows), cols_(part_stride(cols)) {
+    bits_.reset(static_cast<size_t>(count * rows_ * cols_));
+  }
+  bool allocated() const { return bits_.data() != nullptr; }
+
+  // Where the rows of a weight go: to rows of a matrix one after the other, or eight at a time into every other eight.
+  struct Place {
+    int64_t index = 0;
+    int64_t first_row = 0;
+    bool in_eights = false;
+    int64_t row(int64_t r) const { return first_row + (in_eights ? r / 8 * 16 + r % 8 : r); }
+  };
+
+  Status read(ThreadPool& pool, Precision precision, const WeightRef& ref, const Place& place) {
+    if (ref.is_packed()) return read_packed(pool, precision, ref, place);
+    if (ref.dtype != DType::kBF16 && precision == Precision::kSource) return not_bf16(ref, dtype_name(ref.dtype));
+    const Result<HostMatrix> host = HostMatrix::load(ref, &pool);
+    if (!host.is_ok()) return host.status();
+    std::vector<float> scratch;
+    const uint8_t* elements = host.value().source().tile(0, scratch).data;
+    write(pool, ref, place, [&](int64_t row, int64_t col) {
+      return float_to_bf16(load_float(ref.dtype, elements, row * ref.cols + col));
+    });
+    return Status::ok();
+  }
+
+  std::vector<MatrixSource> sources() const {
+    std::vector<MatrixSource> list;
+    const int64_t size = rows_ * cols_;
+    for (int64_t at = 0; at < static_cast<int64_t>(bits_.size()); at += size) {
+      list.emplace_back(DType::kBF16, rows_, cols_, bits_.data() + at);
+    }
+    return list;
+  }
+
+ private:
+  static Status not_bf16(const WeightRef& ref, const std::string& found) {
+    return Status(Code::kUsage, "the GPU multiplies bf16 weights, but " + ref.name + " is " + found +
+                                    "; load it as bf16 (weights: bf16)")
+        .with_tensor(ref.name);
+  }
+  Status read_packed(ThreadPool& pool, Precision precision, const WeightRef& ref, const Place& place) {
+    const Result<PackedMatrix> packed = load_packed(pool, {.precision = precision, .mapped = true}, ref);
+    if (!packed.is_ok()) return packed.status();
+    if (packed.value().format().values != Values::kBf16) return not_bf16(ref, packed.value().format().name());
+    std::vector<float> values(static_cast<size_t>(ref.rows * ref.cols));
+    packed.value().unpack(pool, values.data());
+    write(pool, ref, place,
+          [&](int64_t row, int64_t col) { return float_to_bf16(values[static_cast<size_t>(row * ref.cols + col)]); });
+    return Status::ok();
+  }
+  template <class At>
+  void write(ThreadPool& pool, const WeightRef& ref, const Place& place, const At& at) {
+    pool.parallel_for(ref.rows, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        uint16_t* out = bits_.data() + (place.index * rows_ + place.row(row)) * cols_;
+        for (int64_t col = 0; col < ref.cols; ++col) out[col] = at(row, col);
+      }
+    });
+  }
+
+  int64_t rows_;
+  int64_t cols_;
+  AlignedBuffer<uint16_t> bits_;
+};
+
+Status no_host_memory() { return {Code::kOutOfMemory, "not enough memory to pack weights for the GPU"}; }
+
+template <class T>
+Status upload_list(const std::vector<T>& list, DeviceMemory& out) {
+  Result<DeviceMemory> memory = DeviceMemory::copy_of(list.data(), static_cast<int64_t>(list.size() * sizeof(T)));
+  if (!memory.is_ok()) return memory.status();
+  out = std::move(memory.value());
+  return Status::ok();
+}
+
+// A norm or bias as floats; nothing where there is none.
+Status upload_vector(const WeightRef& ref, DeviceMemory& out) {
+  if (!ref.present()) return Status::ok();
+  const Result<std::vector<float>> floats = load_vector(ref);
+  return floats.is_ok() ? upload_list(floats.value(), out) : floats.status();
+}
+
+// bf16 as it is, other types as floats.
+Status upload_elements(ThreadPool& pool, const WeightRef& ref, Elements& out) {
+  const Result<HostMatrix> host = HostMatrix::load(ref, &pool);
+  if (!host.is_ok()) return host.status();
+  out.is_bf16 = ref.dtype == DType::kBF16;
+  if (!out.is_bf16) return upload_list(host.value().to_floats(), out.memory);
+  std::vector<float> scratch;
+  Result<DeviceMemory> memory =
+      DeviceMemory::copy_of(host.value().source().tile(0, scratch).data, ref.rows * ref.cols * 2);
+  if (!memory.is_ok()) return memory.status();
+  out.memory = std::move(memory.value());
+  return Status::ok();
+}
+
+// The work of `upload`, layer by layer.
+class Uploader {
+ public:
+  Uploader(ThreadPool& pool, const EngineOptions& options) : pool_(pool), options_(options) {}
+
+  // Weights of the same number of columns, one under the other, as one matrix.
+  Status stack(WeightPolicy policy, std::initializer_list<const WeightRef*> refs, Matrices& out) {
+    int64_t rows = 0;
+    for (const WeightRef* ref : refs) rows += ref->rows;
+    HostMatrices host(1, rows, (*refs.begin())->cols);
+    if (!host.allocated()) return no_host_memory();
+    int64_t first = 0;
+    for (const WeightRef* ref : refs) {
+      ESPALIER_TRY(host.read(pool_, policy.precision, *ref, {0, first}));
+      first += ref->rows;
+    }
+    return upload_all(policy, host, out);
+  }
+
+  Status layer(const LayerSpec& spec, Layer& out) {
+    ESPALIER_TRY(upload_vector(spec.attention_norm, out.attention_norm));
+    ESPALIER_TRY(attention(spec.attention, out));
+    ESPALIER_TRY(upload_vector(spec.feed_forward_norm, out.feed_forward_norm));
+    for (const FeedForwardPartSpec& part : spec.feed_forward) ESPALIER_TRY(feed_forward(part, out));
+    return Status::ok();
+  }
+
+ private:
+  Status upload_all(WeightPolicy policy, const HostMatrices& host, Matrices& out) {
+    const std::vector<MatrixSource> sources = host.sources();
+    Result<Matrices> uploaded = upload_matrices(pool_, sources, policy.sparse);
+    if (!uploaded.is_ok()) return uploaded.status();
+    out = std::move(uploaded.value());
+    return Status::ok();
+  }
+
+  Status attention(const AttentionSpec& spec, Layer& out) {
+    if (spec.head_dim > kMostHeadDim) {
+      return Status(Code::kUsage, "the GPU's attention takes heads of up to " + std::to_string(kMostHeadDim) +
+                                      " elements, not " + std::to_string(spec.head_dim));
+    }
+    out.heads = {spec.heads, spec.kv_heads, spec.head_dim};
+    out.scale = spec.scale;
+    out.window = static_cast<int>(spec.window);
+    out.clip = spec.clip;
+    ESPALIER_TRY(stack(options_.rest, {&spec.q, &spec.k, &spec.v}, out.qkv));
+    ESPALIER_TRY(stack(options_.rest, {&spec.o}, out.output));
+    ESPALIER_TRY(biases(spec, out));
+    ESPALIER_TRY(upload_vector(spec.q_norm, out.q_norm));
+    ESPALIER_TRY(upload_vector(spec.k_norm, out.k_norm));
+    const int64_t width = static_cast<int64_t>(spec.kv_heads) * spec.head_dim;
+    const int64_t bytes = options_.kv_blocks * kKvTokens * width * (options_.kv_type == KvType::kBf16 ? 2 : 4);
+    for (DeviceMemory* memory : {&out.keys, &out.values}) {
+      Result<DeviceMemory> cache = DeviceMemory::allocate(bytes);
+      if (!cache.is_ok()) return Status(cache.status().code(), "KV cache: " + cache.status().message());
+      *memory = std::move(cache.value());
+    }
+    return Status::ok();
+  }
+
+  static Status biases(const AttentionSpec& spec, Layer& out) {
+    ESPALIER_TRY(upload_vector(spec.o_bias, out.output_bias));
+    if (!spec.q_bias.present() && !spec.k_bias.present() && !spec.v_bias.present()) return Status::ok();
+    std::vector<float> all;
+    for (const auto& [bias, weight] :
+         {std::pair{&spec.q_bias, &spec.q}, std::pair{&spec.k_bias, &spec.k}, std::pair{&spec.v_bias, &spec.v}}) {
+      std::vector<float> floats(static_cast<size_t>(weight->rows), 0.0f);
+      if (bias->present()) {
+        Result<std::vector<float>> loaded = load_vector(*bias);
+        if (!loaded.is_ok()) return loaded.status();
+        floats = std::move(loaded.value());
+      }
+      all.insert(all.end(), floats.begin(), floats.end());
+    }
+    return upload_list(all, out.qkv_bias);
+  }
+
+  Status feed_forward(const FeedForwardPartSpec& spec, Layer& out) {
+    FeedForwardPart& part = out.feed_forward.emplace_back();
+    if (spec.kind == FeedForwardPartSpec::Kind::kDense) {
+      if (spec.output_gate.present()) {
+        part.router_rows = 1;
+        part.routing.scoring = Scoring::kSigmoid;
+        ESPALIER_TRY(upload_elements(pool_, spec.output_gate, part.router));
+        ESPALIER_TRY(upload_list(std::vector<int32_t>{0}, part.expert_of_row));
+      }
+      return experts(options_.rest, {&spec.mlp, 1}, part);
+    }
+    part.is_routed = true;
+    part.router_rows = static_cast<int>(spec.router.rows);
+    part.routing = spec.routing;
+    if (part.router_rows > kMostExperts || part.routing.top_k > kMostChosen) {
+      return Status(Code::kUsage, "the GPU's router takes up to " + std::to_string(kMostExperts) + " experts and " +
+                                      std::to_string(kMostChosen) + " of them a token");
+    }
+    ESPALIER_TRY(upload_elements(pool_, spec.router, part.router));
+    ESPALIER_TRY(upload_list(spec.expert_of_row, part.expert_of_row));
+    ESPALIER_TRY(upload_list(spec.routing.correction_bias, part.correction_bias));
+    ESPALIER_TRY(upload_list(spec.routing.skip_below, part.skip_below));
+    return experts(options_.experts, spec.experts, part);
+  }
+
+  Status experts(WeightPolicy policy, std::span<const MlpSpec> specs, FeedForwardPart& part) {
+    const auto count = static_cast<int64_t>(specs.size());
+    const int64_t hidden = specs.front().gate.cols;
+    part.experts = static_cast<int>(count);
+    part.width = part_stride(widest(specs, [](const MlpSpec& mlp) { return mlp.gate.rows; }));
+    {
+      HostMatrices host(count, 2 * part.width, hidden);
+      if (!host.allocated()) return no_host_memory();
+      for (int64_t e = 0; e < count; ++e) {
+        const MlpSpec& mlp = specs[static_cast<size_t>(e)];
+        ESPALIER_TRY(host.read(pool_, policy.precision, mlp.gate, {e, 0, true}));
+        ESPALIER_TRY(host.read(pool_, policy.precision, mlp.up, {e, 8, true}));
+      }
+      ESPALIER_TRY(upload_all(policy, host, part.gate_up));
+    }
+    HostMatrices host(count, hidden, part.width);
+    if (!host.allocated()) return no_host_memory();
+    for (int64_t e = 0; e < count; ++e) {
+      ESPALIER_TRY(host.read(pool_, policy.precision, specs[static_cast<size_t>(e)].down, {e, 0}));
+    }
+    return upload_all(policy, host, part.down);
+  }
+
+  ThreadPool& pool_;
+  const EngineOptions& options_;
+};
+
+Status check_options(const ModelSpec& spec, const EngineOptions& options) {
+  for (const WeightPolicy* policy : {&options.experts, &options.rest}) {
+    if (policy->precision == Precision::kInt8 || policy->precision == Precision::kInt4) {
+      return Status(Code::kUsage, "the GPU takes weights as source or bf16 in this version, not as int8 or int4");
+    }
+  }
+  if (options.kv_type == KvType::kInt8) {
+    return Status(Code::kUsage, "the GPU's KV cache takes float32 or bf16 in this version, not int8");
+  }
+  if (spec.hidden_size > kMostWidth) {
+    return Status(Code::kUsage, "the GPU's kernels take hidden states of up to " + std::to_string(kMostWidth) +
+                                    ", not " + std::to_string(spec.hidden_size));
+  }
+  return Status::ok();
+}
+
+}  // namespace
+
+Result<Matrices> upload_matrices(ThreadPool& pool, std::span<const MatrixSource> matrices, bool sparse) {
+  const TileChoice choice = sparse ? choose_tiles(pool, matrices) : TileChoice{};
+  const Result<TiledWeights> tiled = tile_weights(pool, choice.layout, matrices, choice.n);
+  if (!tiled.is_ok()) return tiled.status();
+  const TiledWeights& host = tiled.value();
+  Matrices out;
+  Result<DeviceMemory> tiles = DeviceMemory::copy_of(host.tiles.data(), static_cast<int64_t>(host.tiles.size()));
+  if (!tiles.is_ok()) return tiles.status();
+  out.tiles = std::move(tiles.value());
+  ESPALIER_TRY(upload_list(host.starts, out.starts));
+  out.view = describe_tiles(host, out.tiles.as<uint8_t>(), out.starts.as<uint32_t>());
+  return Result<Matrices>(std::move(out));
+}
+
+Result<Model> upload(ThreadPool& pool, const ModelSpec& spec, const EngineOptions& options,
+                     const LoadProgress& progress, const std::atomic<bool>* cancel) {
+  ESPALIER_TRY(check_options(spec, options));
+  Model model;
+  model.hidden = static_cast<int>(spec.hidden_size);
+  model.vocabulary = static_cast<int>(spec.vocabulary_size);
+  model.norm_epsilon = spec.norm_epsilon;
+  model.rope_half = static_cast<int>(spec.rope.inverse_frequencies.size());
+  model.rope_scale = spec.rope.scale;
+  model.kv_is_bf16 = options.kv_type == KvType::kBf16;
+  model.parts = options.activations == Activations::kBf16 ? 1 : 2;
+  Uploader uploader(pool, options);
+  ESPALIER_TRY(upload_elements(pool, spec.embedding, model.embedding));
+  ESPALIER_TRY(upload_list(spec.rope.inverse_frequencies, model.inverse_frequencies));
+  ESPALIER_TRY(upload_vector(spec.final_norm, model.final_norm));
+  ESPALIER_TRY(uploader.stack(options.rest, {&spec.head}, model.head));
+  const auto count = static_cast<int64_t>(spec.layers.size());
+  for (int64_t i = 0; i < count; ++i) {
+    if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) return Status(Code::kAborted, "stopped");
+    ESPALIER_TRY(uploader.layer(spec.layers[static_cast<size_t>(i)], model.layers.emplace_back()));
+    if (progress) progress(i + 1, count);
+  }
+  return Result<Model>(std::move(model));
+}
+
+}  // namespace espalier::cuda
