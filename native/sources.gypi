@@ -156,7 +156,10 @@
       "native/test/recover_test.cc"
     ],
     "cuda_test_sources": [
-      "native/test/cuda_kernels_test.cu"
+      "native/test/cuda_products_test.cu",
+      "native/test/cuda_activations_test.cu",
+      "native/test/cuda_attention_test.cu",
+      "native/test/cuda_routing_test.cu"
     ]
   }
 }

@@ -1,4 +1,4 @@
-// For tests of CUDA kernels: arrays on the device, and a message where there is no device to test on.
+// For tests of CUDA kernels: poisoned arrays on the device, random numbers, and a message where there is no device.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,6 +13,15 @@
 #include "test_main.h"
 
 namespace espalier::test {
+
+inline std::mt19937& generator() {
+  static std::mt19937 random(fresh_seed());
+  return random;
+}
+inline std::vector<float> floats(size_t count, float scale = 1) { return normal_floats(generator(), count, scale); }
+inline int draw(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator()); }
+
+inline void require(const Status& status) { REQUIRE_MESSAGE(status.is_ok(), status.message()); }
 
 // Whether there is a GPU; says why not.
 inline bool has_gpu() {
