@@ -31,9 +31,9 @@ const json = (folder: string, file: string) => JSON.parse(readFileSync(join(fold
  */
 const everyRow = process.env.ESPALIER_ALL_GOLDENS === '1';
 const chosen: Record<string, readonly string[]> = {
-  demo: ['dense', 'magnitude:0.5', 'wanda:2:4', 'moe-pruner:0.7', 'sparsegpt:0.5', 'moe-sparsegpt:2:4'],
-  'olmoe-17m': ['dense', 'wanda:0.5', 'sparsegpt:0.5'],
-  'mixtral-30m': ['dense', 'wanda:4:8'],
+  demo: ['dense', 'magnitude:0.5', 'wanda:4:8', 'moe-pruner:0.7', 'sparsegpt:0.5', 'moe-sparsegpt:2:4'],
+  'olmoe-17m': ['dense', 'sparsegpt:0.5'],
+  'mixtral-30m': ['dense'],
 };
 
 interface Row {

@@ -147,8 +147,8 @@ class LayerPruner {
   // Of a site that the matrix reads; null as prepare_site has it.
   Result<PreparedSite> prepare(const MethodPlan& plan, SiteStatistics* statistics, const SiteStatistics* pooled,
                                const MatrixId& id);
-  // Puts an expert's inner channels, and the statistics of its activation (may be null), in the order that keeps most of
-  // the plan's scores of its down projection.
+  // Puts an expert's inner channels, and the statistics of its activation (may be null), in the order that keeps most
+  // of the plan's scores of its down projection.
   Status permute_channels(const MethodPlan& plan, SiteStatistics* activation, int part, int expert,
                           const std::atomic<bool>* cancel);
   Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
