@@ -1,7 +1,9 @@
 #include "core/cpu_features.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <initializer_list>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -60,17 +62,20 @@ CpuFeatures detect() {
   };
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = flag("avx2", __builtin_cpu_supports("avx2")) & flag("fma", __builtin_cpu_supports("fma")) &
-                    flag("bmi2", __builtin_cpu_supports("bmi2")) & flag("f16c", has_f16c());
+  const auto all = [](std::initializer_list<bool> present) {
+    return std::all_of(present.begin(), present.end(), [](bool one) { return one; });
+  };
+  const bool avx2 = all({flag("avx2", __builtin_cpu_supports("avx2")), flag("fma", __builtin_cpu_supports("fma")),
+                         flag("bmi2", __builtin_cpu_supports("bmi2")), flag("f16c", has_f16c())});
   const bool avx512 =
-      flag("avx512f", __builtin_cpu_supports("avx512f")) & flag("avx512bw", __builtin_cpu_supports("avx512bw")) &
-      flag("avx512vl", __builtin_cpu_supports("avx512vl")) & flag("avx512dq", __builtin_cpu_supports("avx512dq")) &
-      flag("avx512vbmi", __builtin_cpu_supports("avx512vbmi")) &
-      flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2")) &
-      flag("avx512vnni", __builtin_cpu_supports("avx512vnni")) & flag("gfni", __builtin_cpu_supports("gfni"));
+      all({flag("avx512f", __builtin_cpu_supports("avx512f")), flag("avx512bw", __builtin_cpu_supports("avx512bw")),
+           flag("avx512vl", __builtin_cpu_supports("avx512vl")), flag("avx512dq", __builtin_cpu_supports("avx512dq")),
+           flag("avx512vbmi", __builtin_cpu_supports("avx512vbmi")),
+           flag("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2")),
+           flag("avx512vnni", __builtin_cpu_supports("avx512vnni")), flag("gfni", __builtin_cpu_supports("gfni"))});
   if (avx2) features.best = avx512 ? Isa::kAvx512 : Isa::kAvx2;
   const auto [amx_bf16, amx_int8] = has_amx();
-  if (flag("amx_bf16", amx_bf16) & flag("amx_int8", amx_int8) & avx512) features.best = Isa::kAmx;
+  if (all({flag("amx_bf16", amx_bf16), flag("amx_int8", amx_int8), avx512})) features.best = Isa::kAmx;
 #elif defined(__aarch64__)
   if (flag("asimddp", (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0)) features.best = Isa::kNeon;
 #endif

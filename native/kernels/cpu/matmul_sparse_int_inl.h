@@ -54,12 +54,13 @@ struct SparseInt4 {
   static constexpr int64_t kRunGroups = 2;
   const uint8_t* bytes;  // the next element
   const uint64_t* masks;
-  const uint8_t* run = bytes;        // where the run begins
-  const uint8_t* first_end = bytes;  // where the elements of its first group end
-  int shift = 4;                     // 0 in the first group of a run, 4 in the second
+  const uint8_t* run;        // where the run begins
+  const uint8_t* first_end;  // where the elements of its first group end
+  int shift;                 // 0 in the first group of a run, 4 in the second
 
   static SparseInt4 of(const PackedMatrix& weights, int64_t tile) {
-    return {weights.elements(tile), wide_masks(weights, tile)};
+    const uint8_t* bytes = weights.elements(tile);
+    return {bytes, wide_masks(weights, tile), bytes, bytes, 4};
   }
   ESPALIER_INLINE void next_group() {
     shift ^= 4;
