@@ -71,6 +71,7 @@ describe('weights held in fewer bits', () => {
     expect(parseWeights('int8')).toBe('int8');
     expect(resolveWeights(parseWeights('int8'))).toEqual({ experts: 'int8', rest: 'int8' });
     expect(parseWeights('experts=int4,rest=int8')).toEqual({ experts: 'int4', rest: 'int8' });
+    expect(parseWeights('rest=int8')).toEqual({ rest: 'int8' });
     expect(resolveWeights(parseWeights('experts=int4'))).toEqual({ experts: 'int4', rest: 'source' });
     for (const bad of ['int2', 'experts=int2', 'router=int8', '', 'experts=int4;rest=int8']) {
       expect(() => parseWeights(bad)).toThrow(expect.objectContaining({ code: 'USAGE', field: 'weights' }));

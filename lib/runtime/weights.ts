@@ -32,7 +32,10 @@ export function parseWeights(text: string): Weights {
   if ((precisions as readonly string[]).includes(text)) return text as Precision;
   const parts = text.split(',').map((part) => /^(experts|rest)=(.*)$/.exec(part));
   if (parts.includes(null)) throw weightsError(JSON.stringify(text));
-  return resolveWeights(Object.fromEntries(parts.map((match) => [match![1]!, match![2]!])));
+  // What is not said is not filled in: a packed copy of a pruning run has its own idea of the experts.
+  const said = Object.fromEntries(parts.map((match) => [match![1]!, match![2]!])) as Weights;
+  resolveWeights(said);
+  return said;
 }
 
 function weightsError(found: string): EspalierError {

@@ -112,5 +112,5 @@ export const recoverStage: StageKind<RecoverOptions, RecoverStage> = {
     };
   },
   describe: ({ epochs, zeros }) =>
-    `recovery, ${epochs} epochs${zeros === 'gradual' ? ', zeros chosen while training' : ''}`,
+    `recovery, ${epochs} ${epochs === 1 ? 'epoch' : 'epochs'}${zeros === 'gradual' ? ', zeros chosen while training' : ''}`,
 };
