@@ -52,12 +52,16 @@ test('streamed, n times, the same as whole', async () => {
 });
 
 test('a JSON object, and a regular expression in chats and completions', async () => {
+  const { tokenizer, spec } = server.model;
+  const [brace] = tokenizer!.encode('}', { addSpecialTokens: false });
   const object = await server.client.chat.completions.create({
     model,
     messages,
     response_format: { type: 'json_object' },
-    logit_bias: { 0: 100 },
+    // So that the object ends before the context does.
+    logit_bias: { [brace!]: 100, [spec.eosTokenIds[0]!]: 100 },
   });
+  expect(object.choices[0]!.finish_reason).toBe('stop');
   expect(typeof JSON.parse(object.choices[0]!.message.content!)).toBe('object');
   const structured_outputs = { regex: '(left|right) [0-9]{2}' };
   const pattern = /^(left|right) [0-9]{2}$/;
