@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
+#include <string>
 #include <vector>
 
 #include "core/aligned.h"
@@ -78,10 +80,15 @@ uint64_t read_lines(ThreadPool& pool, const uint8_t* data, int64_t lines, Readin
 Result<double> read_ceiling(ThreadPool& pool, int64_t bytes, Reading reading) {
   if (bytes < 1) return Status(Code::kUsage, "the read ceiling needs a positive number of bytes");
   const int64_t lines = (bytes + kCacheLine - 1) / kCacheLine;
-  const AlignedBuffer<uint8_t> buffer(static_cast<size_t>(lines * kCacheLine));
+  AlignedBuffer<uint8_t> buffer;
+  buffer.reset_uninitialised(static_cast<size_t>(lines * kCacheLine));
   if (buffer.data() == nullptr) {
     return Status(Code::kOutOfMemory, "not enough memory to read " + std::to_string(bytes) + " bytes from");
   }
+  // Pages that were never written are all one page of zeros, which stays in the cache.
+  pool.parallel_for(lines, kGrain, [&](int64_t begin, int64_t end) {
+    std::memset(buffer.data() + begin * kCacheLine, 1, static_cast<size_t>((end - begin) * kCacheLine));
+  });
   std::vector<double> times;
   double total = 0;
   uint64_t words = read_lines(pool, buffer.data(), lines, reading);
@@ -91,7 +98,7 @@ Result<double> read_ceiling(ThreadPool& pool, int64_t bytes, Reading reading) {
     times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     total += times.back();
   }
-  // The buffer is all zeros; asking keeps the reads from being optimised away.
+  // The eight words of a line are equal; asking keeps the reads from being optimised away.
   if (words != 0) return Status(Code::kInternal, "memory changed while it was read");
   const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
   std::nth_element(times.begin(), middle, times.end());

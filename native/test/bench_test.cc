@@ -1,4 +1,6 @@
 // What measurements stand on: a read that reads everything, and matrices that are what their format says.
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -50,6 +52,19 @@ TEST_CASE("a ceiling is a finite rate; no bytes have none") {
     CHECK(std::isfinite(rate.value()));
   }
   for (const int64_t bytes : {0, -1}) CHECK(read_ceiling(pool, bytes).status().code() == Code::kUsage);
+}
+
+TEST_CASE("a ceiling is read from memory of its size, not from pages that share one") {
+  const auto peak_kib = [] {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;
+  };
+  ThreadPool pool(2);
+  const int64_t before = peak_kib();
+  constexpr int64_t kKib = 512 * 1024;
+  REQUIRE(read_ceiling(pool, kKib * 1024).is_ok());
+  CHECK(peak_kib() >= before + kKib / 2);
 }
 
 TEST_CASE("random matrices have the zeros of their format and values all over") {
