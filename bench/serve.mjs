@@ -62,7 +62,7 @@ async function decode(streams) {
 async function beside(streams, work) {
   const control = new AbortController();
   const { signal } = control;
-  setMaxListeners(streams + 1, signal);
+  setMaxListeners(0, signal);
   const started = [];
   const runs = Array.from({ length: streams }, async () => {
     let onFirst;

@@ -107,9 +107,9 @@ export class Scheduler {
   }
 
   async #loop(): Promise<void> {
+    // Whoever comes in the same moment joins the first step.
+    await new Promise(setImmediate);
     for (;;) {
-      // Whoever took a token of the last step may want another of this one.
-      await new Promise(setImmediate);
       await this.#settle();
       this.#removeOver();
       const plan = planStep(this.#running, this.#waiting, this.#pool, this.#limits, ({ task }) => task.ready());
