@@ -47,6 +47,7 @@ async function run(recipe, folder) {
   const steps = {};
   let [step, since] = ['load', performance.now()];
   const start = since;
+  const cpuBefore = process.cpuUsage();
   await prune({
     ...options,
     onProgress(event) {
@@ -58,7 +59,15 @@ async function run(recipe, folder) {
   });
   const end = performance.now();
   steps[step] = (steps[step] ?? 0) + (end - since) / 1000;
-  return { seconds: (end - start) / 1000, steps, peak: process.resourceUsage().maxRSS * 1024, foreseen: memory.peak };
+  const { user, system } = process.cpuUsage(cpuBefore);
+  const cpuSeconds = (user + system) / 1e6;
+  return {
+    seconds: (end - start) / 1000,
+    cpuSeconds,
+    steps,
+    peak: process.resourceUsage().maxRSS * 1024,
+    foreseen: memory.peak,
+  };
 }
 
 const folder = mkdtempSync(join(tmpdir(), 'espalier-cost-'));
@@ -71,9 +80,10 @@ try {
       const row = JSON.parse(execFileSync(process.execPath, [...line, recipe, '--row'], { encoding: 'utf8' }));
       const steps = Object.entries(row.steps).map(([name, seconds]) => `${name} ${seconds.toFixed(1)}`);
       console.error(`${recipe}: ${row.seconds.toFixed(1)} s (${steps.join(', ')}), ${(row.peak / 1e6).toFixed(0)} MB`);
-      return [recipe, row.seconds.toFixed(1), (row.peak / 1e6).toFixed(0), (row.foreseen / 1e6).toFixed(0)];
+      const [peak, foreseen] = [row.peak, row.foreseen].map((bytes) => (bytes / 1e6).toFixed(0));
+      return [recipe, row.seconds.toFixed(1), row.cpuSeconds.toFixed(1), peak, foreseen];
     });
-    const columns = ['recipe', 's', 'peak MB', 'foreseen MB'];
+    const columns = ['recipe', 's', 'processor s', 'peak MB', 'foreseen MB'];
     console.log(
       formatTable(
         columns.map((title, i) => ({ title, align: i === 0 ? 'left' : 'right' })),
