@@ -70,13 +70,14 @@ ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
 }  // namespace
 }  // namespace espalier
 
+#include "kernels/cpu/matmul_sparse_inl.h"
 #include "kernels/cpu/table_inl.h"
 
 namespace espalier {
 
 const CpuKernels* avx2_kernels() {
   // Sparse int8 and int4 are not taken: expanding bytes through a table is slower here than reading them dense.
-  static constexpr CpuKernels kernels = make_table(Isa::kAvx2, nullptr, nullptr);
+  static constexpr CpuKernels kernels = make_table(Isa::kAvx2, {.bf16 = sparse_bf16});
   return &kernels;
 }
 

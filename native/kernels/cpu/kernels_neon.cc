@@ -72,6 +72,7 @@ ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
 }  // namespace
 }  // namespace espalier
 
+#include "kernels/cpu/matmul_sparse_inl.h"
 #include "kernels/cpu/table_inl.h"
 
 namespace espalier {
@@ -79,7 +80,7 @@ namespace espalier {
 const CpuKernels* neon_kernels() {
   // Sparse int8 and int4 are not taken: expanding bytes through a table takes three times the instructions of reading
   // them dense, which gains only where a core gets little of the memory. Not measured.
-  static constexpr CpuKernels kernels = make_table(Isa::kNeon, nullptr, nullptr);
+  static constexpr CpuKernels kernels = make_table(Isa::kNeon, {.bf16 = sparse_bf16});
   return &kernels;
 }
 

@@ -9,18 +9,6 @@ namespace {
 constexpr int kTokenBlock = 2;
 constexpr int kIntTokenBlock = 2;
 
-ESPALIER_INLINE Vu expand(uint32_t mask, const uint16_t* values) {
-  uint16_t lanes[32];
-  for (int i = 0; i < 32; ++i) {
-    const uint32_t kept = (mask >> i) & 1u;
-    lanes[i] = kept ? *values : 0;
-    values += kept;
-  }
-  Vu v;
-  __builtin_memcpy(&v, lanes, sizeof v);
-  return v;
-}
-
 ESPALIER_INLINE Vi start(int32_t) { return Vi{}; }
 
 ESPALIER_INLINE Vi dot(Vi sum, Vu bytes, const int8_t* x) {
@@ -35,30 +23,6 @@ ESPALIER_INLINE Vi dot(Vi sum, Vu bytes, const int8_t* x) {
   return sum;
 }
 
-ESPALIER_INLINE Vu expand8(uint64_t mask, const uint8_t* bytes) {
-  uint8_t lanes[64];
-  for (int i = 0; i < 64; ++i) {
-    const bool kept = ((mask >> i) & 1u) != 0;
-    lanes[i] = kept ? *bytes : 128;
-    bytes += kept;
-  }
-  Vu v;
-  __builtin_memcpy(&v, lanes, sizeof v);
-  return v;
-}
-
-ESPALIER_INLINE Vu expand_nibbles(uint64_t mask, const uint8_t* bytes, int shift) {
-  uint8_t lanes[64];
-  for (int i = 0; i < 64; ++i) {
-    const bool kept = ((mask >> i) & 1u) != 0;
-    lanes[i] = kept ? static_cast<uint8_t>(*bytes << shift & 0xf0) : 128;
-    bytes += kept;
-  }
-  Vu v;
-  __builtin_memcpy(&v, lanes, sizeof v);
-  return v;
-}
-
 ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
   float lanes[kVectorFloats];
   for (int i = 0; i < kVectorFloats; ++i) lanes[i] = f16_to_float(halves[i]);
@@ -68,13 +32,13 @@ ESPALIER_INLINE Vf load_f16(const uint16_t* halves) {
 }  // namespace
 }  // namespace espalier
 
-#include "kernels/cpu/matmul_sparse_int_inl.h"
 #include "kernels/cpu/table_inl.h"
 
 namespace espalier {
 
 const CpuKernels* scalar_kernels() {
-  static constexpr CpuKernels kernels = make_table(Isa::kScalar, sparse_int8, sparse_int4);
+  // Expanding weights one at a time takes forty times as long as reading them dense.
+  static constexpr CpuKernels kernels = make_table(Isa::kScalar, {});
   return &kernels;
 }
 

@@ -14,7 +14,7 @@
 #include "core/aligned.h"
 #include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/kernels.h"
-#include "kernels/cpu/matmul_inl.h"
+#include "kernels/cpu/matmul_sparse_inl.h"
 
 namespace espalier {
 namespace {

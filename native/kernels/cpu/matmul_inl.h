@@ -1,7 +1,6 @@
-// Products of a packed matrix with a few or many tokens; compiled once for each instruction set. The including file
+// Products of a dense matrix with a few or many tokens; compiled once for each instruction set. The including file
 // defines, before this header,
-//   kTokenBlock                        tokens whose accumulators fit the registers
-//   Vu expand(uint32_t mask, const uint16_t* values)   the kept values at their places, zeros elsewhere
+//   kTokenBlock   tokens whose accumulators fit the registers
 //
 // Decode reads each weight once and is bound by memory: what else goes through L1 costs as much as weights. A tile
 // row's weights push the inputs out of it, so that few tokens meet several tile rows at a time, which share each load
@@ -13,7 +12,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/vector.h"
@@ -24,7 +22,6 @@ namespace {
 // Bytes ahead of the current load to prefetch: the best of 1, 1.5, 2 and 3 KB. What advances by less than a cache line
 // is prefetched at each step, so that no line is left out.
 inline constexpr int kPrefetch = 2048;
-inline constexpr int kMaskPrefetch = 512;
 // Floats of x that a pass over the tile rows keeps in L2.
 inline constexpr int64_t kCachedInputs = 128 * 1024;
 // Vectors of a block of inputs.
@@ -62,25 +59,6 @@ struct DenseSource {
   }
 };
 
-struct SparseSource {
-  static constexpr int kTiles = 2;
-  const uint16_t* values;
-  const uint32_t* masks;
-
-  static SparseSource of(const PackedMatrix& weights, int64_t tile) {
-    return {reinterpret_cast<const uint16_t*>(weights.elements(tile)), weights.masks(tile)};
-  }
-  template <int S>
-  ESPALIER_INLINE Vu next(int i) {
-    if (i == 0) prefetch(masks, kMaskPrefetch);
-    prefetch(values, kPrefetch);
-    const uint32_t mask = *masks++;
-    const Vu v = expand(mask, values);
-    values += __builtin_popcount(mask);
-    return v;
-  }
-};
-
 ESPALIER_INLINE void store_rows(float* y, int64_t rows, Vf v) {
   if (rows >= kTileRows) {
     store(y, v);
@@ -88,11 +66,6 @@ ESPALIER_INLINE void store_rows(float* y, int64_t rows, Vf v) {
     store_first(y, rows, v);
   }
 }
-
-// A tile row expanded beforehand, whose every `of` is the same.
-struct BufferedSource : DenseSource {
-  static constexpr int kTiles = 1;
-};
 
 // T tokens against S tile rows; `rows` from the first of them on.
 template <int T, int S, class Source>
@@ -220,20 +193,6 @@ void multiply_bf16(const MatmulTask& task) {
 }
 
 inline void dense_bf16(const MatmulTask& task) { multiply_bf16<DenseSource>(task); }
-
-inline void sparse_bf16(const MatmulTask& task) {
-  if (task.tokens <= kTokenBlock) return multiply_bf16<SparseSource>(task);
-  // With many tokens a tile row is expanded once into a buffer that stays in cache.
-  const int64_t vectors = task.weights.vectors();
-  const auto buffer = std::make_unique_for_overwrite<uint16_t[]>(static_cast<size_t>(vectors * 32 + kPrefetch));
-  for_each_run(task, kTokenBlock, 1, [&](const TileRun& run) {
-    SparseSource source = SparseSource::of(task.weights, run.tile);
-    for (int64_t v = 0; v < vectors; ++v) {
-      store_to(buffer.get() + v * 32, source.next<1>(static_cast<int>(v % kBlockVectors)));
-    }
-    multiply_run<BufferedSource>(task, run, [&](int64_t) { return BufferedSource{buffer.get()}; });
-  });
-}
 
 template <int T>
 ESPALIER_INLINE void multiply_tile_f32(const float* values, int64_t vectors, int64_t rows, const float* x,

@@ -9,6 +9,7 @@
 // float32 chain. An int4 element runs as the byte 16 q + 128, so its products are 16 times too large until the end.
 #pragma once
 
+#include <memory>
 #include <type_traits>
 
 #include "kernels/cpu/matmul_inl.h"

@@ -9,13 +9,19 @@
 namespace espalier {
 namespace {
 
-// The products with sparse int8 and int4 are nullptr where the set does not take them.
-constexpr CpuKernels make_table(Isa isa, MatmulFn int8_sparse, MatmulFn int4_sparse) {
+// The products with sparse weights, nullptr where the set does not take them.
+struct SparseProducts {
+  MatmulFn bf16 = nullptr;
+  MatmulFn int8 = nullptr;
+  MatmulFn int4 = nullptr;
+};
+
+constexpr CpuKernels make_table(Isa isa, const SparseProducts& sparse) {
   return {
       .isa = isa,
       .products = {{dense_bf16, dense_f32, dense_int8, dense_int4},
-                   {sparse_bf16, nullptr, int8_sparse, int4_sparse},
-                   {sparse_bf16, nullptr, int8_sparse, int4_sparse}},
+                   {sparse.bf16, nullptr, sparse.int8, sparse.int4},
+                   {sparse.bf16, nullptr, sparse.int8, sparse.int4}},
       .round_row = round_row,
       .fill_tiles = fill_tiles,
       .quantise_row = quantise_row,
