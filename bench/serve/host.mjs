@@ -10,7 +10,22 @@ const url = await app.listen({ host: '127.0.0.1', port: 0 });
 const delay = monitorEventLoopDelay({ resolution: 1 });
 delay.enable();
 
+/** Of refusals: milliseconds from the accepted connection, and from the request's head, to the end of the response. */
+const refusals = [];
+app.server.on('connection', (socket) => {
+  socket.accepted = performance.now();
+});
+app.server.prependListener('request', ({ socket }, response) => {
+  const begun = performance.now();
+  response.once('finish', () => {
+    if (response.statusCode !== 503) return;
+    const end = performance.now();
+    refusals.push({ accepted: end - socket.accepted, head: end - begun });
+  });
+});
+
 const commands = {
+  refusals: () => refusals.splice(0),
   /** Tokens per second of the library without a server, from the first token to the last. */
   async generate({ prompt, maxTokens }) {
     let first = 0;
