@@ -25,6 +25,7 @@ export type GrammarSource =
     };
 
 const compileMilliseconds = 2_000;
+const stepMilliseconds = 1_000;
 /** Grammars that need not be checked again. */
 const maxKnown = 256;
 
@@ -47,24 +48,16 @@ export class Grammars {
   readonly #tokenizer: Tokenizer | undefined;
   readonly #endTokens: readonly number[];
   readonly #vocabularySize: number;
-  readonly #stepMilliseconds: number;
   #vocabulary: GrammarVocabulary | undefined;
   #checker: GrammarThread | undefined;
   #server: GrammarThread | undefined;
   readonly #known = new Set<string>();
   #matchers = 0;
 
-  /** @param stepMilliseconds Longest that finding the tokens that may come next may take. */
-  constructor(
-    tokenizer: Tokenizer | undefined,
-    endTokens: readonly number[],
-    vocabularySize: number,
-    stepMilliseconds = 1_000,
-  ) {
+  constructor(tokenizer: Tokenizer | undefined, endTokens: readonly number[], vocabularySize: number) {
     this.#tokenizer = tokenizer;
     this.#endTokens = endTokens;
     this.#vocabularySize = vocabularySize;
-    this.#stepMilliseconds = stepMilliseconds;
   }
 
   /**
@@ -91,7 +84,7 @@ export class Grammars {
     const ask = async (token: number | undefined) => {
       try {
         thread ??= await begin();
-        return await thread.call({ kind: 'next', matcher, token }, grammar, this.#stepMilliseconds);
+        return await thread.call({ kind: 'next', matcher, token }, grammar, stepMilliseconds);
       } catch (error) {
         thread = undefined;
         throw error;
@@ -106,7 +99,7 @@ export class Grammars {
           field: 'format',
         });
       },
-      end: () => void thread?.call({ kind: 'end', matcher }, grammar, this.#stepMilliseconds).catch(() => {}),
+      end: () => void thread?.call({ kind: 'end', matcher }, grammar, stepMilliseconds).catch(() => {}),
     };
   }
 

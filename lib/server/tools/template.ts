@@ -10,7 +10,21 @@ export interface TemplateTools {
   readonly several: boolean;
 }
 
-const tools = [{ type: 'function', function: { name: 'probe_tool', description: '', parameters: { type: 'object' } } }];
+/** With all that templates may look for in a tool. */
+const tools = [
+  {
+    type: 'function',
+    function: {
+      name: 'probe_tool',
+      description: 'Probes',
+      parameters: {
+        type: 'object',
+        properties: { probe: { type: 'integer', description: 'What' } },
+        required: ['probe'],
+      },
+    },
+  },
+];
 const question: ChatMessage = { role: 'user', content: 'probe' };
 const given = '{"probe":1}';
 
