@@ -59,6 +59,23 @@ describe('an answer', () => {
     }
   });
 
+  test('of a grammar is a text of it', async () => {
+    const grammar = 'root ::= sum "="\nsum ::= term ("+" term){1,3}\nterm ::= [1-9] | "(" sum ")"';
+    const seed = freshSeed();
+    const { text, finishReason } = await run(
+      { type: 'grammar', grammar },
+      { temperature: 1, seed, logitBias: { 0: 9 } },
+    );
+    if (finishReason === 'stop') expect(text.endsWith('=')).toBe(true);
+    // Brackets that are closed come away from the inside out.
+    let rest = text.replace(/=$/, '');
+    for (let before = ''; before !== rest; ) {
+      before = rest;
+      rest = rest.replace(/\([1-9](\+[1-9]){1,3}\)/g, '1');
+    }
+    expect(rest).toMatch(finishReason === 'stop' ? /^[1-9](\+[1-9]){1,3}$/ : /^[1-9+(]*$/);
+  });
+
   test('of JSON begins an object, and its end is allowed no sooner than it closes', async () => {
     const { text, finishReason } = await run({ type: 'json_object' }, { temperature: 1, seed: freshSeed() });
     expect(text.startsWith('{')).toBe(true);

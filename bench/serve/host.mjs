@@ -25,6 +25,7 @@ app.server.prependListener('request', ({ socket }, response) => {
 });
 
 const commands = {
+  /** Milliseconds to the end of each refusal since the last call: from its connection, and from the head of its request. */
   refusals: () => refusals.splice(0),
   /** Tokens per second of the library without a server, from the first token to the last. */
   async generate({ prompt, maxTokens }) {

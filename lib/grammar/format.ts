@@ -23,6 +23,8 @@ export type AnswerFormat =
   | { readonly type: 'json_schema'; readonly schema: object; readonly strict?: boolean | undefined }
   /** A text that a regular expression matches from its beginning to its end; without lookaround and backreferences. */
   | { readonly type: 'regex'; readonly pattern: string }
+  /** A text of a context-free grammar in extended Backus-Naur form, as xgrammar (and llama.cpp) has it, with a rule `root`. */
+  | { readonly type: 'grammar'; readonly grammar: string }
   /** Tagged JSON, one or several, in a text: for calls of tools. */
   | {
       readonly type: 'tagged';
@@ -56,6 +58,8 @@ function grammarOf(format: AnswerFormat): GrammarSource {
       return { kind: 'schema', schema: textOf(format.schema), strict: format.strict ?? false, whitespace };
     case 'regex':
       return { kind: 'regex', pattern: format.pattern };
+    case 'grammar':
+      return { kind: 'grammar', grammar: format.grammar };
     case 'tagged': {
       const { begin: before, separator, end: behind, several } = format;
       const tags = format.tags.map(({ begin, schema, strict = false, end }) => ({

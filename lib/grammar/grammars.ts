@@ -9,6 +9,7 @@ import { GrammarThread, type GrammarVocabulary, ThreadLost } from './thread.ts';
 export type GrammarSource =
   | { readonly kind: 'schema'; readonly schema: string; readonly strict: boolean; readonly whitespace: number }
   | { readonly kind: 'regex'; readonly pattern: string }
+  | { readonly kind: 'grammar'; readonly grammar: string }
   | {
       readonly kind: 'tagged';
       readonly begin: string;

@@ -52,6 +52,8 @@ async function read(source) {
       return readSchema(source.schema, source.strict, source.whitespace);
     case 'regex':
       return xgrammar.Grammar.fromStructuralTag({ type: 'regex', pattern: source.pattern });
+    case 'grammar':
+      return xgrammar.Grammar.fromEBNF(source.grammar);
     case 'tagged': {
       const { begin: before, separator, end: behind, several, whitespace } = source;
       const tags = [];
