@@ -143,7 +143,7 @@ async function soak() {
     }
   };
   const clients = Array.from({ length: 2 * limit }, (_, number) => client(number));
-  const watch = setInterval(async () => resident.push((await host.ask('state')).rss), 250);
+  const watch = setInterval(async () => resident.push(await host.ask('resident')), soakSeconds * 20);
   await Promise.all(clients);
   clearInterval(watch);
   const { freeBlocks, blocks } = await host.ask('state');

@@ -76,6 +76,14 @@ describe('an answer', () => {
     expect(rest).toMatch(finishReason === 'stop' ? /^[1-9](\+[1-9]){1,3}$/ : /^[1-9+(]*$/);
   });
 
+  test('of a grammar whose rule begins with itself is one', async () => {
+    const { text } = await run(
+      { type: 'grammar', grammar: 'root ::= root "ab" | "x"' },
+      { logitBias: { 0: 2 }, maxTokens: 60 },
+    );
+    expect(text).toMatch(/^x(ab)*a?$/);
+  });
+
   test('of JSON begins an object, and its end is allowed no sooner than it closes', async () => {
     const { text, finishReason } = await run({ type: 'json_object' }, { temperature: 1, seed: freshSeed() });
     expect(text.startsWith('{')).toBe(true);

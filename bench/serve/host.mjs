@@ -10,17 +10,15 @@ const url = await app.listen({ host: '127.0.0.1', port: 0 });
 const delay = monitorEventLoopDelay({ resolution: 1 });
 delay.enable();
 
-/** Of refusals: milliseconds from the accepted connection, and from the request's head, to the end of the response. */
+const accepted = new WeakMap();
 const refusals = [];
-app.server.on('connection', (socket) => {
-  socket.accepted = performance.now();
-});
+app.server.on('connection', (socket) => accepted.set(socket, performance.now()));
 app.server.prependListener('request', ({ socket }, response) => {
   const begun = performance.now();
   response.once('finish', () => {
     if (response.statusCode !== 503) return;
     const end = performance.now();
-    refusals.push({ accepted: end - socket.accepted, head: end - begun });
+    refusals.push({ connection: end - accepted.get(socket), head: end - begun });
   });
 });
 
@@ -40,7 +38,15 @@ const commands = {
   resetDelay: () => delay.reset(),
   /** Milliseconds; the timer that measures comes around every one of them. */
   delay: () => ({ p50: delay.percentile(50) / 1e6, p99: delay.percentile(99) / 1e6, max: delay.max / 1e6 }),
-  state: () => ({ rss: process.memoryUsage().rss, freeBlocks: model.kv.free, blocks: model.kv.size }),
+  state: () => ({ rss: process.memoryUsage.rss(), freeBlocks: model.kv.free, blocks: model.kv.size }),
+  /** Resident bytes without the garbage of JavaScript, which is collected when the process likes. */
+  async resident() {
+    for (let i = 0; i < 2; i++) {
+      globalThis.gc();
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    return process.memoryUsage.rss();
+  },
 };
 
 process.on('message', async ({ id, name, args }) => {
