@@ -1,7 +1,9 @@
 // The server at its limits, over the loopback interface: node bench/serve-limits.mjs MODEL [--streams 1000] [--limit 64]
-//   [--soak 30]. A burst of ten times as many requests as the server takes on; so many streams under way when SIGTERM comes;
-// full load for so many seconds with clients that go away, and what memory does meanwhile.
+//   [--soak 30] [--parts burst,stop,soak]. A burst of ten times as many requests as the server takes on, over new connections
+// and over open ones; so many streams under way when SIGTERM comes; full load for so many seconds with clients that go away, and
+// what memory does meanwhile.
 import { request } from 'node:http';
+import { connect } from 'node:net';
 import { parseArgs } from 'node:util';
 import { startHost } from './serve/start-host.mjs';
 
@@ -11,6 +13,7 @@ const { values, positionals } = parseArgs({
     streams: { type: 'string', default: '1000' },
     limit: { type: 'string', default: '64' },
     soak: { type: 'string', default: '30' },
+    parts: { type: 'string', default: 'burst,stop,soak' },
   },
 });
 const [path] = positionals;
@@ -42,21 +45,51 @@ function send(url, body, { onHead, signal } = {}) {
   });
 }
 
+/** Milliseconds. */
+const spread = (times) => `${quantile(times, 0.5).toFixed(1)} ms (median), ${quantile(times, 1).toFixed(1)} ms (most)`;
+
 async function burst() {
   const host = await startHost({ path, load, server: { maxRequests: limit } });
   await send(host.url, { max_tokens: 8 });
   const before = await host.ask('state');
   const answers = await Promise.all(Array.from({ length: 10 * limit }, () => send(host.url, { max_tokens: 200 })));
   const after = await host.ask('state');
-  await host.stop();
   const refused = answers.filter(({ status, headers }) => status === 503 && headers['retry-after'] === '1');
   const answered = answers.filter(({ status }) => status === 200);
-  const times = refused.map(({ milliseconds }) => milliseconds);
+  const seen = await host.ask('refusals');
   console.log(
-    `burst of ${answers.length}: ${answered.length} answered, ${refused.length} refused, these in ` +
-      `${quantile(times, 0.5).toFixed(0)} ms (median) to ${quantile(times, 1).toFixed(0)} ms; ` +
-      `resident ${megabytes(before.rss)} before, ${megabytes(after.rss)} after`,
+    `burst of ${answers.length}: ${answered.length} answered, ${refused.length} refused; resident ` +
+      `${megabytes(before.rss)} before, ${megabytes(after.rss)} after. Refusals, for the client: ` +
+      `${spread(refused.map(({ milliseconds }) => milliseconds))}; in the server from the connection: ` +
+      `${spread(seen.map(({ connection }) => connection))}; from the head: ${spread(seen.map(({ head }) => head))}`,
   );
+  const times = await burstOnOpen(host);
+  console.log(`the same over open connections, from writing to the first byte of a refusal: ${spread(times)}`);
+  await host.stop();
+}
+
+/** All connections are there before the first request is written, so that what is measured is the server. */
+async function burstOnOpen({ url }) {
+  const { hostname, port } = new URL(url);
+  const body = JSON.stringify({ model: 'model', prompt: [7, 8, 9], ignore_eos: true, max_tokens: 200 });
+  const head = ['POST /v1/completions HTTP/1.1', `host: ${hostname}`, 'content-type: application/json'];
+  const text = `${[...head, `content-length: ${body.length}`, 'connection: close'].join('\r\n')}\r\n\r\n${body}`;
+  const open = () =>
+    new Promise((resolve, reject) => {
+      const socket = connect(port, hostname, () => resolve(socket)).on('error', reject);
+    });
+  const sockets = await Promise.all(Array.from({ length: 10 * limit }, open));
+  const answer = (socket) =>
+    new Promise((resolve) => {
+      const written = performance.now();
+      socket.once('data', (data) => {
+        resolve({ milliseconds: performance.now() - written, isRefusal: data.includes(' 503 ') });
+        socket.resume();
+      });
+      socket.write(text);
+    });
+  const answers = await Promise.all(sockets.map(answer));
+  return answers.filter(({ isRefusal }) => isRefusal).map(({ milliseconds }) => milliseconds);
 }
 
 async function stopWithStreams() {
@@ -110,23 +143,21 @@ async function soak() {
     }
   };
   const clients = Array.from({ length: 2 * limit }, (_, number) => client(number));
-  const watch = setInterval(async () => resident.push((await host.ask('state')).rss), 250);
+  const watch = setInterval(async () => resident.push(await host.ask('resident')), soakSeconds * 20);
   await Promise.all(clients);
   clearInterval(watch);
   const { freeBlocks, blocks } = await host.ask('state');
   await host.stop();
-  const part = (first, last) => {
-    const those = resident.slice(resident.length * first, resident.length * last);
+  const fifths = Array.from({ length: 5 }, (_, i) => {
+    const those = resident.slice((resident.length * i) / 5, (resident.length * (i + 1)) / 5);
     return those.reduce((sum, bytes) => sum + bytes, 0) / those.length;
-  };
-  const [early, late] = [part(0.4, 0.6), part(0.8, 1)];
+  });
   console.log(
-    `${soakSeconds} s of ${2 * limit} clients: ${answered} answered, ${refused} refused, ${left} gone; resident ` +
-      `${megabytes(early)} in the middle, ${megabytes(late)} at the end (${(late / early).toFixed(3)}); ` +
+    `${soakSeconds} s of ${2 * limit} clients: ${answered} answered, ${refused} refused, ${left} gone; resident in fifths of ` +
+      `the time ${fifths.map(megabytes).join(', ')} (last over second: ${(fifths[4] / fifths[1]).toFixed(3)}); ` +
       `${blocks - freeBlocks} blocks not given back`,
   );
 }
 
-await burst();
-await stopWithStreams();
-await soak();
+const parts = { burst, stop: stopWithStreams, soak };
+for (const part of values.parts.split(',')) await parts[part]();

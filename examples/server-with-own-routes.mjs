@@ -1,4 +1,4 @@
-// An OpenAI-compatible server with a route of one's own: node examples/server-with-own-routes.mjs MODEL
+// An OpenAI-compatible server with a route of one's own: PORT=8080 node examples/server-with-own-routes.mjs MODEL
 import { Model } from 'espalier';
 import { createServer } from 'espalier/server';
 
@@ -11,7 +11,7 @@ app.get('/first-words', async ({ query }) => {
   return { text };
 });
 
-await app.listen({ port: 8080 });
+await app.listen({ port: Number(process.env.PORT ?? 8080) });
 process.once('SIGTERM', async () => {
   await app.drain(30_000);
   model.dispose();

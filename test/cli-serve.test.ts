@@ -88,3 +88,24 @@ test('what it cannot use is refused', async () => {
     expect([status, stderr.includes(`[${code}]`)], stderr).toEqual([exit, true]);
   }
 });
+
+test('the example serves its own route beside the API, and ends at SIGTERM', async () => {
+  const example = `${root}examples/server-with-own-routes.mjs`;
+  const child = spawn(process.execPath, [example, demoModel], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, PORT: '0' },
+  });
+  onTestFinished(() => void child.kill('SIGKILL'));
+  let log = '';
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    log += text;
+  });
+  while (!/Server listening at/.test(log)) await once(child.stdout, 'data');
+  const url = /Server listening at (http:\/\/127\.0\.0\.1:\d+)/.exec(log)![1]!;
+  const own = (await (await fetch(`${url}/first-words?of=Once`)).json()) as { text: string };
+  expect(own.text.length).toBeGreaterThan(0);
+  const { data } = (await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] };
+  expect(data.map(({ id }) => id)).toEqual(['pruned']);
+  child.kill('SIGTERM');
+  expect((await once(child, 'exit'))[0]).toBe(0);
+});

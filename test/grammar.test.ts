@@ -59,6 +59,31 @@ describe('an answer', () => {
     }
   });
 
+  test('of a grammar is a text of it', async () => {
+    const grammar = 'root ::= sum "="\nsum ::= term ("+" term){1,3}\nterm ::= [1-9] | "(" sum ")"';
+    const seed = freshSeed();
+    const { text, finishReason } = await run(
+      { type: 'grammar', grammar },
+      { temperature: 1, seed, logitBias: { 0: 9 } },
+    );
+    if (finishReason === 'stop') expect(text.endsWith('=')).toBe(true);
+    // Brackets that are closed come away from the inside out.
+    let rest = text.replace(/=$/, '');
+    for (let before = ''; before !== rest; ) {
+      before = rest;
+      rest = rest.replace(/\([1-9](\+[1-9]){1,3}\)/g, '1');
+    }
+    expect(rest).toMatch(finishReason === 'stop' ? /^[1-9](\+[1-9]){1,3}$/ : /^[1-9+(]*$/);
+  });
+
+  test('of a grammar whose rule begins with itself is one', async () => {
+    const { text } = await run(
+      { type: 'grammar', grammar: 'root ::= root "ab" | "x"' },
+      { logitBias: { 0: 2 }, maxTokens: 60 },
+    );
+    expect(text).toMatch(/^x(ab)*a?$/);
+  });
+
   test('of JSON begins an object, and its end is allowed no sooner than it closes', async () => {
     const { text, finishReason } = await run({ type: 'json_object' }, { temperature: 1, seed: freshSeed() });
     expect(text.startsWith('{')).toBe(true);
@@ -152,6 +177,49 @@ describe('a grammar that', () => {
     await expect(matcher.next()).rejects.toMatchObject({ code: 'TOKENIZER', field: 'format' });
     matcher.end();
     grammars.dispose();
+  });
+});
+
+describe('the thread of grammars is lost', () => {
+  const bits = (mask: Int32Array) => [...mask].join();
+
+  test('over one that runs on: its own answers end, others go on where they were', async () => {
+    const own = new Grammars(model.tokenizer, [0], 4096);
+    const alone = new Grammars(model.tokenizer, [0], 4096);
+    const format: AnswerFormat = { type: 'regex', pattern: '[a-z]{9}[0-9]{4}' };
+    // A step of it takes seconds.
+    const endless: AnswerFormat = { type: 'regex', pattern: '((.?){50}.?){50}' };
+    const [one, reference] = [await own.start(format), await alone.start(format)];
+    const [slow, same] = [await own.start(endless), await own.start(endless)];
+    await one.next();
+    await reference.next();
+    const tokens = [...'rivers'].map((letter) => model.tokenizer!.encode(letter, { addSpecialTokens: false })[0]!);
+    for (const token of tokens.slice(0, 3)) expect(bits(await one.next(token))).toBe(bits(await reference.next(token)));
+    const failing = slow.next();
+    const going = one.next(tokens[3]);
+    await expect(failing).rejects.toThrow('takes more than 1000 ms');
+    expect(bits(await going)).toBe(bits(await reference.next(tokens[3])));
+    await expect(same.next()).rejects.toThrow('takes more than 1000 ms');
+    for (const token of tokens.slice(4)) expect(bits(await one.next(token))).toBe(bits(await reference.next(token)));
+    const fresh = await own.start(format);
+    expect(bits(await fresh.next())).toBe(bits(await (await alone.start(format)).next()));
+    own.dispose();
+    alone.dispose();
+  });
+
+  test('over one that is not understood: others that are read at the same time are', async () => {
+    const own = new Grammars(model.tokenizer, [0], 4096);
+    const start = (pattern: string) => own.start({ type: 'regex', pattern });
+    const outcomes = await Promise.allSettled([start('a'), start('(a'), start('b'), start('[c')]);
+    expect(outcomes.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled', 'rejected']);
+    own.dispose();
+  });
+
+  test('because the model is disposed: nothing is asked for again', async () => {
+    const own = new Grammars(model.tokenizer, [0], 4096);
+    const matcher = await own.start({ type: 'json_object' });
+    own.dispose();
+    await expect(matcher.next()).rejects.toMatchObject({ code: 'INTERNAL' });
   });
 });
 

@@ -79,6 +79,8 @@ test.each<[string, object, string]>([
   ['no schema', { response_format: { type: 'json_schema' } }, 'response_format'],
   ['a form that there is not', { response_format: { type: 'xml' } }, 'response_format'],
   ['an expression', { structured_outputs: { regex: '((' } }, 'structured_outputs'],
+  ['a grammar', { structured_outputs: { grammar: 'root ::= other' } }, 'structured_outputs'],
+  ['a grammar of nothing', { structured_outputs: { grammar: 'root ::= ' } }, 'structured_outputs'],
   ['a choice', { structured_outputs: { choice: ['a'] } }, 'structured_outputs'],
   ['two forms', { response_format: { type: 'json_object' }, structured_outputs: { regex: 'a' } }, 'structured_outputs'],
 ])('%s is refused, streamed or not', async (_, wish, param) => {

@@ -1,9 +1,9 @@
-/** Tool calls through OpenAI's own client, and how they are read out of an answer. */
+/** Tool calls through OpenAI's own client. */
 import type OpenAI from 'openai';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { ToolCallReader } from '../lib/server/tools.ts';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
 import { type RunningServer, startServer } from './support/server.ts';
 import { freshSeed, randomFrom } from './support/steps.ts';
+import { toolTemplate } from './support/tool-templates.ts';
 
 let server: RunningServer;
 beforeAll(async () => {
@@ -72,7 +72,9 @@ test('several calls come in one answer, unless they may not', async () => {
     });
   const several = (await ask(true)).choices[0]!;
   expect(several.message.tool_calls!.length).toBeGreaterThan(1);
-  for (const call of several.message.tool_calls!) checkCall(call as OpenAI.ChatCompletionMessageFunctionToolCall);
+  // The last may be cut off.
+  for (const call of several.message.tool_calls!.slice(0, -1))
+    checkCall(call as OpenAI.ChatCompletionMessageFunctionToolCall);
   expect((await ask(false)).choices[0]!.message.tool_calls!.length).toBe(1);
 });
 
@@ -137,40 +139,137 @@ test.each<[string, object, string]>([
   expect([answer.statusCode, answer.json().error.param]).toEqual([400, param]);
 });
 
-describe('calls in a text', () => {
-  const read = (pieces: string[]) => {
-    const reader = new ToolCallReader();
-    let text = '';
-    const calls: object[] = [];
-    for (const [i, piece] of pieces.entries()) {
-      const found = reader.push(piece, i === pieces.length - 1);
-      text += found.text;
-      calls.push(...found.calls.map((call) => call.function));
+/** Lets the model say this, cut anywhere, whatever it is asked. */
+function say(texts: readonly string[], finishReason: 'stop' | 'length' = 'stop'): void {
+  const { generate } = server.model;
+  const random = randomFrom(freshSeed());
+  let answer = 0;
+  server.model.generate = async function* () {
+    const text = texts[answer++ % texts.length]!;
+    for (let at = 0; at < text.length; ) {
+      const length = 1 + Math.floor(random() * 6);
+      yield { text: text.slice(at, at + length), ids: [7] };
+      at += length;
     }
-    return { text, calls };
+    yield { text: '', ids: [0], finishReason };
   };
-  const cases: [string, string, object[]][] = [
-    [
-      'I will.<tool_call>{"name": "a", "arguments": {"x": 1}}</tool_call>',
-      'I will.',
-      [{ name: 'a', arguments: '{"x":1}' }],
-    ],
-    ['<tool_call>\n{"name": "a"}\n</tool_call> and', ' and', [{ name: 'a', arguments: '{}' }]],
-    ['<tool_call>{"name": 5}</tool_call>', '<tool_call>{"name": 5}</tool_call>', []],
-    ['<tool_call>{"name": "a"', '<tool_call>{"name": "a"', []],
-    ['a < b <tool_cal', 'a < b <tool_cal', []],
-    ['</tool_call> no', '</tool_call> no', []],
-  ];
-  test.each(cases)('%s', (whole, text, calls) => {
-    const random = randomFrom(freshSeed());
-    for (let round = 0; round < 20; round++) {
-      const pieces: string[] = [];
-      for (let at = 0; at < whole.length; ) {
-        const length = 1 + Math.floor(random() * 8);
-        pieces.push(whole.slice(at, at + length));
-        at += length;
+  onTestFinished(() => {
+    server.model.generate = generate;
+  });
+}
+
+test('what the model says before a call is content, and the arguments come while they are written', async () => {
+  const given = '{"tree": "pear",\n "branches": 3}';
+  const call = `<tool_call>\n{"name": "prune", "arguments": ${given}}\n</tool_call>`;
+  say([`I will.\n${call}\n${call}`, 'No.']);
+  const stream = server.client.chat.completions.stream({ model, messages, tools, n: 2 });
+  const seen: { name?: string | undefined; fragments: string[] }[] = [];
+  let [content, ended] = ['', 0];
+  for await (const { choices } of stream) {
+    for (const { index, delta, finish_reason } of choices) {
+      if (finish_reason !== null) ended++;
+      if (index === 1) continue;
+      content += delta.content ?? '';
+      for (const each of delta.tool_calls ?? []) {
+        const first = seen[each.index] === undefined;
+        // The id and the name come once, before any of the arguments.
+        expect([each.id !== undefined, each.type, each.function?.name]).toEqual(
+          first ? [true, 'function', 'prune'] : [false, undefined, undefined],
+        );
+        seen[each.index] ??= { fragments: [] };
+        if (!first) seen[each.index]!.fragments.push(each.function!.arguments!);
       }
-      expect(read(pieces)).toEqual({ text, calls });
     }
+  }
+  expect([content.trim(), ended]).toEqual(['I will.', 2]);
+  for (const { fragments } of seen) {
+    expect(fragments.length).toBeGreaterThan(4);
+    expect(fragments.join('')).toBe(given);
+  }
+  const final = await stream.finalChatCompletion();
+  expect(final.choices.map((choice) => choice.finish_reason)).toEqual(['tool_calls', 'stop']);
+  expect(final.choices[0]!.message.tool_calls).toMatchObject(Array(2).fill({ function: { arguments: given } }));
+  expect(final.choices[1]!.message).toMatchObject({ content: 'No.' });
+  const whole = await server.client.chat.completions.create({ model, messages, tools });
+  expect(whole.choices[0]!.message.tool_calls).toMatchObject(Array(2).fill({ function: { arguments: given } }));
+});
+
+test('a call that is cut off in its arguments has those that came', async () => {
+  say(['<tool_call>{"name": "prune", "arguments": {"tree": "pe'], 'length');
+  const body = { model, messages, tools };
+  const stream = server.client.chat.completions.stream(body);
+  for (const { choices } of [await stream.finalChatCompletion(), await server.client.chat.completions.create(body)]) {
+    expect(choices[0]).toMatchObject({
+      finish_reason: 'length',
+      message: { tool_calls: [{ function: { name: 'prune', arguments: '{"tree": "pe' } }] },
+    });
+  }
+});
+
+test('of several calls only the first is given where the request wants one', async () => {
+  const call = '<tool_call>{"name": "water", "arguments": {"litres": 1}}</tool_call>';
+  say([call + call]);
+  const body = { model, messages, tools, parallel_tool_calls: false };
+  const stream = server.client.chat.completions.stream(body);
+  for (const { choices } of [await stream.finalChatCompletion(), await server.client.chat.completions.create(body)]) {
+    expect(choices[0]!.message.tool_calls).toMatchObject([{ function: { arguments: '{"litres": 1}' } }]);
+  }
+});
+
+describe.each([
+  { name: 'mistral-list', written: /^\[TOOL_CALLS\] \[\{"name": "\w+", "arguments": / },
+  { name: 'mistral-named', written: /^\[TOOL_CALLS\]\w+\[ARGS\]\{/ },
+  { name: 'llama', written: /^\{"name": "\w+", "parameters": / },
+] as const)('a template that writes calls as $name', ({ name, written }) => {
+  let own: RunningServer;
+  beforeAll(async () => {
+    own = await startServer({ chatTemplate: toolTemplate(name) });
+    return () => own[Symbol.asyncDispose]();
+  });
+
+  test('gets its calls in that form, one, named and several, streamed and whole', async () => {
+    const texts: string[] = [];
+    const { generate } = own.model;
+    own.model.generate = async function* (prompt, options) {
+      texts.push('');
+      for await (const piece of generate.call(own.model, prompt, options)) {
+        texts[texts.length - 1] += piece.text;
+        yield piece;
+      }
+    };
+    const body = { model, messages, tools, seed: freshSeed() };
+    // An end as soon as there may be one, of a list, too.
+    const [bracket] = own.model.tokenizer!.encode(']', { addSpecialTokens: false });
+    const soon = { 0: 100, [bracket!]: 100 };
+    const required = { ...body, tool_choice: 'required' as const, logit_bias: soon };
+    const whole = (await own.client.chat.completions.create(required)).choices[0]!;
+    const calls = whole.message.tool_calls as OpenAI.ChatCompletionMessageFunctionToolCall[];
+    expect([whole.finish_reason, whole.message.content, calls.length]).toEqual(['tool_calls', null, 1]);
+    checkCall(calls[0]!);
+    const streamed = await own.client.chat.completions.stream(required).finalChatCompletion();
+    expect(streamed.choices[0]!.message.tool_calls).toMatchObject([{ function: calls[0]!.function }]);
+    const water = { type: 'function' as const, function: { name: 'water' } };
+    const named = await own.client.chat.completions.create({ ...required, tool_choice: water });
+    expect(named.choices[0]!.message.tool_calls).toMatchObject([{ function: { name: 'water' } }]);
+    const many = await own.client.chat.completions.create({
+      ...required,
+      logit_bias: { 0: -100, [bracket!]: -100 },
+      max_tokens: 300,
+      temperature: 0,
+    });
+    const several = many.choices[0]!.message.tool_calls!;
+    if (name === 'llama') expect(several.length).toBe(1);
+    else expect(several.length).toBeGreaterThan(1);
+    for (const text of texts) expect(text).toMatch(written);
+    // The template takes them back, ids included.
+    const history = [
+      ...messages,
+      { role: 'assistant' as const, content: null, tool_calls: calls },
+      ...calls.map(({ id }) => ({ role: 'tool' as const, tool_call_id: id, content: 'done' })),
+    ];
+    const answer = await own.client.chat.completions.create({ model, messages: history, tools, max_tokens: 2 });
+    expect(answer.choices.length).toBe(1);
+    const none = await own.client.chat.completions.create({ ...body, tool_choice: 'none', max_tokens: 4 });
+    expect(none.choices[0]!.message.tool_calls).toBeUndefined();
   });
 });

@@ -196,6 +196,9 @@ test('models, tokens and metrics', async () => {
   const metrics = (await server.app.inject('/metrics')).body;
   expect(metrics).toMatch(/^espalier_generation_tokens_total\{model_name="demo"\} [1-9]\d*$/m);
   expect(metrics).toMatch(/^espalier_kv_cache_usage_perc\{model_name="demo"\} 0$/m);
+  for (const name of ['num_preemptions_total', 'prefix_cache_queries_total', 'prefix_cache_hits_total']) {
+    expect(metrics).toMatch(new RegExp(`^espalier_${name}\\{model_name="demo"\\} \\d+$`, 'm'));
+  }
   const { paths } = (await server.app.inject('/openapi.json')).json();
   expect(Object.keys(paths)).toContain('/v1/chat/completions');
 });

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
  */
 export async function startHost(options) {
   const script = fileURLToPath(new URL('./host.mjs', import.meta.url));
-  const child = fork(script, [JSON.stringify(options)]);
+  const child = fork(script, [JSON.stringify(options)], { execArgv: ['--expose-gc'] });
   const [ready] = await once(child, 'message');
   const waiting = new Map();
   child.on('message', ({ id, value, error }) => {

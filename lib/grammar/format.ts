@@ -23,11 +23,15 @@ export type AnswerFormat =
   | { readonly type: 'json_schema'; readonly schema: object; readonly strict?: boolean | undefined }
   /** A text that a regular expression matches from its beginning to its end; without lookaround and backreferences. */
   | { readonly type: 'regex'; readonly pattern: string }
-  /** Tagged JSON, one or several: for calls of tools. */
+  /** A text of a context-free grammar in extended Backus-Naur form, as xgrammar (and llama.cpp) has it, with a rule `root`. */
+  | { readonly type: 'grammar'; readonly grammar: string }
+  /** Tagged JSON, one or several, in a text: for calls of tools. */
   | {
       readonly type: 'tagged';
+      readonly begin: string;
       readonly tags: readonly TaggedSchema[];
       readonly separator: string;
+      readonly end: string;
       readonly several: boolean;
     };
 
@@ -54,15 +58,17 @@ function grammarOf(format: AnswerFormat): GrammarSource {
       return { kind: 'schema', schema: textOf(format.schema), strict: format.strict ?? false, whitespace };
     case 'regex':
       return { kind: 'regex', pattern: format.pattern };
+    case 'grammar':
+      return { kind: 'grammar', grammar: format.grammar };
     case 'tagged': {
-      const { separator, several } = format;
+      const { begin: before, separator, end: behind, several } = format;
       const tags = format.tags.map(({ begin, schema, strict = false, end }) => ({
         begin,
         schema: textOf(schema),
         strict,
         end,
       }));
-      return { kind: 'tagged', tags, separator, several, whitespace };
+      return { kind: 'tagged', begin: before, tags, separator, end: behind, several, whitespace };
     }
     default:
       throw new EspalierError('USAGE', `format: there is no type ${JSON.stringify((format as AnswerFormat).type)}`, {

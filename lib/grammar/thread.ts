@@ -4,7 +4,15 @@ import type { GrammarSource } from './grammars.ts';
 
 export type GrammarCall =
   | { readonly kind: 'compile'; readonly source: GrammarSource }
-  | { readonly kind: 'start'; readonly matcher: number; readonly source: GrammarSource }
+  | {
+      readonly kind: 'start';
+      readonly matcher: number;
+      readonly source: GrammarSource;
+      /** Those that it may allow, by name. */
+      readonly specialTokens: readonly string[];
+      /** Of the answer so far. */
+      readonly tokens: readonly number[];
+    }
   | { readonly kind: 'next'; readonly matcher: number; readonly token: number | undefined }
   | { readonly kind: 'end'; readonly matcher: number };
 
@@ -13,9 +21,23 @@ export interface GrammarVocabulary {
   /** A row for each logit, bytes spelled as GPT-2 does; '' for tokens that no text contains. */
   readonly tokens: readonly string[];
   readonly endTokens: readonly number[];
+  /** Allowed only where a `start` says so. */
+  readonly specialTokens: readonly { readonly id: number; readonly name: string }[];
+}
+
+/** The thread has ended, and not because of what it was asked here. */
+export class ThreadLost extends Error {
+  /** What it could not bear; undefined where it was told to end. */
+  readonly culprit: string | undefined;
+
+  constructor(culprit: string | undefined, cause: Error) {
+    super('the thread has ended', { cause });
+    this.culprit = culprit;
+  }
 }
 
 interface Pending {
+  readonly grammar: string;
   readonly milliseconds: number;
   resolve(value: Int32Array | undefined): void;
   reject(error: Error): void;
@@ -29,7 +51,7 @@ export class GrammarThread {
   readonly #pending: Pending[] = [];
   #timer: NodeJS.Timeout | undefined;
   #isReady = false;
-  #failure: Error | undefined;
+  #lost: ThreadLost | undefined;
 
   constructor(vocabulary: GrammarVocabulary) {
     this.#worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: vocabulary });
@@ -40,10 +62,11 @@ export class GrammarThread {
         return;
       }
       const { value, error } = reply;
+      // After a trap the library is of no more use.
+      if (error !== undefined) return this.#fail(new Error(error));
       const first = this.#pending.shift();
       this.#watch();
-      if (error === undefined) first?.resolve(value);
-      else first?.reject(new Error(error));
+      first?.resolve(value);
     });
     this.#worker.on('error', (error) => this.#fail(error));
     this.#worker.unref();
@@ -51,24 +74,28 @@ export class GrammarThread {
 
   /** Whether it has ended, so that another must take its place. */
   get isOver(): boolean {
-    return this.#failure !== undefined;
+    return this.#lost !== undefined;
   }
 
-  /** Rejects with what the thread says, or when it has taken longer than `milliseconds`, which ends it. */
-  call(call: GrammarCall, milliseconds: number): Promise<Int32Array | undefined> {
+  /**
+   * Rejects with what the thread says, or when it has taken longer than `milliseconds`; both end the thread. What else it was
+   * asked, and will be, rejects with ThreadLost.
+   * @param grammar What the call is for.
+   */
+  call(call: GrammarCall, grammar: string, milliseconds: number): Promise<Int32Array | undefined> {
     return new Promise((resolve, reject) => {
-      if (this.#failure !== undefined) {
-        reject(this.#failure);
+      if (this.#lost !== undefined) {
+        reject(this.#lost);
         return;
       }
-      this.#pending.push({ milliseconds, resolve, reject });
+      this.#pending.push({ grammar, milliseconds, resolve, reject });
       this.#worker.postMessage(call);
       if (this.#pending.length === 1) this.#watch();
     });
   }
 
   end(): void {
-    this.#fail(new Error('the thread has ended'));
+    this.#stop(new ThreadLost(undefined, new Error('it was told to end')));
   }
 
   /** Sets the clock for the call that is first now. */
@@ -84,10 +111,17 @@ export class GrammarThread {
     this.#timer = setTimeout(() => this.#fail(new Error(`it takes more than ${milliseconds} ms`)), milliseconds);
   }
 
+  /** Ends because of the call that is first. */
   #fail(error: Error): void {
-    this.#failure ??= error;
+    const first = this.#pending.shift();
+    first?.reject(error);
+    this.#stop(new ThreadLost(first?.grammar, error));
+  }
+
+  #stop(lost: ThreadLost): void {
+    this.#lost ??= lost;
     clearTimeout(this.#timer);
     void this.#worker.terminate();
-    for (const { reject } of this.#pending.splice(0)) reject(error);
+    for (const { reject } of this.#pending.splice(0)) reject(this.#lost);
   }
 }

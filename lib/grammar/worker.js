@@ -29,12 +29,12 @@ await import('@mlc-ai/web-xgrammar');
 /** @type {typeof import('@mlc-ai/web-xgrammar')} */
 const xgrammar = /** @type {any} */ (globalThis).xgrammar;
 
-const { tokens, endTokens } = workerData;
+const { tokens, endTokens, specialTokens } = workerData;
 const info = await xgrammar.TokenizerInfo.createTokenizerInfo(tokens, 'byte_level', false, tokens.length, endTokens);
 const compiler = await xgrammar.GrammarCompiler.createGrammarCompiler(info, false);
 /** @type {Map<string, import('@mlc-ai/web-xgrammar').CompiledGrammar>} The longest unused first. */
 const compiled = new Map();
-/** @type {Map<number, import('@mlc-ai/web-xgrammar').GrammarMatcher>} */
+/** @type {Map<number, { matcher: import('@mlc-ai/web-xgrammar').GrammarMatcher, forbidden: number[] }>} */
 const matchers = new Map();
 
 /**
@@ -52,22 +52,29 @@ async function read(source) {
       return readSchema(source.schema, source.strict, source.whitespace);
     case 'regex':
       return xgrammar.Grammar.fromStructuralTag({ type: 'regex', pattern: source.pattern });
+    case 'grammar':
+      return xgrammar.Grammar.fromEBNF(source.grammar);
     case 'tagged': {
-      const { separator, several, whitespace } = source;
+      const { begin: before, separator, end: behind, several, whitespace } = source;
       const tags = [];
       for (const { begin, schema, strict, end } of source.tags) {
         // A schema inside of a tag would allow whitespace without end.
         const grammar = (await readSchema(schema, strict, whitespace)).toString();
         tags.push({ type: /** @type {const} */ ('tag'), begin, content: { type: 'grammar', grammar }, end });
       }
+      const list = /** @type {const} */ ({
+        type: 'tags_with_separator',
+        tags,
+        separator,
+        at_least_one: true,
+        stop_after_first: !several,
+      });
+      // The library traps on a list in a tag without an end, and on one in a sequence that goes on behind it.
+      const first = /** @type {const} */ ({ type: 'const_string', value: before });
       return xgrammar.Grammar.fromStructuralTag(
-        /** @type {any} */ ({
-          type: 'tags_with_separator',
-          tags,
-          separator,
-          at_least_one: true,
-          stop_after_first: !several,
-        }),
+        behind === ''
+          ? { type: 'sequence', elements: before === '' ? [list] : [first, list] }
+          : { type: 'tag', begin: before, content: list, end: behind },
       );
     }
   }
@@ -90,23 +97,41 @@ async function compile(source) {
   return grammar;
 }
 
+/**
+ * @param {import('@mlc-ai/web-xgrammar').GrammarMatcher} matcher
+ * @param {number} token
+ */
+function accept(matcher, token) {
+  if (!matcher.acceptToken(token)) throw new Error('the token does not fit');
+}
+
 /** @param {import('./thread.ts').GrammarCall} call */
 async function answer(call) {
   switch (call.kind) {
     case 'compile':
       await compile(call.source);
       return undefined;
-    case 'start':
-      matchers.set(call.matcher, await xgrammar.GrammarMatcher.createGrammarMatcher(await compile(call.source)));
+    case 'start': {
+      const matcher = await xgrammar.GrammarMatcher.createGrammarMatcher(await compile(call.source));
+      const forbidden = specialTokens.flatMap((/** @type {{ id: number, name: string }} */ { id, name }) =>
+        call.specialTokens.includes(name) ? [] : [id],
+      );
+      matchers.set(call.matcher, { matcher, forbidden });
+      for (const token of call.tokens) accept(matcher, token);
       return undefined;
+    }
     case 'next': {
-      const matcher = matchers.get(call.matcher);
-      if (matcher === undefined) throw new Error('there is no such matcher');
-      if (call.token !== undefined && !matcher.acceptToken(call.token)) throw new Error('the token does not fit');
-      return matcher.isTerminated() ? new Int32Array() : await matcher.getNextTokenBitmask();
+      const found = matchers.get(call.matcher);
+      if (found === undefined) throw new Error('there is no such matcher');
+      const { matcher, forbidden } = found;
+      if (call.token !== undefined) accept(matcher, call.token);
+      if (matcher.isTerminated()) return new Int32Array();
+      const mask = await matcher.getNextTokenBitmask();
+      for (const id of forbidden) mask[id >> 5] = /** @type {number} */ (mask[id >> 5]) & ~(1 << (id & 31));
+      return mask;
     }
     case 'end':
-      matchers.get(call.matcher)?.dispose();
+      matchers.get(call.matcher)?.matcher.dispose();
       matchers.delete(call.matcher);
       return undefined;
   }

@@ -61,6 +61,10 @@ export interface PlannedSlice<S> {
 
 export interface Plan<S> {
   readonly slices: PlannedSlice<S>[];
+  /** Sequences that got blocks, with what the cache knew of them. */
+  readonly admitted: S[];
+  /** Sequences that gave theirs back and wait again. */
+  readonly preempted: S[];
   /** Sequences that cannot go on: even alone they need more blocks than are free. */
   readonly stuck: S[];
 }
@@ -81,6 +85,8 @@ export function planStep<S extends PlannedSequence>(
   isReady: (sequence: S) => boolean,
 ): Plan<S> {
   const slices: PlannedSlice<S>[] = [];
+  const admitted: S[] = [];
+  const preempted: S[] = [];
   const stuck: S[] = [];
   let room = stepTokens;
 
@@ -99,8 +105,8 @@ export function planStep<S extends PlannedSequence>(
       const planned = slices.findIndex((slice) => slice.sequence === last);
       if (planned >= 0) room += slices.splice(planned, 1)[0]!.count;
       last.vacate();
-      if (isAlone) stuck.push(last);
-      else waiting.unshift(last);
+      (isAlone ? stuck : preempted).push(last);
+      if (!isAlone) waiting.unshift(last);
       if (last === sequence) return false;
     }
     return true;
@@ -122,6 +128,7 @@ export function planStep<S extends PlannedSequence>(
     }
     waiting.shift();
     running.push(next);
+    admitted.push(next);
     if (isReady(next)) add(next);
   }
   // The blocks are somebody else's, who will not say when they are free again.
@@ -130,7 +137,7 @@ export function planStep<S extends PlannedSequence>(
     waiting.shift();
     stuck.push(first);
   }
-  return { slices, stuck };
+  return { slices, admitted, preempted, stuck };
 }
 
 function isDecoding(sequence: PlannedSequence): boolean {

@@ -25,6 +25,11 @@ export interface GenerateOptions extends SamplingOptions {
    * the form; one that ends by `maxTokens` is the beginning of one that has. @default any text
    */
   format?: AnswerFormat | undefined;
+  /**
+   * Special tokens that belong to the answer's text, such as those that a model marks calls of tools with: the text has their
+   * names, and so may that of a `format`. @default none: they are left out
+   */
+  specialTokens?: readonly string[] | undefined;
   signal?: AbortSignal | undefined;
 }
 
@@ -49,7 +54,7 @@ export async function* generate(
   prompt: Prompt,
   options: GenerateOptions,
 ): AsyncGenerator<GeneratedPiece, void> {
-  const { ignoreEos = false, signal, format, ...rest } = options;
+  const { ignoreEos = false, signal, format, specialTokens, ...rest } = options;
   const sampling = resolveSampling(rest);
   checkBias(model, sampling);
   const ids = await promptIds(model, prompt);
@@ -60,7 +65,7 @@ export async function* generate(
       `the prompt has ${ids.length} tokens; the model's context of ${model.spec.maxPositions} leaves no room to generate`,
     );
   }
-  const stream = textStream(model, sampling);
+  const stream = textStream(model, sampling, specialTokens);
   const endTokens = ignoreEos && format === undefined ? [] : model.spec.eosTokenIds;
   const pieces: GeneratedPiece[] = [];
   let produced = 0;
@@ -73,7 +78,7 @@ export async function* generate(
   let wake = () => {};
   model.requireLive();
   throwIfAborted(signal);
-  const matcher = format === undefined ? undefined : await model.grammars.start(format);
+  const matcher = format === undefined ? undefined : await model.grammars.start(format, specialTokens);
   const constraint = matcher === undefined ? undefined : new Constraint(matcher, () => wake(), fail);
   const task = new GenerationTask({
     ids,
@@ -168,8 +173,12 @@ function checkBias({ spec }: Model, { logitBias }: ResolvedSampling): void {
   }
 }
 
-function textStream(model: Model, { stop }: ResolvedSampling): TextStream | undefined {
-  if (model.tokenizer !== undefined) return new TextStream(model.tokenizer, { stop });
+function textStream(
+  model: Model,
+  { stop }: ResolvedSampling,
+  specialTokens: readonly string[] | undefined,
+): TextStream | undefined {
+  if (model.tokenizer !== undefined) return new TextStream(model.tokenizer, { stop, specialTokens });
   if (stop.length === 0) return undefined;
   throw new EspalierError('TOKENIZER', 'stop strings need a tokenizer, and the model has no tokenizer.json', {
     file: model.path,

@@ -103,7 +103,7 @@ export class Model {
   readonly grammars: Grammars;
   readonly #engine: NativeEngine;
   /** In place of the checkpoint's. */
-  readonly #template: ChatTemplate | undefined;
+  #template: ChatTemplate | undefined;
   #disposed = false;
 
   private constructor(
@@ -187,7 +187,8 @@ export class Model {
 
   /** The template of `generate` for chat messages. @throws TOKENIZER if the checkpoint has none */
   async chatTemplate(): Promise<ChatTemplate> {
-    return this.#template ?? (await loadChatTemplate(this.path));
+    this.#template ??= await loadChatTemplate(this.path);
+    return this.#template;
   }
 
   /** One batch step of the engine; `signal` stops it between two layers. @internal */

@@ -52,6 +52,8 @@ export class Scheduler {
   readonly #running: Running[] = [];
   readonly #waiting: Running[] = [];
   #isLooping = false;
+  /** Since the beginning: sequences that had to start again, tokens of admitted ones, and how many of these the cache had. */
+  readonly totals = { preemptions: 0, admittedTokens: 0, cachedTokens: 0 };
   /** Of the step that runs. */
   #step: { readonly sequences: readonly Running[]; readonly control: AbortController } | undefined;
 
@@ -113,6 +115,11 @@ export class Scheduler {
       await this.#settle();
       this.#removeOver();
       const plan = planStep(this.#running, this.#waiting, this.#pool, this.#limits, ({ task }) => task.ready());
+      this.totals.preemptions += plan.preempted.length;
+      for (const { ids, cached } of plan.admitted) {
+        this.totals.admittedTokens += ids.length;
+        this.totals.cachedTokens += cached;
+      }
       for (const sequence of plan.stuck) this.#end(sequence, stuck(sequence, this.#pool));
       if (plan.slices.length === 0) {
         if (plan.stuck.length > 0) continue;

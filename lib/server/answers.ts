@@ -21,6 +21,8 @@ export interface Work {
   /** Most likely tokens to report; undefined: no log-probabilities. */
   readonly topLogprobs: number | undefined;
   readonly format: RequestedFormat | undefined;
+  /** As of `generate`. */
+  readonly specialTokens?: readonly string[] | undefined;
 }
 
 /** A piece of one of the answers. */
@@ -48,7 +50,7 @@ export class Answers {
   constructor(
     model: Model,
     context: number,
-    { prompts, maxTokens, topLogprobs, format }: Work,
+    { prompts, maxTokens, topLogprobs, format, specialTokens }: Work,
     request: CommonRequest,
     signal: AbortSignal,
     onToken: (index: number) => void,
@@ -82,6 +84,7 @@ export class Answers {
       logitBias: request.logit_bias ?? undefined,
       topLogprobs,
       format: format?.format,
+      specialTokens,
       stop: request.stop ?? undefined,
       ignoreEos: request.ignore_eos ?? undefined,
       maxTokens: maxTokens ?? context - longest,

@@ -86,8 +86,9 @@ function bodyOf(status: number, message: string, param: string | null, code: str
 
 export function handleError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const { status, body, headers } = answerTo(error);
-  // Nobody is told of what a client left behind.
-  if (status >= 500 && !reply.raw.destroyed) request.log.error({ err: error }, 'request failed');
+  // Nobody is told of what a client left behind, nor of refusals: the log has their status, and a burst has many.
+  if (status >= 500 && !(error instanceof HttpError) && !reply.raw.destroyed)
+    request.log.error({ err: error }, 'request failed');
   void reply.status(status).headers(headers).send(body);
 }
 

@@ -18,7 +18,11 @@ export function requestedFormat({ response_format, structured_outputs }: CommonR
     const message = 'structured_outputs and response_format exclude each other';
     throw new HttpError(400, message, { param: 'structured_outputs' });
   }
-  return { format: { type: 'regex', pattern: structured_outputs.regex }, param: 'structured_outputs' };
+  const wish: AnswerFormat =
+    'regex' in structured_outputs
+      ? { type: 'regex', pattern: structured_outputs.regex }
+      : { type: 'grammar', grammar: structured_outputs.grammar };
+  return { format: wish, param: 'structured_outputs' };
 }
 
 function formatOf(wish: CommonRequest['response_format']): RequestedFormat | undefined {

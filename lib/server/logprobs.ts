@@ -22,9 +22,12 @@ export class TokenPlaces {
   readonly #stream: TextStream;
   #length: number;
 
-  /** @param begin Characters before the text. */
-  constructor(tokenizer: Tokenizer, begin = 0) {
-    this.#stream = new TextStream(tokenizer);
+  /**
+   * @param begin Characters before the text.
+   * @param specialTokens As of `generate`.
+   */
+  constructor(tokenizer: Tokenizer, begin = 0, specialTokens?: readonly string[]) {
+    this.#stream = new TextStream(tokenizer, { specialTokens });
     this.#length = begin;
   }
 
@@ -41,9 +44,12 @@ export class AnswerTokens {
   #held: PlacedToken[] = [];
   #length: number;
 
-  /** @param begin Characters before the answer. */
-  constructor(tokenizer: Tokenizer, begin: number) {
-    this.#places = new TokenPlaces(tokenizer, begin);
+  /**
+   * @param begin Characters before the answer.
+   * @param specialTokens As of `generate`.
+   */
+  constructor(tokenizer: Tokenizer, begin: number, specialTokens?: readonly string[]) {
+    this.#places = new TokenPlaces(tokenizer, begin, specialTokens);
     this.#length = begin;
   }
 

@@ -50,6 +50,28 @@ export class Metrics {
       'Share of its blocks that sequences use, 0 to 1',
       () => 1 - model.kv.free / model.kv.size,
     );
+    const total = (name: string, help: string, value: () => number) =>
+      new Counter({
+        name: prefix + name,
+        help,
+        registers,
+        collect() {
+          this.reset();
+          this.inc(value());
+        },
+      });
+    const { totals } = model.scheduler;
+    total(
+      'num_preemptions_total',
+      'Times that a sequence gave its blocks back to start again',
+      () => totals.preemptions,
+    );
+    total(
+      'prefix_cache_queries_total',
+      'Tokens of sequences that were looked for in the cache',
+      () => totals.admittedTokens,
+    );
+    total('prefix_cache_hits_total', 'Those of them that were there', () => totals.cachedTokens);
     this.#prompt = counter('prompt_tokens_total', 'Tokens of prompts');
     this.#generated = counter('generation_tokens_total', 'Tokens of answers');
     this.#finished = counter('request_success_total', 'Requests answered');

@@ -69,9 +69,9 @@ const common = {
     .describe('Added to the logits of token ids'),
   response_format: responseFormat.nullish(),
   structured_outputs: z
-    .strictObject({ regex: z.string().min(1) })
+    .union([z.strictObject({ regex: z.string().min(1) }), z.strictObject({ grammar: z.string().min(1) })])
     .nullish()
-    .describe("The answer's text matches a regular expression from its beginning to its end (vLLM's field)"),
+    .describe("The whole text of the answer matches a regular expression, or is of a grammar in EBNF (vLLM's field)"),
   user: ignored,
 };
 

@@ -2,7 +2,8 @@
 import type { GeneratedPiece } from '../runtime/generate.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { AnswerTokens, chatLogprobs, completionLogprobs, type PlacedToken } from './logprobs.ts';
-import { type ToolCall, ToolCallReader, type ToolUse } from './tools.ts';
+import { type CallDelta, ToolCallReader } from './tools/reader.ts';
+import type { ToolUse } from './tools/use.ts';
 
 /** Writes one answer. A piece goes either to `delta` or to `take`. */
 export interface Writer {
@@ -31,9 +32,9 @@ class Collected {
   readonly #answer: AnswerTokens | undefined;
 
   /** @param tokenizer Undefined where no log-probabilities are asked for. */
-  constructor(tokenizer: Tokenizer | undefined, begin: number) {
+  constructor(tokenizer: Tokenizer | undefined, begin: number, specialTokens?: readonly string[]) {
     this.tokenizer = tokenizer;
-    this.#answer = tokenizer === undefined ? undefined : new AnswerTokens(tokenizer, begin);
+    this.#answer = tokenizer === undefined ? undefined : new AnswerTokens(tokenizer, begin, specialTokens);
   }
 
   /** @param content What the piece adds to the answer's content. */
@@ -92,12 +93,19 @@ export class CompletionWriter implements Writer {
   }
 }
 
+/** A call as whole answers hold it. */
+interface ToolCall {
+  readonly id: string;
+  readonly type: 'function';
+  readonly function: { readonly name: string; arguments: string };
+}
+
 export class ChatWriter implements Writer {
   readonly #index: number;
   readonly #collected: Collected;
   readonly #reader: ToolCallReader | undefined;
   readonly #mostCalls: number;
-  #calls: ToolCall[] = [];
+  readonly #calls: ToolCall[] = [];
 
   /**
    * @param tokenizer Undefined where no log-probabilities are asked for.
@@ -105,36 +113,29 @@ export class ChatWriter implements Writer {
    */
   constructor(index: number, tokenizer: Tokenizer | undefined, use: ToolUse | undefined) {
     this.#index = index;
-    this.#collected = new Collected(tokenizer, 0);
-    this.#reader = use === undefined ? undefined : new ToolCallReader();
+    this.#collected = new Collected(tokenizer, 0, use?.form.specialTokens);
+    this.#reader = use === undefined ? undefined : new ToolCallReader(use.form);
     this.#mostCalls = use?.several === false ? 1 : Number.POSITIVE_INFINITY;
   }
 
   opening(): object[] {
-    return [{ index: this.#index, delta: { role: 'assistant', content: '' }, logprobs: null, finish_reason: null }];
+    return [this.#chunk({ role: 'assistant', content: '' })];
   }
 
+  /** A chunk for content, and one for each part of a call; the last holds what concerns all of them. */
   delta(piece: GeneratedPiece): object[] {
-    const before = this.#calls.length;
-    this.take(piece);
-    const calls = this.#calls.slice(before).map((call, i) => ({ index: before + i, ...call }));
+    const calls = this.#read(piece);
     const fresh = this.#collected.flush();
     if (fresh === undefined && calls.length === 0) return [];
     const { text = '', tokens = [] } = fresh ?? {};
-    const content = text === '' ? {} : { content: text };
-    const delta = calls.length === 0 ? content : { ...content, tool_calls: calls };
-    return [{ index: this.#index, delta, ...this.#rest(tokens) }];
+    const deltas: object[] = calls.map((call) => ({ tool_calls: [chunkOf(call)] }));
+    if (text !== '' || calls.length === 0) deltas.unshift(text === '' ? {} : { content: text });
+    const last = deltas.pop()!;
+    return [...deltas.map((delta) => this.#chunk(delta)), { index: this.#index, delta: last, ...this.#rest(tokens) }];
   }
 
   take(piece: GeneratedPiece): void {
-    if (this.#reader === undefined) {
-      this.#collected.push(piece, piece.text);
-      return;
-    }
-    const { text, calls } = this.#reader.push(piece.text, piece.finishReason !== undefined);
-    this.#calls = [...this.#calls, ...calls].slice(0, this.#mostCalls);
-    // What separates calls is not content.
-    this.#collected.push(piece, this.#calls.length > 0 && text.trim() === '' ? '' : text);
+    this.#read(piece);
   }
 
   choice(): object {
@@ -146,6 +147,29 @@ export class ChatWriter implements Writer {
     return { index: this.#index, message, ...this.#rest(tokens) };
   }
 
+  /** @returns What it adds to calls. */
+  #read(piece: GeneratedPiece): CallDelta[] {
+    if (this.#reader === undefined) {
+      this.#collected.push(piece, piece.text);
+      return [];
+    }
+    const { text, calls: read } = this.#reader.push(piece.text, piece.finishReason !== undefined);
+    const calls = read.filter(({ index }) => index < this.#mostCalls);
+    for (const { index, opening, arguments: given } of calls) {
+      if (opening !== undefined) {
+        this.#calls.push({ id: opening.id, type: 'function', function: { name: opening.name, arguments: '' } });
+      }
+      this.#calls[index]!.function.arguments += given;
+    }
+    // What stands around calls is not content.
+    this.#collected.push(piece, this.#calls.length > 0 && text.trim() === '' ? '' : text);
+    return calls;
+  }
+
+  #chunk(delta: object): object {
+    return { index: this.#index, delta, logprobs: null, finish_reason: null };
+  }
+
   #rest(tokens: readonly PlacedToken[]): object {
     const { tokenizer, finishReason } = this.#collected;
     const isCall = finishReason === 'stop' && this.#calls.length > 0;
@@ -154,4 +178,9 @@ export class ChatWriter implements Writer {
       finish_reason: isCall ? 'tool_calls' : finishReason,
     };
   }
+}
+
+function chunkOf({ index, opening, arguments: given }: CallDelta): object {
+  if (opening === undefined) return { index, function: { arguments: given } };
+  return { index, id: opening.id, type: 'function', function: { name: opening.name, arguments: given } };
 }

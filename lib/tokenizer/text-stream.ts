@@ -9,6 +9,8 @@ export interface TextStreamOptions {
   stop?: readonly string[];
   /** Leave out begin, end and other special tokens. @default true */
   skipSpecialTokens?: boolean;
+  /** Those that are not left out, by their text. @default [] */
+  specialTokens?: readonly string[] | undefined;
 }
 
 /**
@@ -19,6 +21,7 @@ export interface TextStreamOptions {
 export class TextStream {
   readonly #tokenizer: Tokenizer;
   readonly #skipSpecialTokens: boolean;
+  readonly #specialTokens: ReadonlySet<string>;
   readonly #scanner: StopScanner;
   /** Ids whose text is out, kept because decoders treat the start of a text differently from its middle. */
   #context: number[] = [];
@@ -31,6 +34,7 @@ export class TextStream {
   constructor(tokenizer: Tokenizer, options: TextStreamOptions = {}) {
     this.#tokenizer = tokenizer;
     this.#skipSpecialTokens = options.skipSpecialTokens ?? true;
+    this.#specialTokens = new Set(options.specialTokens);
     this.#scanner = new StopScanner(options.stop ?? []);
   }
 
@@ -42,8 +46,9 @@ export class TextStream {
   /** @returns The text that this id makes certain; often empty. */
   push(id: number): string {
     if (this.stopped !== undefined) return '';
-    if (this.#tokenizer.piece(id) === undefined) return '';
-    if (this.#skipSpecialTokens && this.#tokenizer.isSpecial(id)) return '';
+    const piece = this.#tokenizer.piece(id);
+    if (piece === undefined) return '';
+    if (this.#skipSpecialTokens && this.#tokenizer.isSpecial(id) && !this.#specialTokens.has(piece)) return '';
     this.#pending.push(id);
     const text = this.#pendingText();
     // A UTF-8 sequence that is still incomplete decodes to exactly one U+FFFD at the end.

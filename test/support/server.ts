@@ -12,9 +12,11 @@ export interface RunningServer extends AsyncDisposable {
   readonly client: OpenAI;
 }
 
-export async function startServer(options: ServerOptions & { kvTokens?: number } = {}): Promise<RunningServer> {
-  const { kvTokens, ...rest } = options;
-  const model = await Model.load(demoModel, { kvTokens });
+export async function startServer(
+  options: ServerOptions & { kvTokens?: number; chatTemplate?: string } = {},
+): Promise<RunningServer> {
+  const { kvTokens, chatTemplate, ...rest } = options;
+  const model = await Model.load(demoModel, { kvTokens, chatTemplate });
   const app = await createServer(model, rest);
   const url = await app.listen({ host: '127.0.0.1', port: 0 });
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: options.apiKeys?.[0] ?? 'none', maxRetries: 0 });

@@ -6,7 +6,7 @@ import { requestedFormat } from '../formats.ts';
 import { answer } from '../reply.ts';
 import { type ChatRequest, chatRequest } from '../schemas.ts';
 import { type App, requireTokenizer, type Service } from '../service.ts';
-import { type ToolUse, toolUse } from '../tools.ts';
+import { type ToolUse, toolUse } from '../tools/use.ts';
 import { ChatWriter } from '../writers.ts';
 
 const form = { prefix: 'chatcmpl', object: 'chat.completion', chunkObject: 'chat.completion.chunk' };
@@ -21,7 +21,13 @@ export function chatRoutes(app: App, service: Service): void {
       const prompts = [await promptIds(model, messagesOf(body), use?.tools)];
       const tokenizer = topLogprobs === undefined ? undefined : requireTokenizer(model, 'logprobs');
       return {
-        work: { prompts, maxTokens: body.max_completion_tokens ?? body.max_tokens ?? undefined, topLogprobs, format },
+        work: {
+          prompts,
+          maxTokens: body.max_completion_tokens ?? body.max_tokens ?? undefined,
+          topLogprobs,
+          format,
+          specialTokens: use?.form.specialTokens,
+        },
         writer: (index) => new ChatWriter(index, tokenizer, use),
       };
     });
