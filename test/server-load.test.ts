@@ -64,7 +64,8 @@ test('a client that goes away while it waits for the cache frees its place, and 
   expect((await first).status).toBe(200);
   const metrics = (await server.app.inject('/metrics')).body;
   expect(metrics).toMatch(/^espalier_requests_cancelled_total\{.*\} 1$/m);
-  expect(metrics).toMatch(/^espalier_request_success_total\{.*\} 1$/m);
+  expect(metrics).toMatch(/^espalier_request_success_total\{.*finished_reason="length".*\} 1$/m);
+  expect(metrics).toMatch(/^espalier_request_prompt_tokens_count\{.*\} 1$/m);
   await until(() => server.model.kv.free === server.model.kv.size);
 });
 

@@ -33,6 +33,8 @@ export interface GenerateOptions extends SamplingOptions {
   signal?: AbortSignal | undefined;
 }
 
+export type FinishReason = 'stop' | 'length';
+
 export interface GeneratedPiece {
   /** Whole characters that became certain; '' while a character or a possible stop string is incomplete. */
   readonly text: string;
@@ -43,7 +45,7 @@ export interface GeneratedPiece {
   /**
    * On the last piece: `stop` for an end token or stop string, `length` for maxTokens or a full context.
    */
-  readonly finishReason?: 'stop' | 'length';
+  readonly finishReason?: FinishReason;
 }
 
 /** Pieces that may lie unread before the generation waits for its reader. */

@@ -1,6 +1,6 @@
 /** From a request to the pieces of its answers. */
 import { randomInt } from 'node:crypto';
-import type { GeneratedPiece, GenerateOptions } from '../runtime/generate.ts';
+import type { FinishReason, GeneratedPiece, GenerateOptions } from '../runtime/generate.ts';
 import type { Model } from '../runtime/model.ts';
 import { contextExceeded, HttpError } from './errors.ts';
 import { type RequestedFormat, renameFormat } from './formats.ts';
@@ -40,6 +40,8 @@ export class Answers {
   readonly #seed: number;
   readonly #formatParam: string | undefined;
   readonly #onToken: (index: number) => void;
+  /** Of the answers that have ended. */
+  readonly finishReasons: FinishReason[] = [];
   #completionTokens = 0;
 
   /**
@@ -113,7 +115,8 @@ export class Answers {
   /** The pieces of all answers as they come. Ending it early ends them. */
   async *pieces(): AsyncGenerator<AnswerPiece, void> {
     if (this.#options.maxTokens === 0) {
-      for (let index = 0; index < this.count; index++) yield { index, text: '', ids: [], finishReason: 'length' };
+      for (let index = 0; index < this.count; index++)
+        yield this.#note({ index, text: '', ids: [], finishReason: 'length' });
       return;
     }
     const sources = Array.from({ length: this.count }, (_, index) => {
@@ -130,14 +133,18 @@ export class Answers {
           continue;
         }
         pending.set(index, next(index));
-        this.#completionTokens += result.value.ids.length;
         this.#onToken(index);
-        yield { index, ...result.value };
+        yield this.#note({ index, ...result.value });
       }
     } catch (error) {
       throw this.#formatParam === undefined ? error : renameFormat(error, this.#formatParam);
     } finally {
       for (const source of sources) void source.return().catch(() => {});
     }
+  }
+  #note(piece: AnswerPiece): AnswerPiece {
+    this.#completionTokens += piece.ids.length;
+    if (piece.finishReason !== undefined) this.finishReasons.push(piece.finishReason);
+    return piece;
   }
 }

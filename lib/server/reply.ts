@@ -49,11 +49,11 @@ export async function answer(
     const includeUsage = request.stream_options?.include_usage === true;
     const events = () => new EventStream(reply, service.stallTimeout, signal);
     await stream(events, answers, writers, { ...head, object: form.chunkObject }, includeUsage);
-    timer.finish(answers.usage);
+    timer.finish(answers.usage, answers.finishReasons);
     return;
   }
   for await (const { index, ...piece } of answers.pieces()) writers[index]!.take(piece);
-  timer.finish(answers.usage);
+  timer.finish(answers.usage, answers.finishReasons);
   const choices = writers.map((each) => each.choice());
   await reply.send({ ...head, object: form.object, choices, usage: answers.usage });
 }
