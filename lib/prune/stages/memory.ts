@@ -105,7 +105,9 @@ export function recoveryBytes(batch: number, logits: boolean, shape: StageShape)
   const size = 3 * hidden * width;
   const together = Math.max(1, Math.min(experts, Math.floor(2 ** 27 / size)));
   const rows = Math.min(Math.max(batch, 4096), tokens);
-  const passing = rows * (2 * hidden + topK * (3 * hidden + 5 * width)) * 4;
+  const each = Math.ceil((rows * topK) / experts);
+  const passing =
+    rows * 2 * hidden * 4 + together * (3 * allocated(each * hidden * 4) + 5 * allocated(each * width * 4));
   const head = logits ? vocabulary * (8 * hidden + threads * 2 * panel * 4) : 0;
   return together * size * 26 + passing + head + tokens * topK * 16;
 }
