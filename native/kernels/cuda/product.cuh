@@ -293,6 +293,19 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
   }
 }
 
+// Tiles that expand into all their values have expand<kQuarter, kHalf>(a): the A operand of 16 of a quarter's inputs, as
+// four words that hold rows g and g + 8 of two inputs, then of the next two.
+template <int kQuarter, class Tile, int kBlocks>
+__device__ __forceinline__ void multiply_expanded(Tile& tile, float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
+  uint32_t a[4];
+  tile.template expand<kQuarter, 0>(a);
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].x, b[i].y);
+  tile.template expand<kQuarter, 1>(a);
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].z, b[i].w);
+}
+
 // Where a tile comes from: find() asks for what copy() will need when the tile's turn comes. This is for tiles of one
 // size, of which nothing has to be asked.
 template <class Size>

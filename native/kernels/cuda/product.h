@@ -75,9 +75,21 @@ struct ProductTuning {
 };
 
 // The most rows of bf16, tokens · parts, of a group.
-int most_tokens(TileLayout layout);
+inline constexpr int kMostFewRows = 16;
 
 // Starts the product. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is allocated.
 Status launch_product(const Product& product, CUstream_st* stream, const ProductTuning& tuning = {});
+
+// The same of any number of tokens a group, for which the GPU's multiprocessors share x: `inputs` must be null, rows
+// beyond a group's tokens may be read. What `next` names is not fetched.
+struct WideTuning {
+  // Blocks of a cluster that share the inputs of an item; 0 lets the launcher choose. The result's bits depend on it.
+  int split = 0;
+  // Blocks of a cluster that take different rows and fetch x together: 1, 2, or 0.
+  int mates = 0;
+};
+// Whether the device has what these products are made of: the tensor cores of compute capability 9.0.
+bool has_wide_products(int device);
+Status launch_wide_product(const Product& product, CUstream_st* stream, const WideTuning& tuning = {});
 
 }  // namespace espalier::cuda
