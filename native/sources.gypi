@@ -160,6 +160,7 @@
     "cuda_test_sources": [
       "native/test/cuda_products_test.cu",
       "native/test/cuda_wide_test.cu",
+      "native/test/cuda_engine_test.cu",
       "native/test/cuda_activations_test.cu",
       "native/test/cuda_attention_test.cu",
       "native/test/cuda_routing_test.cu"

@@ -115,6 +115,14 @@ class Bench {
               MUST(launch_wide_product(product, stream, tuning));
             }};
   }
+  // Whether the GPU has room for such a split.
+  bool takes(size_t pattern, int tokens, int split) {
+    Product product = product_of(pattern, 0);
+    product.tokens = tokens;
+    const Status status = launch_wide_product(product, nullptr, {split, 0});
+    MUST(cudaDeviceSynchronize());
+    return status.is_ok();
+  }
   // As many groups as the kernels for few tokens need.
   Contender narrow(size_t pattern, int tokens, const std::string& name) {
     return {name, [this, pattern, tokens](int i, cudaStream_t stream) {
@@ -167,6 +175,10 @@ void time_all(bool tune) {
         if (!tune) continue;
         contenders.push_back(bench.wide(p, tokens, "alone", {1, 1}));
         contenders.push_back(bench.wide(p, tokens, "mates", {1, 2}));
+        for (const int split : {2, 4, 5, 6, 7}) {
+          if (tokens > 64 || !bench.takes(p, tokens, split)) continue;
+          contenders.push_back(bench.wide(p, tokens, "split " + std::to_string(split), {split, 0}));
+        }
         if (tokens <= 512) contenders.push_back(bench.wide(p, tokens, "two parts", {}, 2));
       }
       measure(contenders, tokens > 1024 ? 4 : 16, tokens > 1024 ? 5 : 9);

@@ -50,16 +50,57 @@ struct Pair {
       : large(pack(first, second)), small(pack(first - low(large), second - high(large))) {}
 };
 
-// Four neighbours of a cache to shared memory, at `to` and their second parts `part_bytes` behind.
-__device__ __forceinline__ void stage_four(const float* from, bool used, uint8_t* to, int part_bytes) {
-  const float4 v = used ? __ldg(reinterpret_cast<const float4*>(from)) : float4{};
-  const Pair a(v.x, v.y);
-  const Pair b(v.z, v.w);
+// Four neighbours of a cache, and how they get into shared memory: their second parts `part_bytes` behind the first.
+__device__ __forceinline__ void load_four(const float* from, bool used, float4& four) {
+  four = used ? __ldg(reinterpret_cast<const float4*>(from)) : float4{};
+}
+__device__ __forceinline__ void load_four(const __nv_bfloat16* from, bool used, uint2& four) {
+  four = used ? __ldg(reinterpret_cast<const uint2*>(from)) : uint2{};
+}
+__device__ __forceinline__ void store_four(const float4& four, uint8_t* to, int part_bytes) {
+  const Pair a(four.x, four.y);
+  const Pair b(four.z, four.w);
   *reinterpret_cast<uint2*>(to) = {a.large, b.large};
   *reinterpret_cast<uint2*>(to + part_bytes) = {a.small, b.small};
 }
-__device__ __forceinline__ void stage_four(const __nv_bfloat16* from, bool used, uint8_t* to, int) {
-  *reinterpret_cast<uint2*>(to) = used ? __ldg(reinterpret_cast<const uint2*>(from)) : uint2{};
+__device__ __forceinline__ void store_four(const uint2& four, uint8_t* to, int) {
+  *reinterpret_cast<uint2*>(to) = four;
+}
+
+struct StagePlace {
+  int64_t at;
+  bool used;
+  uint8_t* to;
+};
+
+template <class T>
+struct FourOf;
+template <>
+struct FourOf<float> {
+  using Type = float4;
+};
+template <>
+struct FourOf<__nv_bfloat16> {
+  using Type = uint2;
+};
+
+// Stages kCount fours of the block: `place(i)` says where the i-th lies, whether it is used, and where it goes to. Some
+// loads are under way together.
+template <class T, int kCount, class Place>
+__device__ __forceinline__ void stage(const T* cache, int part_bytes, const Place& place) {
+  constexpr int kAhead = 8;
+  static_assert(kCount % (kAhead * kThreads) == 0);
+#pragma unroll 1
+  for (int first = threadIdx.x; first < kCount; first += kAhead * kThreads) {
+    typename FourOf<T>::Type fours[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const StagePlace four = place(first + j * kThreads);
+      load_four(cache + four.at, four.used, fours[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) store_four(fours[j], place(first + j * kThreads).to, part_bytes);
+  }
 }
 
 // The rows of a block, and the keys that they see.
@@ -81,6 +122,7 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
   using S = Shape<T, kDim>;
   constexpr int kKeys = S::kKeys;
   extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ int64_t starts[kKeys / kKvTokens];  // of the chunk's blocks in the cache
   begin_kernel();
   const AttendTask& task = runs.rows;
   const HeadShape& shape = task.shape;
@@ -117,7 +159,8 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
     float2 v{};
     if (d < dim && exists(q)) {
       const int64_t row = block.first_row + q / heads_each;
-      v = *reinterpret_cast<const float2*>(task.queries + (row * shape.heads + block.first_head + q % heads_each) * dim + d);
+      v = *reinterpret_cast<const float2*>(task.queries +
+                                           (row * shape.heads + block.first_head + q % heads_each) * dim + d);
     }
     const Pair pair(v.x * scale, v.y * scale);
     uint8_t* to = shared + (q * S::kDimStride + d) * 2;
@@ -147,30 +190,30 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
   const int last_key = block.last_key();
   for (int chunk = first_key / kKeys; chunk <= last_key / kKeys; ++chunk) {
     __syncthreads();
-    // Four tokens of an element of a key, four elements of a value. What nobody has written may be NaN.
-    for (int i = thread; i < kKeys / 4 * kDim; i += kThreads) {
+    if (thread < kKeys / kKvTokens) {
+      const int key = chunk * kKeys + thread * kKvTokens;
+      const bool used = key <= last_key && key + kKvTokens > first_key;
+      starts[thread] =
+          used ? (static_cast<int64_t>(block.table[key / kKvTokens]) * shape.kv_heads + block.kv_head) * dim * kKvTokens
+               : -1;
+    }
+    __syncthreads();
+    // Four tokens of an element of a key, then four elements of a value. What nobody has written may be NaN.
+    stage<T, kKeys / 4 * kDim>(static_cast<const T*>(task.cache.keys), S::kKeyBytes, [&](int i) {
       const int part = i / (4 * kDim);
       const int d = i % (4 * kDim) / 4;
       const int token = i % 4 * 4;
-      const int key = chunk * kKeys + part * kKvTokens;
-      const bool used = key <= last_key && key + kKvTokens > first_key && d < dim;
-      const int64_t at = used ? (static_cast<int64_t>(block.table[key / kKvTokens]) * shape.kv_heads + block.kv_head) *
-                                        dim * kKvTokens
-                              : 0;
-      stage_four(static_cast<const T*>(task.cache.keys) + at + d * kKvTokens + token, used,
-                 shared + S::kKeysAt + (d * S::kKeyStride + part * kKvTokens + token) * 2, S::kKeyBytes);
-    }
-    for (int i = thread; i < kKeys * (kDim / 4); i += kThreads) {
-      const int key_of_chunk = i / (kDim / 4);
+      return StagePlace{starts[part] + d * kKvTokens + token, starts[part] >= 0 && d < dim,
+                        shared + S::kKeysAt + (d * S::kKeyStride + part * kKvTokens + token) * 2};
+    });
+    stage<T, kKeys / 4 * kDim>(static_cast<const T*>(task.cache.values), S::kValueBytes, [&](int i) {
+      const int of_chunk = i / (kDim / 4);
       const int d = i % (kDim / 4) * 4;
-      const int key = chunk * kKeys + key_of_chunk;
-      const bool used = key <= last_key && key >= first_key && d < dim;
-      const int64_t at = used ? (static_cast<int64_t>(block.table[key / kKvTokens]) * shape.kv_heads + block.kv_head) *
-                                        dim * kKvTokens
-                              : 0;
-      stage_four(static_cast<const T*>(task.cache.values) + at + key % kKvTokens * dim + d, used,
-                 shared + S::kValuesAt + (key_of_chunk * S::kDimStride + d) * 2, S::kValueBytes);
-    }
+      const int key = chunk * kKeys + of_chunk;
+      return StagePlace{starts[of_chunk / kKvTokens] + of_chunk % kKvTokens * dim + d,
+                        key <= last_key && key >= first_key && d < dim,
+                        shared + S::kValuesAt + (of_chunk * S::kDimStride + d) * 2};
+    });
     __syncthreads();
 
     float scores[kKeys / 8][4] = {};

@@ -106,7 +106,7 @@ int choose_stages(WideArgs& args, int x_bytes, int shared_bytes) {
 // How many blocks share the inputs of an item: as many as find their place at the same time.
 Result<int> choose_split(const WideArgs& args, const WideKernel& kernel, const DeviceLimits& limits, int shared) {
   int best = 1;
-  for (int split = 2; split <= kMostSplit && split <= args.col_tiles; split *= 2) {
+  for (int split = 2; split <= kMostSplit && split <= args.col_tiles; ++split) {
     if (args.items * split > limits.multiprocessors * kernel.resident) break;
     const Result<int> fit = clusters_that_fit(kernel, limits, shared, split);
     if (!fit.is_ok()) return fit.status();
