@@ -84,12 +84,11 @@ DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const
 Result<DeviceLimits> current_limits() {
   DeviceLimits limits;
   ESPALIER_CUDA_TRY(cudaGetDevice(&limits.device));
-  ESPALIER_CUDA_TRY(
-      cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, limits.device));
+  ESPALIER_CUDA_TRY(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, limits.device));
   ESPALIER_CUDA_TRY(
       cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, limits.device));
-  ESPALIER_CUDA_TRY(cudaDeviceGetAttribute(&limits.all_shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
-                                           limits.device));
+  ESPALIER_CUDA_TRY(
+      cudaDeviceGetAttribute(&limits.all_shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, limits.device));
   return limits;
 }
 

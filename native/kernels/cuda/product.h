@@ -2,8 +2,8 @@
 //
 // Of few tokens (product_*.cu), a product is bound by the bytes of the weights. Each warp walks its own tiles through a
 // ring of buffers in shared memory that bulk copies fill, and multiplies on the tensor cores even for one token: that
-// leaves arithmetic out of the account, and 7 further tokens cost nothing. Of many (wide.cu), x is shared by the rows of
-// a block, and the tensor cores are what counts.
+// leaves arithmetic out of the account, and 7 further tokens cost nothing. Of many (wide.cu), x is shared by the rows
+// of a block, and the tensor cores are what counts.
 #pragma once
 
 #include <cstdint>
@@ -77,7 +77,8 @@ struct ProductTuning {
 // The most rows of bf16, tokens · parts, of a group of a product of few tokens.
 inline constexpr int kMostFewRows = 16;
 
-// Starts a product of few tokens. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is allocated.
+// Starts a product of few tokens. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is
+// allocated.
 Status launch_product(const Product& product, CUstream_st* stream, const ProductTuning& tuning = {});
 
 // How a launch for many tokens uses the GPU; 0 lets the launcher choose. The result's bits depend on `split` alone.
