@@ -98,8 +98,10 @@
       "native/kernels/cuda/device.cu",
       "native/kernels/cuda/activations.cu",
       "native/kernels/cuda/attention.cu",
+      "native/kernels/cuda/attention_runs.cu",
       "native/kernels/cuda/routing.cu",
       "native/kernels/cuda/product.cu",
+      "native/kernels/cuda/wide.cu",
       "native/kernels/cuda/product_dense.cu",
       "native/kernels/cuda/product_two_four.cu",
       "native/kernels/cuda/product_balanced.cu",
@@ -157,6 +159,8 @@
     ],
     "cuda_test_sources": [
       "native/test/cuda_products_test.cu",
+      "native/test/cuda_wide_test.cu",
+      "native/test/cuda_engine_test.cu",
       "native/test/cuda_activations_test.cu",
       "native/test/cuda_attention_test.cu",
       "native/test/cuda_routing_test.cu"

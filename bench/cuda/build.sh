@@ -18,8 +18,8 @@ objects=()
 for source in "${sources[@]}"; do
   object=$work/$(basename "$source").o
   objects+=("$object")
-  nvcc -O3 -std=c++20 -gencode arch=compute_90,code=sm_90 -lineinfo -I "$root/native" -I "$root/bench/cuda" \
+  nvcc -O3 -std=c++20 -gencode arch=compute_90a,code=sm_90a -lineinfo -I "$root/native" -I "$root/bench/cuda" \
     ${CUBLAS:+-I "$CUBLAS/include"} -c "$source" -o "$object" &
 done
 wait
-nvcc -gencode arch=compute_90,code=sm_90 "${objects[@]}" "${cublas[@]}" -Xcompiler -pthread -o "$1"
+nvcc -gencode arch=compute_90a,code=sm_90a "${objects[@]}" "${cublas[@]}" -Xcompiler -pthread -o "$1"

@@ -59,10 +59,10 @@ std::vector<double> prepared(const std::vector<float>& source, size_t first, int
 
 TEST_CASE("heads into a paged cache, and attention over it") {
   if (!test::has_gpu()) return;
-  const AttentionCase cases[] = {{4, 2, 32, 0, false, false},    {4, 4, 16, 8, false, true},
-                                 {6, 2, 24, 0, false, false},    {8, 1, 128, 0, true, false},
-                                 {32, 2, 64, 200, false, false}, {2, 1, 256, 0, false, true},
-                                 {16, 4, 128, 0, false, false}};
+  const AttentionCase cases[] = {
+      {4, 2, 32, 0, false, false},   {4, 4, 16, 8, false, true},     {6, 2, 24, 0, false, false},
+      {8, 1, 128, 0, true, false},   {32, 2, 64, 200, false, false}, {2, 1, 256, 0, false, true},
+      {16, 4, 128, 0, false, false}, {12, 2, 128, 0, false, false},  {64, 1, 64, 0, false, false}};
   for (const AttentionCase& of : cases) {
     CAPTURE(of.heads);
     CAPTURE(of.kv_heads);
@@ -191,5 +191,33 @@ TEST_CASE("heads into a paged cache, and attention over it") {
       const std::vector<double> found = test::join_parts(out.host(), rows, static_cast<int64_t>(q_width), 2);
       CHECK(test::relative_error(found, wanted) < (of.bf16 ? 2e-2 : 1e-5));
     }
+
+    // The same rows as runs, the second sequence and the end of the first in runs of any length.
+    std::vector<int32_t> firsts;
+    std::vector<int32_t> counts;
+    for (int first = 0; first < rows; first += counts.back()) {
+      const int end = first < lengths[0] ? lengths[0] : rows;
+      firsts.push_back(first);
+      counts.push_back(std::min(end - first, first < 64 ? kMostRun : draw(1, kMostRun)));
+    }
+    const OnGpu<int32_t> firsts_gpu(firsts);
+    const OnGpu<int32_t> counts_gpu(counts);
+    const OnGpu<uint16_t> out(static_cast<size_t>(rows) * 2 * static_cast<size_t>(stride));
+    AttendRunsTask task;
+    task.rows = {.places = places,
+                 .shape = shape,
+                 .scale = scale,
+                 .window = of.window,
+                 .cache = cache,
+                 .queries = queries.get(),
+                 .out = {out.get(), 2, stride}};
+    task.runs = static_cast<int>(firsts.size());
+    task.firsts = firsts_gpu.get();
+    task.counts = counts_gpu.get();
+    require(attend_runs(task, nullptr));
+    const std::vector<double> found = test::join_parts(out.host(), rows, static_cast<int64_t>(q_width), 2);
+    const double error = test::relative_error(found, wanted);
+    CAPTURE(error);
+    CHECK(error < (of.bf16 ? 2e-2 : 1e-5));
   }
 }

@@ -16,6 +16,10 @@ namespace {
 // Rows up to which the keys of each are shared out; more fill the GPU by themselves.
 constexpr int64_t kMostSplitRows = 64;
 
+// Rows that a run has on average at least, where rows attend in runs: one row alone leaves most of a block's work
+// empty.
+constexpr int64_t kLeastRun = 4;
+
 // Rows up to which a step is captured as a graph: those of larger ones run long enough to hide their launches.
 constexpr int kMostGraphRows = 64;
 
@@ -37,7 +41,11 @@ class StepLists {
  public:
   StepLists(const StepRequest& request, const std::vector<int32_t>& answered)
       : request_(request), answered_(answered), rows_(request.batch.rows) {
-    for (const Slice& slice : request.batch.slices) blocks_ += static_cast<int64_t>(slice.blocks.size());
+    for (const Slice& slice : request.batch.slices) {
+      blocks_ += static_cast<int64_t>(slice.blocks.size());
+      runs_ += (slice.count + kMostRun - 1) / kMostRun;
+    }
+    if (rows_ <= kMostSplitRows || runs_ * kLeastRun > rows_) runs_ = 0;
   }
 
   int64_t positions() const { return rows_; }
@@ -45,7 +53,11 @@ class StepLists {
   int64_t picks() const { return 3 * rows_; }
   int64_t targets() const { return picks() + static_cast<int64_t>(answered_.size()); }
   int64_t blocks() const { return targets() + static_cast<int64_t>(answered_.size()); }
-  int64_t size() const { return blocks() + blocks_; }
+  int64_t run_firsts() const { return blocks() + blocks_; }
+  int64_t run_counts() const { return run_firsts() + runs_; }
+  int64_t size() const { return run_counts() + runs_; }
+  // Runs of rows that attend together, 0 if rows do one by one.
+  int64_t runs() const { return runs_; }
 
   void write(int32_t* out) const {
     std::copy(request_.tokens.begin(), request_.tokens.end(), out);
@@ -58,6 +70,7 @@ class StepLists {
       std::copy(slice.blocks.begin(), slice.blocks.end(), out + blocks() + table);
       table += static_cast<int32_t>(slice.blocks.size());
     }
+    if (runs_ > 0) write_runs(out + run_firsts(), out + run_counts());
     std::copy(answered_.begin(), answered_.end(), out + picks());
     std::fill_n(out + targets(), answered_.size(), 0);
     int32_t* target = out + blocks() - request_.scores.size();
@@ -65,10 +78,20 @@ class StepLists {
   }
 
  private:
+  void write_runs(int32_t* firsts, int32_t* counts) const {
+    for (const Slice& slice : request_.batch.slices) {
+      for (int64_t done = 0; done < slice.count; done += kMostRun) {
+        *firsts++ = static_cast<int32_t>(slice.first_row + done);
+        *counts++ = static_cast<int32_t>(std::min<int64_t>(slice.count - done, kMostRun));
+      }
+    }
+  }
+
   const StepRequest& request_;
   const std::vector<int32_t>& answered_;
   int64_t rows_;
   int64_t blocks_ = 0;
+  int64_t runs_ = 0;
 };
 
 class CudaEngine final : public Engine {
@@ -78,7 +101,7 @@ class CudaEngine final : public Engine {
         pool_(std::move(pool)),
         limits_(limits),
         model_(std::move(model)),
-        forward_(model_),
+        forward_(model_, has_wide_products(device)),
         stream_(std::move(stream)) {
     collect_info();
   }
@@ -117,7 +140,10 @@ class CudaEngine final : public Engine {
                                    .blocks = device + lists.blocks()},
                         .tokens = device,
                         .splits = split.splits,
-                        .split_chunks = split.chunks};
+                        .split_chunks = split.chunks,
+                        .runs = static_cast<int>(lists.runs()),
+                        .run_firsts = device + lists.run_firsts(),
+                        .run_counts = device + lists.run_counts()};
     const auto count = static_cast<int>(answered.size());
     Chunk chunk = chunk_of(request, 0, std::min(count, kMostLogitRows));
     const auto head = [&] {

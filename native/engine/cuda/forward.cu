@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "engine/cuda/forward.h"
+#include "engine/cuda/group_size.h"
 #include "kernels/cuda/routing.h"
 
 namespace espalier::cuda {
@@ -40,6 +41,7 @@ Status Forward::reserve(int rows, int splits) {
   int64_t logits = 0;
   int64_t groups = 0;
   int64_t slots = 0;
+  int64_t gathered = 0;
   int64_t activations = 0;
   int64_t down = 0;
   for (const Layer& layer : model_.layers) {
@@ -50,6 +52,7 @@ Status Forward::reserve(int rows, int splits) {
       groups = std::max<int64_t>(groups, of_part.groups);
       const int64_t places = part.is_routed ? of_part.slots() : count;
       slots = std::max(slots, places);
+      if (of_part.wide) gathered = std::max(gathered, places * parts(model_.hidden));
       activations = std::max(activations, places * parts(part.width));
       down = std::max(down, places * model_.hidden);
     }
@@ -76,6 +79,7 @@ Status Forward::reserve(int rows, int splits) {
       {&slots_, floats(pairs)},
       {&group_experts_, floats(groups)},
       {&inputs_, floats(slots)},
+      {&gathered_, gathered},
       {&activations_, activations},
       {&down_, floats(down)},
       {&last_, kMostLogitRows * parts(model_.hidden)},
@@ -92,14 +96,15 @@ Status Forward::reserve(int rows, int splits) {
 }
 
 // One token has a group for each of its experts. Of many, a group has as many as an expert gets on average, so that few
-// places stay empty, and no more than a product takes.
+// places stay empty; products of few take no more than they can.
 Forward::Plan Forward::plan(const FeedForwardPart& part, int rows) const {
   if (!part.is_routed) return {1, rows};
   if (rows == 1) return {1, part.routing.top_k};
-  const int most = std::min({part.gate_up.most_rows(model_.parts), part.down.most_rows(model_.parts), rows});
   const int average = (rows * part.routing.top_k + part.experts - 1) / part.experts;
-  const int tokens = std::min(round_up(average, 8 / model_.parts), most);
-  return {tokens, most_groups(rows, part.routing.top_k, part.experts, tokens)};
+  const bool wide = is_wide(average);
+  const int tokens = wide ? choose_group(static_cast<double>(rows) * part.routing.top_k / part.experts)
+                          : std::min({round_up(average, 8 / model_.parts), kMostFewRows / model_.parts, rows});
+  return {tokens, most_groups(rows, part.routing.top_k, part.experts, tokens), wide};
 }
 
 PartRows Forward::part_rows(const DeviceMemory& memory, int64_t width) const {
@@ -111,12 +116,16 @@ Status Forward::multiply(const Matrices& matrix, const PartRows& x, int rows, vo
                          cudaStream_t stream, const Matrices* next) {
   Product product;
   product.weights = matrix.view;
-  product.tokens = std::min(matrix.most_rows(x.parts), rows);
-  product.groups = (rows + product.tokens - 1) / product.tokens;
   product.parts = x.parts;
   product.x = x.data;
   product.y = y;
   product.output = output;
+  if (is_wide(rows)) {
+    product.tokens = rows;
+    return launch_wide_product(product, stream);
+  }
+  product.tokens = std::min(kMostFewRows / x.parts, rows);
+  product.groups = (rows + product.tokens - 1) / product.tokens;
   if (next != nullptr) product.next = &next->view;
   return launch_product(product, stream);
 }
@@ -164,6 +173,22 @@ Status Forward::run(const StepRows& rows, cudaStream_t stream) {
   return Status::ok();
 }
 
+// The values that each row attends to.
+Status Forward::mix(const Layer& layer, const StepRows& rows, const PartRows& out, cudaStream_t stream) {
+  const AttendTask task{.places = rows.places,
+                        .shape = layer.heads,
+                        .scale = layer.scale,
+                        .window = layer.window,
+                        .cache = {layer.keys.data(), layer.values.data(), model_.kv_is_bf16},
+                        .queries = queries_.as<float>(),
+                        .out = out,
+                        .splits = rows.splits,
+                        .split_chunks = rows.split_chunks,
+                        .partials = partials_.as<float>()};
+  if (rows.runs == 0 || !can_attend_runs(layer.heads)) return attend(task, stream);
+  return attend_runs({task, rows.runs, rows.run_firsts, rows.run_counts}, stream);
+}
+
 Status Forward::attention(const Layer& layer, const Matrices& after, const StepRows& rows, cudaStream_t stream) {
   const int count = rows.places.rows;
   const KvCache cache{layer.keys.data(), layer.values.data(), model_.kv_is_bf16};
@@ -188,17 +213,7 @@ Status Forward::attention(const Layer& layer, const Matrices& after, const StepR
                               .cache = cache},
                              stream));
   const PartRows mixed = part_rows(mixed_, layer.query_width());
-  ESPALIER_TRY(attend({.places = rows.places,
-                       .shape = layer.heads,
-                       .scale = layer.scale,
-                       .window = layer.window,
-                       .cache = cache,
-                       .queries = queries_.as<float>(),
-                       .out = mixed,
-                       .splits = rows.splits,
-                       .split_chunks = rows.split_chunks,
-                       .partials = partials_.as<float>()},
-                      stream));
+  ESPALIER_TRY(mix(layer, rows, mixed, stream));
   ESPALIER_TRY(multiply(layer.output, mixed, count, output_.data(), OutputType::kF32, stream, &after));
   NormTask added;
   added.source = output_.as<float>();
@@ -250,24 +265,7 @@ Status Forward::feed_forward(const FeedForwardPart& part, int rows, const float*
   const PartRows input = part_rows(input_, model_.hidden);
   const PartRows activations = part_rows(activations_, part.width);
   if (part.is_routed) {
-    Product product;
-    product.groups = of_part.groups;
-    product.tokens = of_part.group_tokens;
-    product.parts = model_.parts;
-    product.experts = direct ? experts_.as<int32_t>() : group_experts_.as<int32_t>();
-    product.weights = part.gate_up.view;
-    product.x = input.data;
-    product.inputs = direct ? zeros_.as<int32_t>() : inputs_.as<int32_t>();
-    product.y = activations.data;
-    product.output = OutputType::kGated;
-    ESPALIER_TRY(launch_product(product, stream));
-    product.weights = part.down.view;
-    product.x = activations.data;
-    product.inputs = nullptr;
-    product.experts_settled = true;
-    product.y = down_.data();
-    product.output = OutputType::kF32;
-    ESPALIER_TRY(launch_product(product, stream));
+    ESPALIER_TRY(run_experts(part, of_part, input, activations, stream));
   } else {
     ESPALIER_TRY(multiply(part.gate_up, input, rows, activations.data, OutputType::kGated, stream));
     ESPALIER_TRY(multiply(part.down, activations, rows, down_.data(), OutputType::kF32, stream));
@@ -278,6 +276,40 @@ Status Forward::feed_forward(const FeedForwardPart& part, int rows, const float*
   if (part.router_rows > 0) added.gates = gates_.as<float>();
   added.terms = part.is_routed ? routing.top_k : 1;
   return norm(next_norm, added, rows, stream);
+}
+
+// The products of the chosen experts, into `down_`.
+Status Forward::run_experts(const FeedForwardPart& part, const Plan& of_part, const PartRows& input,
+                            const PartRows& activations, cudaStream_t stream) {
+  const bool direct = of_part.group_tokens == 1;
+  Product product;
+  product.groups = of_part.groups;
+  product.tokens = of_part.group_tokens;
+  product.parts = model_.parts;
+  product.experts = direct ? experts_.as<int32_t>() : group_experts_.as<int32_t>();
+  product.weights = part.gate_up.view;
+  product.x = input.data;
+  product.inputs = direct ? zeros_.as<int32_t>() : inputs_.as<int32_t>();
+  product.y = activations.data;
+  product.output = OutputType::kGated;
+  if (of_part.wide) {
+    const PartRows gathered = part_rows(gathered_, model_.hidden);
+    ESPALIER_TRY(gather_rows(
+        {.slots = static_cast<int>(of_part.slots()), .inputs = product.inputs, .from = input, .to = gathered}, stream));
+    product.x = gathered.data;
+    product.inputs = nullptr;
+    product.experts_settled = true;
+    ESPALIER_TRY(launch_wide_product(product, stream));
+  } else {
+    ESPALIER_TRY(launch_product(product, stream));
+  }
+  product.weights = part.down.view;
+  product.x = activations.data;
+  product.inputs = nullptr;
+  product.experts_settled = true;
+  product.y = down_.data();
+  product.output = OutputType::kF32;
+  return of_part.wide ? launch_wide_product(product, stream) : launch_product(product, stream);
 }
 
 Status Forward::run_head(const LogitRows& rows, cudaStream_t stream) {

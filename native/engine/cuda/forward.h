@@ -15,6 +15,10 @@ struct StepRows {
   // See AttendTask.
   int splits = 1;
   int split_chunks = 1;
+  // See AttendRunsTask; none: rows are taken one by one.
+  int runs = 0;
+  const int32_t* run_firsts = nullptr;
+  const int32_t* run_counts = nullptr;
 };
 
 // Rows of the hidden states whose logits are wanted.
@@ -30,8 +34,8 @@ inline constexpr int kMostLogitRows = 64;
 
 class Forward {
  public:
-  // The model must outlive this.
-  explicit Forward(const Model& model) : model_(model) {}
+  // The model must outlive this. `wide`: whether the device has_wide_products().
+  Forward(const Model& model, bool wide) : model_(model), wide_(wide) {}
 
   // Makes room for steps of so many rows. kOutOfMemory. What it frees must not be in use.
   Status reserve(int rows, int splits);
@@ -52,22 +56,28 @@ class Forward {
   struct Plan {
     int group_tokens = 1;
     int groups = 1;
+    bool wide = false;
     int64_t slots() const { return static_cast<int64_t>(groups) * group_tokens; }
   };
   Plan plan(const FeedForwardPart& part, int rows) const;
   PartRows part_rows(const DeviceMemory& memory, int64_t width) const;
   Status norm(const float* weight, const NormTask& added, int rows, cudaStream_t stream);
   // `after` is the next matrix that is known before the router chooses.
+  Status mix(const Layer& layer, const StepRows& rows, const PartRows& out, cudaStream_t stream);
   Status attention(const Layer& layer, const Matrices& after, const StepRows& rows, cudaStream_t stream);
+  Status run_experts(const FeedForwardPart& part, const Plan& of_part, const PartRows& input,
+                     const PartRows& activations, cudaStream_t stream);
   Status feed_forward(const FeedForwardPart& part, int rows, const float* next_norm, cudaStream_t stream);
+  bool is_wide(int rows) const { return wide_ && rows * model_.parts > kMostFewRows; }
   Status multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output, cudaStream_t stream,
                   const Matrices* next = nullptr);
 
   const Model& model_;
+  bool wide_;
   DeviceMemory hidden_, cosines_, sines_, input_, input_floats_;
   DeviceMemory qkv_, queries_, mixed_, partials_, output_;
   DeviceMemory router_logits_, experts_, gates_, slots_, group_experts_, inputs_, zeros_, unfinished_;
-  DeviceMemory activations_, down_;
+  DeviceMemory gathered_, activations_, down_;
   DeviceMemory last_, logits_, scores_, likeliest_;
   int64_t moves_ = 0;
 };

@@ -19,8 +19,6 @@ struct Matrices {
 
   int64_t bytes() const { return tiles.bytes() + starts.bytes(); }
   std::string format() const { return layout_name(view.layout, view.slots) + " bf16"; }
-  // The most rows of x that a group of a product takes.
-  int most_rows(int parts) const { return most_tokens(view.layout) / parts; }
 };
 
 // Elements of a small matrix in the type that they are multiplied in.

@@ -80,4 +80,19 @@ constexpr int64_t attend_partial_floats(const HeadShape& shape, int64_t rows, in
 }
 Status attend(const AttendTask& task, CUstream_st* stream);
 
+// The most rows of a run.
+inline constexpr int kMostRun = 64;
+
+// The same for rows of which many stand one after the other in their sequences, as those of prompts: on the tensor
+// cores, from keys and values that the rows of a run share. Floats enter as two bf16 parts, which keep 16 bits.
+struct AttendRunsTask {
+  AttendTask rows;  // but not the splits
+  int runs = 0;
+  const int32_t* firsts = nullptr;  // [runs]: the first row
+  const int32_t* counts = nullptr;  // [runs]: rows, 1 … kMostRun, of one sequence at positions that follow each other
+};
+// Whether it takes heads of that shape: of a multiple of 4 elements.
+constexpr bool can_attend_runs(const HeadShape& shape) { return shape.head_dim % 4 == 0; }
+Status attend_runs(const AttendRunsTask& task, CUstream_st* stream);
+
 }  // namespace espalier::cuda

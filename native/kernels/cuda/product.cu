@@ -7,24 +7,10 @@
 
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/product.cuh"
+#include "kernels/cuda/product_launch.h"
 
 namespace espalier::cuda {
 namespace {
-
-// What a launch needs to know of the device.
-struct Limits {
-  int multiprocessors = 0;
-  int shared_bytes = 0;
-};
-
-Result<Limits> current_limits() {
-  int device = 0;
-  Limits limits;
-  ESPALIER_CUDA_TRY(cudaGetDevice(&device));
-  ESPALIER_CUDA_TRY(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  ESPALIER_CUDA_TRY(cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return limits;
-}
 
 ProductKernel find_kernel(TileLayout layout, int tokens) {
   switch (layout) {
@@ -81,18 +67,41 @@ int choose_split(int items, int col_tiles, int warps, int multiprocessors) {
   return best;
 }
 
-Status check(const Product& product) {
+Status check_rows(const Product& product) {
+  if (product.tokens * product.parts <= kMostFewRows) return Status::ok();
+  return Status(Code::kUsage, "a product of few tokens takes 1 to " + std::to_string(kMostFewRows) +
+                                  " rows of bf16 in one or two parts, not " + std::to_string(product.tokens) +
+                                  " tokens of " + std::to_string(product.parts));
+}
+
+}  // namespace
+
+DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
+  return {host.layout,     host.count,     host.rows, host.cols, host.slots,
+          host.most_slots, host.most_tail, tiles,     starts,    static_cast<int64_t>(host.tiles.size())};
+}
+
+Result<DeviceLimits> current_limits() {
+  DeviceLimits limits;
+  ESPALIER_CUDA_TRY(cudaGetDevice(&limits.device));
+  ESPALIER_CUDA_TRY(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, limits.device));
+  ESPALIER_CUDA_TRY(
+      cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, limits.device));
+  ESPALIER_CUDA_TRY(
+      cudaDeviceGetAttribute(&limits.all_shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, limits.device));
+  return limits;
+}
+
+Status check_sizes(const Product& product) {
   const DeviceTiles& weights = product.weights;
-  const int most = most_tokens(weights.layout);
-  if (product.tokens < 1 || product.parts < 1 || product.parts > 2 || product.tokens * product.parts > most) {
-    return Status(Code::kUsage, "a " + layout_name(weights.layout, weights.slots) + " product takes 1 to " +
-                                    std::to_string(most) + " rows of bf16 in one or two parts, not " +
-                                    std::to_string(product.tokens) + " tokens of " + std::to_string(product.parts));
-  }
   const bool sized = product.groups >= 1 && weights.rows >= 1 && weights.rows < INT_MAX / 2 && weights.cols >= 32 &&
                      weights.cols % 32 == 0 && weights.cols < INT_MAX / 2 &&
                      (weights.rows + 15) / 16 * product.groups < INT_MAX / 2;
   if (!sized) return Status(Code::kUsage, "a product needs groups, rows, and a multiple of 32 columns, below 2³⁰");
+  if (product.tokens < 1 || product.parts < 1 || product.parts > 2) {
+    return Status(Code::kUsage, "a product takes tokens of one or two parts, not " + std::to_string(product.tokens) +
+                                    " of " + std::to_string(product.parts));
+  }
   if (product.output == OutputType::kGated && weights.rows % 64 != 0) {
     return Status(Code::kUsage, "a gated product needs a multiple of 64 rows, not " + std::to_string(weights.rows));
   }
@@ -104,23 +113,8 @@ Status check(const Product& product) {
   return Status::ok();
 }
 
-}  // namespace
-
-int most_tokens(TileLayout layout) { return layout == TileLayout::kTwoFour || layout == TileLayout::kDense ? 64 : 16; }
-
-DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
-  return {host.layout,     host.count,     host.rows, host.cols, host.slots,
-          host.most_slots, host.most_tail, tiles,     starts,    static_cast<int64_t>(host.tiles.size())};
-}
-
-Status launch_product(const Product& product, cudaStream_t stream, const ProductTuning& tuning) {
-  ESPALIER_TRY(check(product));
-  const Result<Limits> limits = current_limits();
-  if (!limits.is_ok()) return limits.status();
+void describe(const Product& product, ProductArgs& args) {
   const DeviceTiles& weights = product.weights;
-  const ProductKernel kernel = find_kernel(weights.layout, product.tokens * product.parts);
-
-  ProductArgs args{};
   args.tiles = weights.tiles;
   args.starts = weights.starts;
   args.x = product.x;
@@ -131,20 +125,31 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   args.cols = static_cast<int>(weights.cols);
   args.row_tiles = (args.rows + kTileHeight - 1) / kTileHeight;
   args.col_tiles = (args.cols + kTileWidth - 1) / kTileWidth;
-  args.row_blocks = (args.row_tiles + kernel.row_tiles - 1) / kernel.row_tiles;
-  args.items = args.row_blocks * product.groups;
   args.tokens = product.tokens;
   args.two_parts = product.parts - 1;
   args.slots = weights.slots;
   args.tail_at = tail_at(weights);
   args.early = product.experts == nullptr || product.experts_settled;
+  args.one_matrix = weights.count == 1;
+  args.output = product.output;
+  args.stage_bytes = stage_bytes(weights);
+}
+
+Status launch_product(const Product& product, cudaStream_t stream, const ProductTuning& tuning) {
+  ESPALIER_TRY(check_sizes(product));
+  ESPALIER_TRY(check_rows(product));
+  const Result<DeviceLimits> limits = current_limits();
+  if (!limits.is_ok()) return limits.status();
+  const ProductKernel kernel = find_kernel(product.weights.layout, product.tokens * product.parts);
+
+  ProductArgs args{};
+  describe(product, args);
+  args.row_blocks = (args.row_tiles + kernel.row_tiles - 1) / kernel.row_tiles;
+  args.items = args.row_blocks * product.groups;
   if (product.next != nullptr && product.next->tile_bytes <= kMostPrefetch) {
     args.next = product.next->tiles;
     args.next_bytes = product.next->tile_bytes;
   }
-  args.one_matrix = weights.count == 1;
-  args.output = product.output;
-  args.stage_bytes = stage_bytes(weights);
   args.split = tuning.split > 0
                    ? tuning.split
                    : choose_split(args.items, args.col_tiles, kernel.warps, limits.value().multiprocessors);

@@ -55,11 +55,10 @@ struct ProductArgs {
 // Floats between the 16 sums of one token and those of the next: with 20, lanes store to different banks.
 inline constexpr int kSumStride = 20;
 
-template <int kBlocks>
-constexpr int kSumBuffers = kBlocks <= 2 ? 2 : 1;
+inline constexpr int kSumBuffers = 2;
 // Bytes of partial sums of a block.
 template <int kBlocks, int kWarps>
-constexpr int kSumBytes = kSumBuffers<kBlocks>* kWarps* kBlocks * 8 * kSumStride * 4;
+constexpr int kSumBytes = kSumBuffers* kWarps* kBlocks * 8 * kSumStride * 4;
 
 // The tiles that a warp fetches, in order.
 template <class Tile, int kRowTiles>
@@ -138,8 +137,6 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
   const int team = warp / args.split;
   const int g = lane / 4;
   const int t = lane % 4;
-  // Quarters of x that a lane holds at a time.
-  constexpr int kAhead = kBlocks <= 2 ? 4 : kBlocks <= 4 ? 2 : 1;
 
   const int ring_bytes = args.stages * args.stage_bytes * kRowTiles;
   const uint32_t ring = ptx::shared_address(shared) + warp * ring_bytes;
@@ -184,9 +181,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
     float acc[kRowTiles][kBlocks][4] = {};
     for (int col = part; col < args.col_tiles; col += args.split) {
       const int first = col * kTileWidth;
-      uint4 ahead[kAhead][kBlocks];
+      uint4 ahead[4][kBlocks];
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
+      for (int i = 0; i < 4; ++i) {
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b) ahead[i][b] = load_inputs(args, x[b], first + Tile::input(i, t));
       }
@@ -199,10 +196,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
         uint4 operand[kBlocks];
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b) {
-          operand[b] = Tile::arrange(ahead[kQuarter % kAhead][b], t);
-          if constexpr (kQuarter + kAhead < 4) {
-            ahead[kQuarter % kAhead][b] = load_inputs(args, x[b], first + Tile::input(kQuarter + kAhead, t));
-          }
+          operand[b] = Tile::arrange(ahead[kQuarter][b], t);
         }
 #pragma unroll
         for (int q = 0; q < kRowTiles; ++q) tile[q].template multiply<kQuarter>(acc[q], operand);
@@ -277,11 +271,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
         }
       }
       // With two buffers, the next meeting keeps writers of this one away until it has been read.
-      if constexpr (kSumBuffers<kBlocks> == 2) {
-        sum_buffer ^= 1;
-      } else {
-        meet();
-      }
+      sum_buffer ^= 1;
     }
   }
   // While the kernels after this one wait for each other, memory has time for what comes then.
@@ -291,6 +281,19 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
     const int64_t bytes = min(share, args.next_bytes - from);
     if (bytes > 0) ptx::prefetch_to_cache(args.next + from, static_cast<uint32_t>(bytes));
   }
+}
+
+// Tiles that expand into all their values have expand<kQuarter, kHalf>(a): the A operand of 16 of a quarter's inputs,
+// as four words that hold rows g and g + 8 of two inputs, then of the next two.
+template <int kQuarter, class Tile, int kBlocks>
+__device__ __forceinline__ void multiply_expanded(Tile& tile, float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
+  uint32_t a[4];
+  tile.template expand<kQuarter, 0>(a);
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].x, b[i].y);
+  tile.template expand<kQuarter, 1>(a);
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].z, b[i].w);
 }
 
 // Where a tile comes from: find() asks for what copy() will need when the tile's turn comes. This is for tiles of one

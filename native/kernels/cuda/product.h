@@ -1,9 +1,9 @@
-// Decode products on the GPU: y = W x for up to a few dozen tokens, of one matrix or of the experts that a router
-// chose, in one launch. Plain C++; kernels are in product_*.cu.
+// Products on the GPU: y = W x, of one matrix or of the experts that a router chose, in one launch. Plain C++.
 //
-// A product is bound by the bytes of the weights. Each warp walks its own tiles through a ring of buffers in shared
-// memory that bulk copies fill, and multiplies on the tensor cores even for one token: that leaves arithmetic out of
-// the account, and 7 further tokens cost nothing.
+// Of few tokens (product_*.cu), a product is bound by the bytes of the weights. Each warp walks its own tiles through a
+// ring of buffers in shared memory that bulk copies fill, and multiplies on the tensor cores even for one token: that
+// leaves arithmetic out of the account, and 7 further tokens cost nothing. Of many (wide.cu), x is shared by the rows
+// of a block, and the tensor cores are what counts.
 #pragma once
 
 #include <cstdint>
@@ -74,10 +74,26 @@ struct ProductTuning {
   int stages = 0;
 };
 
-// The most rows of bf16, tokens · parts, of a group.
-int most_tokens(TileLayout layout);
+// The most rows of bf16, tokens · parts, of a group of a product of few tokens.
+inline constexpr int kMostFewRows = 16;
 
-// Starts the product. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is allocated.
+// Starts a product of few tokens. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is
+// allocated.
 Status launch_product(const Product& product, CUstream_st* stream, const ProductTuning& tuning = {});
+
+// How a launch for many tokens uses the GPU; 0 lets the launcher choose. The result's bits depend on `split` alone.
+struct WideTuning {
+  // Blocks of a cluster, up to 8, that share the inputs of 128 rows.
+  int split = 0;
+  // Blocks of a cluster that take different rows and fetch x together: 1 or 2.
+  int mates = 0;
+};
+
+// Whether the device has what products of many tokens are made of: the tensor cores of compute capability 9.0.
+bool has_wide_products(int device);
+
+// Starts a product of any number of tokens. `inputs` must be null: rows of x are gathered first. What `next` names is
+// not fetched. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is allocated.
+Status launch_wide_product(const Product& product, CUstream_st* stream, const WideTuning& tuning = {});
 
 }  // namespace espalier::cuda

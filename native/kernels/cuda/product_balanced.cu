@@ -1,6 +1,6 @@
 // n:32: every lane has n values in each of its rows. The values of its two rows are the halves of words that lie in the
 // lane's own bank, so that lanes at different places of their runs do not collide.
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/wide.cuh"
 
 namespace espalier::cuda {
 namespace {
@@ -11,9 +11,10 @@ struct BalancedSize {
 
 struct BalancedTile {
   using Source = FixedSource<BalancedSize>;
+  using Operand = ExpandedOperand<BalancedTile>;
 
   // Lane t's 32 inputs, in the order of its mask.
-  __device__ static int input(int quarter, int t) { return t * 32 + quarter * 8; }
+  __device__ static constexpr int input(int quarter, int t) { return t * 32 + quarter * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }
 
   __device__ void begin(const ProductArgs&, uint32_t stage, int lane) {
@@ -22,22 +23,17 @@ struct BalancedTile {
     at_[1] = at_[0] + 2;
   }
 
-  template <int kQuarter, int kBlocks>
-  __device__ void multiply(float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
-    constexpr int kBit = kQuarter * 8;
-    uint32_t a[4];
+  template <int kQuarter, int kHalf>
+  __device__ void expand(uint32_t (&a)[4]) {
+    constexpr int kBit = kQuarter * 8 + kHalf * 4;
     a[0] = ptx::expand_pair<kBit, kSlotBytes>(masks_.x, at_[0]);
     a[1] = ptx::expand_pair<kBit, kSlotBytes>(masks_.y, at_[1]);
     a[2] = ptx::expand_pair<kBit + 2, kSlotBytes>(masks_.x, at_[0]);
     a[3] = ptx::expand_pair<kBit + 2, kSlotBytes>(masks_.y, at_[1]);
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].x, b[i].y);
-    a[0] = ptx::expand_pair<kBit + 4, kSlotBytes>(masks_.x, at_[0]);
-    a[1] = ptx::expand_pair<kBit + 4, kSlotBytes>(masks_.y, at_[1]);
-    a[2] = ptx::expand_pair<kBit + 6, kSlotBytes>(masks_.x, at_[0]);
-    a[3] = ptx::expand_pair<kBit + 6, kSlotBytes>(masks_.y, at_[1]);
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].z, b[i].w);
+  }
+  template <int kQuarter, int kBlocks>
+  __device__ void multiply(float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
+    multiply_expanded<kQuarter>(*this, acc, b);
   }
 
   __device__ static void finish() {}
@@ -53,5 +49,7 @@ ProductKernel balanced_kernel(int tokens) {
   if (tokens <= 8) return make_kernel<BalancedTile, 1, 1, 16>();
   return make_kernel<BalancedTile, 2, 1, 16>();
 }
+
+WideKernel balanced_wide(int tokens) { return choose_wide<BalancedTile>(tokens); }
 
 }  // namespace espalier::cuda

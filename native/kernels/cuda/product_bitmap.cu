@@ -1,7 +1,7 @@
 // Bitmap: lanes have different numbers of values. The first words of each lie in its own bank as they come; the others
 // follow lane after lane, one scan of a warp finds where, and they are moved behind the first ones. Then every lane
 // walks its two rows, at conflict-free places, with no counting of bits.
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/wide.cuh"
 
 namespace espalier::cuda {
 namespace {
@@ -37,8 +37,9 @@ struct BitmapSource {
 
 struct BitmapTile {
   using Source = BitmapSource;
+  using Operand = ExpandedOperand<BitmapTile>;
 
-  __device__ static int input(int quarter, int t) { return quarter * 32 + t * 8; }
+  __device__ static constexpr int input(int quarter, int t) { return quarter * 32 + t * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }
 
   __device__ void begin(const ProductArgs& args, uint32_t stage, int lane) {
@@ -73,22 +74,17 @@ struct BitmapTile {
     step_[1] = first % 2 != 0 ? kSlotBytes - 2 : 2;
   }
 
-  template <int kQuarter, int kBlocks>
-  __device__ void multiply(float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
-    constexpr int kBit = kQuarter * 8;
-    uint32_t a[4];
+  template <int kQuarter, int kHalf>
+  __device__ void expand(uint32_t (&a)[4]) {
+    constexpr int kBit = kQuarter * 8 + kHalf * 4;
     a[0] = ptx::expand_pair<kBit, kSlotBytes>(masks_.x, at_[0], step_[0]);
     a[1] = ptx::expand_pair<kBit, kSlotBytes>(masks_.y, at_[1], step_[1]);
     a[2] = ptx::expand_pair<kBit + 2, kSlotBytes>(masks_.x, at_[0], step_[0]);
     a[3] = ptx::expand_pair<kBit + 2, kSlotBytes>(masks_.y, at_[1], step_[1]);
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].x, b[i].y);
-    a[0] = ptx::expand_pair<kBit + 4, kSlotBytes>(masks_.x, at_[0], step_[0]);
-    a[1] = ptx::expand_pair<kBit + 4, kSlotBytes>(masks_.y, at_[1], step_[1]);
-    a[2] = ptx::expand_pair<kBit + 6, kSlotBytes>(masks_.x, at_[0], step_[0]);
-    a[3] = ptx::expand_pair<kBit + 6, kSlotBytes>(masks_.y, at_[1], step_[1]);
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].z, b[i].w);
+  }
+  template <int kQuarter, int kBlocks>
+  __device__ void multiply(float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
+    multiply_expanded<kQuarter>(*this, acc, b);
   }
 
   // The words that were moved may lie where the next tile comes.
@@ -107,5 +103,7 @@ ProductKernel bitmap_kernel(int tokens) {
   if (tokens <= 8) return make_kernel<BitmapTile, 1, 1, 24>();
   return make_kernel<BitmapTile, 2, 1, 16>();
 }
+
+WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile>(tokens); }
 
 }  // namespace espalier::cuda

@@ -1,27 +1,18 @@
 // 2:4: the tensor cores take the values and their positions as they lie, nothing is decoded.
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/wide.cuh"
 
 namespace espalier::cuda {
 namespace {
-
-// Lane t has row t of a 4 × 4 matrix of words, and gets column t.
-__device__ __forceinline__ uint4 transpose(uint4 r, int t) {
-  const bool odd = (t & 1) != 0;
-  uint32_t s0 = __shfl_xor_sync(~0u, odd ? r.x : r.y, 1);
-  uint32_t s1 = __shfl_xor_sync(~0u, odd ? r.z : r.w, 1);
-  r = odd ? uint4{s0, r.y, s1, r.w} : uint4{r.x, s0, r.z, s1};
-  const bool high = (t & 2) != 0;
-  s0 = __shfl_xor_sync(~0u, high ? r.x : r.z, 2);
-  s1 = __shfl_xor_sync(~0u, high ? r.y : r.w, 2);
-  return high ? uint4{s0, s1, r.z, r.w} : uint4{r.x, r.y, s0, s1};
-}
 
 struct TwoFourSize {
   __device__ static uint32_t bytes(const ProductArgs&) { return kTwoFourBytes; }
 };
 
+struct TwoFourOperand;
+
 struct TwoFourTile {
   using Source = FixedSource<TwoFourSize>;
+  using Operand = TwoFourOperand;
 
   __device__ static int input(int quarter, int t) { return quarter * 32 + t * 8; }
   // B wants of lane t the inputs 2t, 2t + 1 of each 8, which the four lanes have loaded as 8 consecutive ones each.
@@ -45,8 +36,36 @@ struct TwoFourTile {
   __device__ static void finish() {}
 
  private:
+  friend TwoFourOperand;
   uint32_t values_;
   uint32_t positions_[2];
+};
+
+struct TwoFourOperand {
+  uint4 a[4];
+  uint32_t positions[2];
+
+  template <class Tile>
+  __device__ __forceinline__ void load(const Tile& tile, int) {
+#pragma unroll
+    for (int u = 0; u < 4; ++u) a[u] = ptx::load_shared_16(tile.values_ + u * 512);
+    positions[0] = tile.positions_[0];
+    positions[1] = tile.positions_[1];
+  }
+  template <int kHalf, int kTokens>
+  __device__ __forceinline__ void multiply(float (&sums)[kTokens / 2], uint64_t x) {
+#pragma unroll
+    for (int u = 2 * kHalf; u < 2 * kHalf + 2; ++u) {
+      ptx::settle(a[u].x);
+      ptx::settle(a[u].y);
+      ptx::settle(a[u].z);
+      ptx::settle(a[u].w);
+    }
+    ptx::settle(positions[kHalf]);
+    ptx::warpgroup_fence();
+    ptx::warpgroup_sparse_product<kTokens, 0>(sums, a[2 * kHalf], positions[kHalf], x);
+    ptx::warpgroup_sparse_product<kTokens, 1>(sums, a[2 * kHalf + 1], positions[kHalf], x + 4);
+  }
 };
 
 }  // namespace
@@ -54,9 +73,9 @@ struct TwoFourTile {
 // With more tokens, more rows share what is read of x, which would otherwise exceed the weights.
 ProductKernel two_four_kernel(int tokens) {
   if (tokens <= 8) return make_kernel<TwoFourTile, 1, 1, 16>();
-  if (tokens <= 16) return make_kernel<TwoFourTile, 2, 2, 16>();
-  if (tokens <= 32) return make_kernel<TwoFourTile, 4, 2, 16>();
-  return make_kernel<TwoFourTile, 8, 2, 12>();
+  return make_kernel<TwoFourTile, 2, 2, 16>();
 }
+
+WideKernel two_four_wide(int tokens) { return choose_wide<TwoFourTile>(tokens); }
 
 }  // namespace espalier::cuda

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kLogitThreads = 256;
 constexpr int kGroupThreads = 1024;
+constexpr int kGatherThreads = 128;
 
 template <class T>
 __device__ __forceinline__ float4 load_four(const T* from);
@@ -250,6 +251,18 @@ __global__ void __launch_bounds__(kGroupThreads) group_kernel(const __grid_const
 }
 static_assert(kGroupThreads >= kMostExperts, "a thread counts the groups of an expert");
 
+__global__ void __launch_bounds__(kGatherThreads) gather_kernel(const __grid_constant__ GatherTask task) {
+  begin_kernel();
+  const int64_t slot = blockIdx.x;
+  const int64_t input = task.inputs[slot];
+  if (input < 0) return;
+  const int size = task.from.parts * task.from.stride / 8;
+  const auto* from = reinterpret_cast<const uint4*>(task.from.data) + input * size;
+  auto* to = reinterpret_cast<uint4*>(task.to.data) + slot * size;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < size; i += kGatherThreads) to[i] = from[i];
+}
+
 }  // namespace
 
 Status route(const RouteTask& task, cudaStream_t stream) {
@@ -270,6 +283,10 @@ int most_groups(int tokens, int top_k, int experts, int group_tokens) {
 
 Status group_rows(const GroupTask& task, cudaStream_t stream) {
   return launch("group rows", group_kernel, {dim3(1), kGroupThreads}, stream, task);
+}
+
+Status gather_rows(const GatherTask& task, cudaStream_t stream) {
+  return launch("gather rows", gather_kernel, {dim3(task.slots), kGatherThreads}, stream, task);
 }
 
 }  // namespace espalier::cuda

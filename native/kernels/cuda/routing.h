@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/status.h"
+#include "kernels/cuda/parts.h"
 
 struct CUstream_st;
 
@@ -56,5 +57,15 @@ struct GroupTask {
 // Groups that any routing of so many tokens fits in.
 int most_groups(int tokens, int top_k, int experts, int group_tokens);
 Status group_rows(const GroupTask& task, CUstream_st* stream);
+
+// to[slot] = from[inputs[slot]], bit for bit; slots whose input is negative are left alone. Strides are a multiple of 32,
+// the same on both sides.
+struct GatherTask {
+  int slots = 0;
+  const int32_t* inputs = nullptr;  // [slots]
+  PartRows from;
+  PartRows to;
+};
+Status gather_rows(const GatherTask& task, CUstream_st* stream);
 
 }  // namespace espalier::cuda

@@ -12,6 +12,13 @@ __device__ __forceinline__ uint64_t read_once_policy() {
   return policy;
 }
 
+// A cache hint for what is soon read again.
+__device__ __forceinline__ uint64_t read_again_policy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // Starts to copy `bytes` (a multiple of 16, both sides aligned so) to shared memory; they count towards `barrier`.
 __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier,
                                           uint64_t policy) {
@@ -53,6 +60,12 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
 
 __device__ __forceinline__ void store_shared(uint32_t to, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void store_shared_16(uint32_t to, float4 value) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(value.x), "f"(value.y), "f"(value.z),
+               "f"(value.w)
+               : "memory");
 }
 
 // Two neighbours of a run of 16-bit values of which only those with a bit in a mask are stored: zero or the value at

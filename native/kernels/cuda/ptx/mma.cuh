@@ -25,4 +25,24 @@ __device__ __forceinline__ void mma_sparse_m16n8k32(float (&c)[4], const uint4& 
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(positions), "n"(kSelector));
 }
 
+// Four 8 × 8 matrices of 16-bit elements: lane 8i + r says where row r of matrix i lies, and lane 4g + t gets of each
+// the elements 2t and 2t + 1 of row g.
+__device__ __forceinline__ uint4 load_matrices(uint32_t row) {
+  uint4 m;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m.x), "=r"(m.y), "=r"(m.z), "=r"(m.w)
+               : "r"(row)
+               : "memory");
+  return m;
+}
+// The same of their transposes.
+__device__ __forceinline__ uint4 load_transposed(uint32_t row) {
+  uint4 m;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m.x), "=r"(m.y), "=r"(m.z), "=r"(m.w)
+               : "r"(row)
+               : "memory");
+  return m;
+}
+
 }  // namespace espalier::cuda::ptx

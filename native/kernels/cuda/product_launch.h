@@ -1,0 +1,25 @@
+// What launches of both kinds of products check and tell their kernels.
+#pragma once
+
+#include "kernels/cuda/product.h"
+
+namespace espalier::cuda {
+
+struct ProductArgs;
+
+// What a launch needs to know of the device.
+struct DeviceLimits {
+  int device = 0;
+  int multiprocessors = 0;
+  int shared_bytes = 0;      // of a block
+  int all_shared_bytes = 0;  // of a multiprocessor
+};
+Result<DeviceLimits> current_limits();
+
+// kUsage for sizes that no kernel takes.
+Status check_sizes(const Product& product);
+
+// What does not depend on how the GPU is used.
+void describe(const Product& product, ProductArgs& args);
+
+}  // namespace espalier::cuda

@@ -1,0 +1,69 @@
+// Blocks of a cluster: they run at the same time, and reach each other's shared memory.
+#pragma once
+
+#include <cstdint>
+
+namespace espalier::cuda::ptx {
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Waits for all threads of the cluster; what they wrote to shared memory can be read.
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+
+// Where what is at `address` of this block's shared memory is in that of another block of the cluster.
+__device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+
+__device__ __forceinline__ float4 load_cluster_16(uint32_t from) {
+  float4 value;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+
+// Arrives at a barrier of a block of the cluster. For readers who are done: a release for the whole cluster would wait
+// for a memory barrier, a thousand cycles.
+__device__ __forceinline__ void barrier_arrive_in(uint32_t barrier, uint32_t rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in(barrier, rank)) : "memory");
+}
+
+// Brings what describes a tensor into its cache.
+__device__ __forceinline__ void prefetch_tensor(const void* tensor) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(tensor) : "memory");
+}
+
+// Starts to copy a box of a tensor of three dimensions to shared memory; its bytes count towards `barrier`. Outside of
+// the tensor are zeros. `tensor` is a CUtensorMap.
+__device__ __forceinline__ void tensor_load(uint32_t to, const void* tensor, int x, int y, int z, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+          "r"(to),
+      "l"(tensor), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+
+// The same to the same place of all blocks whose bit is set in `blocks`, and towards the barriers there.
+__device__ __forceinline__ void tensor_load_to(uint16_t blocks, uint32_t to, const void* tensor, int x, int y, int z,
+                                               uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(tensor), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+
+}  // namespace espalier::cuda::ptx

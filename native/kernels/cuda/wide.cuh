@@ -1,0 +1,237 @@
+// What the products of many tokens share: y = W x where x no longer is small change beside W.
+//
+// A block takes 128 rows of one expert and kTokens tokens at a time (an item): two warpgroups have 64 rows each. One
+// warp of a third keeps tiles of weights coming, another blocks of x, each through a ring of its own in shared memory.
+// A warp turns its tile into the registers that the tensor cores want while they still work on the tile before; x they
+// read where it lies. Blocks of a cluster either have different rows and fetch each a share of the same x for all
+// (`mates`), or the same rows and different inputs (`split`), and add up in the end. Sums are made in the same order
+// whatever the grid is.
+//
+// A layout's struct Tile has, beside what product.cuh lists:
+//   Operand             registers of a tile, with load(tile) and multiply<kHalf>(sums, x) for half of its inputs
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/ptx/cluster.cuh"
+#include "kernels/cuda/ptx/warpgroup.cuh"
+#include "kernels/cuda/wide_fetch.cuh"
+#include "kernels/cuda/wide_operand.cuh"
+#include "kernels/cuda/wide_store.cuh"
+#include "kernels/cuda/wide_walk.cuh"
+
+namespace espalier::cuda {
+
+// What wgmma takes for a block of x: rows of 128 bytes, 8 of them 1024 bytes, swizzled.
+__device__ __forceinline__ uint64_t describe_x(uint32_t address) {
+  return uint64_t{1} << 62 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
+}
+
+// The two warpgroups that multiply.
+template <class Tile, int kTokens>
+__device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint32_t rank, int warp, int lane) {
+  using Operand = typename Tile::Operand;
+  float sums[kTokens / 2];
+  WidePlace weights;
+  WidePlace x;
+  // The first ones that have not been let go.
+  WidePlace x_read;
+  WidePlace weights_read;
+  const auto load = [&](Operand& operand) {
+    ptx::barrier_wait(rings.weights_full + 8 * weights.stage, weights.parity);
+    Tile tile;
+    tile.begin(args, rings.weights + (weights.stage * kWideRowTiles + warp) * args.stage_bytes, lane);
+    operand.load(tile, lane % 4);
+    Tile::finish();
+    weights.next(args.stages);
+  };
+  // Only when products have been started with the registers is it certain that they were read from shared memory.
+  const auto release_weights = [&] {
+    ptx::named_barrier(2 + warp / 4, 128);
+    if (warp % 4 == 0 && lane == 0) ptx::barrier_arrive(rings.weights_empty + 8 * weights_read.stage);
+    weights_read.next(args.stages);
+  };
+  // Starts the products of half a tile and the next block of x.
+  const auto start = [&]<int kHalf>(Operand& operand) {
+    ptx::barrier_wait(rings.x_full + 8 * x.stage, x.parity);
+    operand.template multiply<kHalf, kTokens>(sums, describe_x(rings.x + x.stage * kWideXBytes<kTokens>));
+    ptx::warpgroup_commit();
+    x.next(args.x_stages);
+  };
+  const auto release_x = [&] {
+    if (lane < args.mates) {
+      ptx::barrier_arrive_in(rings.x_empty + 8 * x_read.stage, args.mates > 1 ? static_cast<uint32_t>(lane) : rank);
+    }
+    x_read.next(args.x_stages);
+  };
+
+  for (WideWalk walk(args, rank); walk.more(); walk.next()) {
+#pragma unroll
+    for (float& sum : sums) {
+      sum = 0;
+      ptx::settle(sum);
+    }
+    int left = walk.last_col - walk.first_col;
+    if constexpr (kWideResident < kTokens >> 1) {
+      Operand operand;
+      for (; left > 0; --left) {
+        load(operand);
+        for (int part = 0; part <= args.two_parts; ++part) start.template operator()<0>(operand);
+        for (int part = 0; part <= args.two_parts; ++part) start.template operator()<1>(operand);
+        release_weights();
+        ptx::warpgroup_wait<0>();
+        for (int i = 0; i < 2 + 2 * args.two_parts; ++i) release_x();
+      }
+    } else {
+      // The next tile is loaded while two blocks are under way.
+      Operand operands[2];
+      bool is_first = true;
+      const auto step = [&](Operand& now, Operand& then) {
+        start.template operator()<0>(now);
+        ptx::warpgroup_wait<1>();
+        if (!is_first) release_x();
+        is_first = false;
+        if (args.two_parts != 0) {
+          start.template operator()<0>(now);
+        } else {
+          start.template operator()<1>(now);
+        }
+        if (args.two_parts == 0) release_weights();
+        if (left > 1) load(then);
+        ptx::warpgroup_wait<1>();
+        release_x();
+        for (int part = 0; part < 2 * args.two_parts; ++part) {
+          start.template operator()<1>(now);
+          if (part == 0) release_weights();
+          ptx::warpgroup_wait<1>();
+          release_x();
+        }
+        --left;
+      };
+      load(operands[0]);
+      while (true) {
+        step(operands[0], operands[1]);
+        if (left == 0) break;
+        step(operands[1], operands[0]);
+        if (left == 0) break;
+      }
+      ptx::warpgroup_wait<0>();
+      release_x();
+    }
+#pragma unroll
+    for (float& sum : sums) ptx::settle(sum);
+
+    if (args.split > 1) {
+      // All blocks of x have been read: their place is free for the sums, 16 bytes a thread for each 8 tokens.
+      const uint32_t place = rings.x + (warp * 32 + lane) * 16;
+      constexpr int kStep = kWideConsumers * 32 * 16;
+      ptx::named_barrier(1, kWideConsumers * 32);
+#pragma unroll
+      for (int j = 0; j < kTokens / 8; ++j) {
+        ptx::store_shared_16(place + j * kStep, {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[4 * j + i] = 0;
+      }
+      ptx::cluster_barrier();
+      for (int from = 0; from < args.split; ++from) {
+        const uint32_t there = ptx::address_in(place, from);
+#pragma unroll
+        for (int j = 0; j < kTokens / 8; ++j) {
+          if (j % args.split != static_cast<int>(rank)) continue;
+          const float4 part = ptx::load_cluster_16(there + j * kStep);
+          sums[4 * j] += part.x;
+          sums[4 * j + 1] += part.y;
+          sums[4 * j + 2] += part.z;
+          sums[4 * j + 3] += part.w;
+        }
+      }
+    }
+    WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
+    // There are as many clusters as items.
+    if (args.split > 1) return;
+  }
+  if (args.split > 1) ptx::cluster_barrier();
+}
+
+template <class Tile, int kTokens>
+__device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
+  extern __shared__ __align__(1024) uint8_t wide_shared[];
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const uint32_t rank = ptx::cluster_rank();
+  WideRings rings{};
+  rings.x = ptx::shared_address(wide_shared);
+  rings.weights = rings.x + args.x_stages * kWideXBytes<kTokens>;
+  rings.x_full = rings.weights + args.stages * kWideRowTiles * args.stage_bytes;
+  rings.x_empty = rings.x_full + 8 * args.x_stages;
+  rings.weights_full = rings.x_empty + 8 * args.x_stages;
+  rings.weights_empty = rings.weights_full + 8 * args.stages;
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensor(&x);
+    for (int i = 0; i < args.x_stages; ++i) {
+      ptx::barrier_init(rings.x_full + 8 * i, 1);
+      ptx::barrier_init(rings.x_empty + 8 * i, kWideConsumers * args.mates);
+    }
+    for (int i = 0; i < args.stages; ++i) {
+      ptx::barrier_init(rings.weights_full + 8 * i, kWideRowTiles);
+      ptx::barrier_init(rings.weights_empty + 8 * i, kWideConsumers / 4);
+    }
+    ptx::barrier_init_fence();
+  }
+  ptx::cluster_barrier();
+  ptx::allow_next();
+  if (warp < 4) {
+    ptx::give_registers<40>();
+    if (warp == 0 && lane < kWideRowTiles) {
+      if (!args.early) ptx::wait_for_previous();
+      fetch_weights<Tile>(args, rings, rank, lane);
+    } else if (warp == 1 && lane == 0) {
+      ptx::wait_for_previous();
+      fetch_x<kTokens>(args, rings, x, rank);
+    }
+    __syncwarp();
+    if (args.split > 1) ptx::cluster_barrier();
+  } else {
+    ptx::take_registers<(kWideResident<kTokens> > 1 ? 96 : 232)>();
+    ptx::wait_for_previous();
+    multiply_wide<Tile, kTokens>(args, rings, rank, warp - 4, lane);
+  }
+  // Nobody leaves whose shared memory another one of the cluster may still use.
+  ptx::cluster_barrier();
+}
+
+// Empty where the tensor cores have no products of warpgroups: such devices are not given it.
+template <class Tile, int kTokens>
+__global__ void __launch_bounds__(kWideThreads, kWideResident<kTokens>)
+    wide_kernel(const __grid_constant__ WideArgs args, const __grid_constant__ CUtensorMap x) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  wide_block<Tile, kTokens>(args, x);
+#endif
+}
+
+// A kernel, the tokens that it takes at a time, and the blocks of a multiprocessor.
+struct WideKernel {
+  void (*function)(WideArgs, CUtensorMap) = nullptr;
+  int tokens = 0;
+  int resident = 0;
+};
+
+template <class Tile, int kTokens>
+WideKernel make_wide() {
+  return {&wide_kernel<Tile, kTokens>, kTokens, kWideResident<kTokens>};
+}
+
+// The kernel of a layout for groups of so many tokens.
+template <class Tile>
+WideKernel choose_wide(int tokens) {
+  if (tokens <= 32) return make_wide<Tile, 32>();
+  if (tokens <= 64) return make_wide<Tile, 64>();
+  if (tokens <= 128) return make_wide<Tile, 128>();
+  return make_wide<Tile, 256>();
+}
+WideKernel dense_wide(int tokens);
+WideKernel two_four_wide(int tokens);
+WideKernel balanced_wide(int tokens);
+WideKernel bitmap_wide(int tokens);
+
+}  // namespace espalier::cuda

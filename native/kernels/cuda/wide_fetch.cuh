@@ -1,0 +1,66 @@
+// The two warps of a product of many tokens that keep weights and x coming.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/ptx/cluster.cuh"
+#include "kernels/cuda/wide_walk.cuh"
+
+namespace espalier::cuda {
+
+// Eight lanes: each has a row tile.
+template <class Tile>
+__device__ void fetch_weights(const WideArgs& args, const WideRings& rings, uint32_t rank, int lane) {
+  const uint64_t policy = args.token_blocks == 1 ? ptx::read_once_policy() : ptx::read_again_policy();
+  WideWalk walk(args, rank);
+  int col = walk.first_col;
+  const auto tile_at = [&] {
+    const int64_t row_tile = walk.expert * args.row_tiles + min(walk.row_tile + lane, args.row_tiles - 1);
+    return row_tile * args.col_tiles + col;
+  };
+  typename Tile::Source ahead;
+  if (walk.more()) ahead.find(args, tile_at());
+  WidePlace place;
+  while (walk.more()) {
+    const typename Tile::Source source = ahead;
+    const int64_t tile = tile_at();
+    if (++col == walk.last_col) {
+      walk.next();
+      col = walk.first_col;
+    }
+    if (walk.more()) ahead.find(args, tile_at());
+    ptx::barrier_wait(rings.weights_empty + 8 * place.stage, place.parity ^ 1);
+    const uint32_t full = rings.weights_full + 8 * place.stage;
+    ptx::barrier_expect(full, source.bytes(args));
+    source.copy(args, tile, rings.weights + (place.stage * kWideRowTiles + lane) * args.stage_bytes, full, policy);
+    place.next(args.stages);
+  }
+}
+
+// One lane's.
+template <int kTokens>
+__device__ void fetch_x(const WideArgs& args, const WideRings& rings, const CUtensorMap& x, uint32_t rank) {
+  const int share = kTokens / args.mates;
+  const int mine = args.mates > 1 ? static_cast<int>(rank) * share : 0;
+  WidePlace place;
+  for (WideWalk walk(args, rank); walk.more(); walk.next()) {
+    const int row = walk.group * args.tokens + walk.token * kTokens + mine;
+    for (int half = 2 * walk.first_col; half < 2 * walk.last_col; ++half) {
+      for (int part = 0; part <= args.two_parts; ++part) {
+        ptx::barrier_wait(rings.x_empty + 8 * place.stage, place.parity ^ 1);
+        const uint32_t full = rings.x_full + 8 * place.stage;
+        ptx::barrier_expect(full, kWideXBytes<kTokens>);
+        const uint32_t to = rings.x + place.stage * kWideXBytes<kTokens> + mine * kWideInputs * 2;
+        if (args.mates == 1) {
+          ptx::tensor_load(to, &x, half * kWideInputs, part, row, full);
+        } else {
+          ptx::tensor_load_to(static_cast<uint16_t>((1u << args.mates) - 1), to, &x, half * kWideInputs, part, row,
+                              full);
+        }
+        place.next(args.x_stages);
+      }
+    }
+  }
+}
+
+}  // namespace espalier::cuda

@@ -1,0 +1,102 @@
+// What the warps of a product of many tokens go through, and the rings in shared memory between them.
+#pragma once
+
+#include "kernels/cuda/product.cuh"
+
+namespace espalier::cuda {
+
+struct WideArgs : ProductArgs {
+  int token_blocks;  // of a group
+  int row_groups;    // of a group: row blocks that mates take together
+  int mates;
+  int x_stages;
+};
+
+inline constexpr int kWideRowTiles = 8;
+inline constexpr int kWideThreads = 3 * 128;
+inline constexpr int kWideConsumers = 8;  // warps
+// Inputs of a block of x: 128 bytes a token, which is what the swizzle of shared memory goes by.
+inline constexpr int kWideInputs = 64;
+// Row groups that go through all tokens before the next ones, so that what runs at the same time shares weights and x
+// in the L2 cache.
+inline constexpr int kWideBand = 8;
+
+template <int kTokens>
+constexpr int kWideXBytes = kTokens* kWideInputs * 2;
+// Blocks of a multiprocessor. With two, one's weights come while the other ends, and there are more warps to expand
+// tiles: what few tokens want, whose sums leave room for it. A warp then has one tile at a time.
+template <int kTokens>
+constexpr int kWideResident = kTokens <= 64 ? 2 : 1;
+
+// What a block goes through, in order.
+class WideWalk {
+ public:
+  __device__ WideWalk(const WideArgs& args, uint32_t rank)
+      : args_(args),
+        clusters_(gridDim.x / (args.mates * args.split)),
+        rank_(static_cast<int>(rank)),
+        item_(blockIdx.x / (args.mates * args.split)) {
+    const int part = args.split > 1 ? rank_ : 0;
+    first_col = static_cast<int>(static_cast<int64_t>(args.col_tiles) * part / args.split);
+    last_col = static_cast<int>(static_cast<int64_t>(args.col_tiles) * (part + 1) / args.split);
+    find();
+  }
+  __device__ bool more() const { return item_ < args_.items; }
+  __device__ void next() {
+    item_ += clusters_;
+    find();
+  }
+
+  int first_col;
+  int last_col;
+  int group = 0;
+  int64_t expert = 0;
+  int token = 0;     // block of tokens
+  int row_tile = 0;  // the first one; a mate may have none left
+
+ private:
+  __device__ void find() {
+    const int each = args_.row_groups * args_.token_blocks;
+    for (; more(); item_ += clusters_) {
+      group = item_ / each;
+      expert = args_.experts != nullptr ? args_.experts[group] : args_.one_matrix ? 0 : group;
+      if (expert < 0) continue;
+      const int in_group = item_ - group * each;
+      const int band = in_group / (kWideBand * args_.token_blocks);
+      const int in_band = in_group - band * kWideBand * args_.token_blocks;
+      const int width = min(kWideBand, args_.row_groups - band * kWideBand);
+      token = in_band / width;
+      row_tile =
+          ((band * kWideBand + in_band - token * width) * args_.mates + (args_.mates > 1 ? rank_ : 0)) * kWideRowTiles;
+      return;
+    }
+  }
+
+  const WideArgs& args_;
+  const int clusters_;
+  const int rank_;
+  int item_;
+};
+
+// A ring's place: which stage, and the parity of the phase in which it is filled.
+struct WidePlace {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ void next(int stages) {
+    if (++stage < stages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+struct WideRings {
+  uint32_t x;
+  uint32_t weights;
+  uint32_t x_full;
+  uint32_t x_empty;
+  uint32_t weights_full;
+  uint32_t weights_empty;
+};
+
+}  // namespace espalier::cuda

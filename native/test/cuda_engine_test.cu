@@ -1,0 +1,154 @@
+// A prompt in one step, by the kernels for many rows, against the same prompt a few rows at a time.
+#include <algorithm>
+#include <memory>
+#include <numeric>
+
+#include "engine/cuda/model_engine.h"
+#include "engine/cuda/upload.h"
+#include "gpu.h"
+#include "kernels/cuda/product.h"
+
+using namespace espalier;
+using namespace espalier::cuda;
+using test::draw;
+using test::floats;
+using test::require;
+
+namespace {
+
+constexpr int kHidden = 256;
+constexpr int kHeads = 8;
+constexpr int kKvHeads = 2;
+constexpr int kHeadDim = 32;
+constexpr int kWidth = 96;
+constexpr int kExperts = 4;
+constexpr int kVocabulary = 160;
+constexpr int kBlocks = 32;
+
+ThreadPool& pool() {
+  static ThreadPool threads(4);
+  return threads;
+}
+
+template <class T>
+DeviceMemory on_gpu(const std::vector<T>& values) {
+  Result<DeviceMemory> memory = DeviceMemory::copy_of(values.data(), static_cast<int64_t>(values.size() * sizeof(T)));
+  require(memory.status());
+  return std::move(memory.value());
+}
+
+std::vector<uint16_t> random_bits(int64_t rows, int64_t cols, bool two_in_four) {
+  const std::vector<float> values = floats(static_cast<size_t>(rows * cols), 1 / std::sqrt(static_cast<float>(cols)));
+  std::vector<uint16_t> bits;
+  for (size_t i = 0; i < values.size(); ++i) {
+    bits.push_back(two_in_four && (i + i / 4) % 2 == 0 ? uint16_t{0} : float_to_bf16(values[i]));
+  }
+  return bits;
+}
+
+// As many matrices with weights of their own: 2:4, or dense.
+Matrices random_matrices(int count, int64_t rows, int64_t cols, bool two_in_four) {
+  std::vector<std::vector<uint16_t>> bits;
+  std::vector<MatrixSource> sources;
+  for (int i = 0; i < count; ++i) bits.push_back(random_bits(rows, cols, two_in_four));
+  for (const auto& matrix : bits) sources.emplace_back(DType::kBF16, rows, cols, matrix.data());
+  Result<Matrices> uploaded = upload_matrices(pool(), sources, two_in_four);
+  require(uploaded.status());
+  return std::move(uploaded.value());
+}
+
+Model random_model(int parts) {
+  Model model;
+  model.hidden = kHidden;
+  model.vocabulary = kVocabulary;
+  model.norm_epsilon = 1e-6f;
+  model.parts = parts;
+  model.embedding.memory = on_gpu(random_bits(kVocabulary, kHidden, false));
+  std::vector<float> frequencies;
+  for (int i = 0; i < kHeadDim / 2; ++i)
+    frequencies.push_back(std::pow(1e4f, -2.0f * static_cast<float>(i) / kHeadDim));
+  model.rope_half = kHeadDim / 2;
+  model.inverse_frequencies = on_gpu(frequencies);
+  const std::vector<float> ones(kHidden, 1.0f);
+  model.final_norm = on_gpu(ones);
+  model.head = random_matrices(1, kVocabulary, kHidden, false);
+  std::vector<int32_t> map(kExperts);
+  std::iota(map.begin(), map.end(), 0);
+  for (int i = 0; i < 2; ++i) {
+    Layer& layer = model.layers.emplace_back();
+    layer.attention_norm = on_gpu(ones);
+    layer.feed_forward_norm = on_gpu(ones);
+    layer.heads = {kHeads, kKvHeads, kHeadDim};
+    layer.scale = 1 / std::sqrt(static_cast<float>(kHeadDim));
+    layer.qkv = random_matrices(1, layer.qkv_width(), kHidden, false);
+    layer.output = random_matrices(1, kHidden, layer.query_width(), false);
+    const std::vector<float> empty(static_cast<size_t>(kBlocks) * kKvTokens * kKvHeads * kHeadDim, 0.0f);
+    layer.keys = on_gpu(empty);
+    layer.values = on_gpu(empty);
+    FeedForwardPart& part = layer.feed_forward.emplace_back();
+    part.is_routed = true;
+    part.experts = kExperts;
+    part.width = kWidth;
+    part.router_rows = kExperts;
+    part.routing.top_k = 2;
+    part.routing.renormalise = true;
+    part.router.memory = on_gpu(random_bits(kExperts, kHidden, false));
+    part.expert_of_row = on_gpu(map);
+    part.gate_up = random_matrices(kExperts, 2 * kWidth, kHidden, true);
+    part.down = random_matrices(kExperts, kHidden, kWidth, true);
+  }
+  return model;
+}
+
+// Rows first … first + count − 1 of the prompt; the logits of all of them.
+std::vector<float> step(Engine& engine, const std::vector<int32_t>& prompt, const std::vector<int32_t>& blocks,
+                        int first, int count) {
+  StepRequest request;
+  request.batch.rows = count;
+  const auto used = static_cast<size_t>((first + count + kKvTokens - 1) / kKvTokens);
+  request.batch.slices.push_back({0, count, first, {blocks.begin(), blocks.begin() + static_cast<ptrdiff_t>(used)}});
+  request.tokens.assign(prompt.begin() + first, prompt.begin() + first + count);
+  request.logits.resize(static_cast<size_t>(count));
+  std::iota(request.logits.begin(), request.logits.end(), 0);
+  const Result<StepResult> result = engine.step(request, nullptr);
+  require(result.status());
+  return result.value().logits;
+}
+
+}  // namespace
+
+TEST_CASE("a prompt in one step has the logits of the same prompt in many") {
+  if (!test::has_gpu()) return;
+  for (const int parts : {2, 1}) {
+    CAPTURE(parts);
+    Result<std::unique_ptr<Engine>> made =
+        make_engine(0, ThreadPool::shared(0), {kVocabulary, 4096, kBlocks}, random_model(parts));
+    require(made.status());
+    const int rows = draw(200, 300);
+    std::vector<int32_t> prompt(static_cast<size_t>(rows));
+    for (int32_t& token : prompt) token = draw(0, kVocabulary - 1);
+    std::vector<int32_t> blocks(kBlocks);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    std::shuffle(blocks.begin(), blocks.end(), test::generator());
+    std::vector<float> few;
+    for (int first = 0; first < rows; first += 4) {
+      const std::vector<float> logits = step(*made.value(), prompt, blocks, first, std::min(4, rows - first));
+      few.insert(few.end(), logits.begin(), logits.end());
+    }
+    // The first rows in one step, the others in another: keys of a step before are read, too.
+    std::vector<float> many;
+    for (const auto& [first, count] : {std::pair{0, rows / 3}, {rows / 3, rows - rows / 3}}) {
+      const std::vector<float> logits = step(*made.value(), prompt, blocks, first, count);
+      many.insert(many.end(), logits.begin(), logits.end());
+    }
+    // A row whose second and third expert are as good as each other may go to either.
+    int close = 0;
+    for (int row = 0; row < rows; ++row) {
+      const size_t at = static_cast<size_t>(row) * kVocabulary;
+      const std::vector<double> wanted(few.begin() + static_cast<ptrdiff_t>(at),
+                                       few.begin() + static_cast<ptrdiff_t>(at + kVocabulary));
+      close += test::relative_error(many.data() + at, wanted) < (parts == 2 ? 1e-4 : 3e-2) ? 1 : 0;
+    }
+    CHECK(close > rows * 95 / 100);
+  }
+}

@@ -1,0 +1,205 @@
+// Products of many tokens on a GPU, against float64 on the host.
+#include <algorithm>
+#include <memory>
+
+#include "gpu.h"
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/routing.h"
+#include "packing.h"
+
+using namespace espalier;
+using namespace espalier::cuda;
+using test::draw;
+using test::floats;
+using test::OnGpu;
+using test::require;
+
+namespace {
+
+bool has_products() {
+  if (!test::has_gpu()) return false;
+  if (has_wide_products(0)) return true;
+  MESSAGE("skipped: the GPU has no products of warpgroups");
+  return false;
+}
+
+struct Pattern {
+  cuda::TileLayout layout;
+  int n;
+  Format zeros;
+  double density;
+};
+const Pattern kPatterns[] = {{cuda::TileLayout::kDense, 0, {Storage::kDense, Values::kBf16}, 1.0},
+                             {cuda::TileLayout::kTwoFour, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
+                             {cuda::TileLayout::kBalanced, 16, {Storage::kNm, Values::kBf16, 16, 32}, 0.5},
+                             {cuda::TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.4}};
+
+// Experts of one shape on the host and, as tiles, on the device.
+struct Experts {
+  std::vector<std::vector<float>> matrices;
+  TiledWeights host;
+  std::unique_ptr<OnGpu<uint8_t>> tiles;
+  std::unique_ptr<OnGpu<uint32_t>> starts;
+
+  Experts(ThreadPool& pool, const Pattern& pattern, int count, int rows, int cols) {
+    std::vector<MatrixSource> sources;
+    for (int e = 0; e < count; ++e) {
+      matrices.push_back(test::sparse_weights(test::generator(), rows, cols, pattern.zeros, pattern.density));
+    }
+    for (const auto& values : matrices) sources.emplace_back(DType::kF32, rows, cols, values.data());
+    Result<TiledWeights> tiled = tile_weights(pool, pattern.layout, sources, pattern.n);
+    require(tiled.status());
+    host = std::move(tiled.value());
+    tiles = std::make_unique<OnGpu<uint8_t>>(
+        std::vector<uint8_t>(host.tiles.data(), host.tiles.data() + host.tiles.size()));
+    starts = std::make_unique<OnGpu<uint32_t>>(host.starts);
+  }
+  DeviceTiles view() const { return describe_tiles(host, tiles->get(), starts->get()); }
+  double product(int expert, int row, const double* x) const {
+    const std::vector<float>& matrix = matrices[static_cast<size_t>(expert)];
+    double sum = 0;
+    for (int64_t k = 0; k < host.cols; ++k)
+      sum += static_cast<double>(matrix[static_cast<size_t>(row * host.cols + k)]) * x[k];
+    return sum;
+  }
+};
+
+double silu(double x) { return x / (1 + std::exp(-x)); }
+
+}  // namespace
+
+TEST_CASE("products of many tokens by experts") {
+  if (!has_products()) return;
+  ThreadPool pool(4);
+  struct Case {
+    int rows, cols, tokens, parts;
+    WideTuning tuning;
+  };
+  const Case cases[] = {{64, 192, 19, 1, {}},       {33, 1056, 32, 2, {1, 2}},  {416, 64, 50, 1, {1, 2}},
+                        {150, 608, 64, 2, {2, 0}},  {272, 352, 100, 1, {}},     {192, 416, 128, 2, {1, 1}},
+                        {96, 1120, 300, 1, {1, 2}}, {416, 640, 200, 1, {1, 1}}, {160, 544, 131, 2, {4, 0}}};
+  constexpr int kExperts = 3;
+  constexpr int kGroups = 4;
+  for (const Pattern& pattern : kPatterns) {
+    for (const Case& of : cases) {
+      CAPTURE(layout_name(pattern.layout, pattern.n));
+      CAPTURE(of.rows);
+      CAPTURE(of.parts);
+      CAPTURE(of.tokens);
+      const Experts experts(pool, pattern, kExperts, of.rows, of.cols);
+      const int pairs = kGroups * of.tokens;
+      const std::vector<uint16_t> bits = test::split_parts(
+          floats(static_cast<size_t>(pairs) * static_cast<size_t>(of.cols)), pairs, of.cols, of.parts);
+      const std::vector<double> seen = test::join_parts(bits, pairs, of.cols, of.parts);
+      std::vector<int32_t> chosen = {draw(0, kExperts - 1), -1, draw(0, kExperts - 1), draw(0, kExperts - 1)};
+      const OnGpu<uint16_t> x(bits);
+      const OnGpu<int32_t> chosen_gpu(chosen);
+      const OnGpu<float> y(static_cast<size_t>(pairs) * static_cast<size_t>(of.rows));
+      Product product;
+      product.weights = experts.view();
+      product.groups = kGroups;
+      product.tokens = of.tokens;
+      product.parts = of.parts;
+      product.x = x.get();
+      product.experts = chosen_gpu.get();
+      product.y = y.get();
+      product.output = OutputType::kF32;
+      require(launch_wide_product(product, nullptr, of.tuning));
+      const std::vector<float> all = y.host();
+      std::vector<float> found;
+      std::vector<double> wanted;
+      bool left_alone = true;
+      for (int pair = 0; pair < pairs; ++pair) {
+        const int expert = chosen[static_cast<size_t>(pair / of.tokens)];
+        for (int r = 0; r < of.rows; ++r) {
+          const float value = all[static_cast<size_t>(pair) * static_cast<size_t>(of.rows) + static_cast<size_t>(r)];
+          if (expert < 0) {
+            left_alone = left_alone && std::isnan(value);
+            continue;
+          }
+          // One in four, and all of the last rows and tokens.
+          if ((r + pair) % 4 != 0 && r + 20 < of.rows && pair % of.tokens + 3 < of.tokens) continue;
+          found.push_back(value);
+          wanted.push_back(experts.product(expert, r, seen.data() + static_cast<ptrdiff_t>(pair) * of.cols));
+        }
+      }
+      CHECK(left_alone);
+      CHECK(test::relative_error(found, wanted) < 1e-5);
+    }
+  }
+}
+
+TEST_CASE("gated products of many tokens, of rows gathered by expert") {
+  if (!has_products()) return;
+  ThreadPool pool(4);
+  for (const Pattern& pattern : kPatterns) {
+    for (const int parts : {1, 2}) {
+      constexpr int kWidth = 96;
+      constexpr int kCols = 224;
+      constexpr int kTokens = 45;
+      constexpr int kInputs = 60;
+      constexpr int kGroups = 3;
+      CAPTURE(layout_name(pattern.layout, pattern.n));
+      CAPTURE(parts);
+      const Experts experts(pool, pattern, 2, 2 * kWidth, kCols);
+      const std::vector<uint16_t> bits =
+          test::split_parts(floats(static_cast<size_t>(kInputs) * kCols, 1 / std::sqrt(static_cast<float>(kCols))),
+                            kInputs, kCols, parts);
+      const std::vector<double> seen = test::join_parts(bits, kInputs, kCols, parts);
+      const std::vector<int32_t> chosen = {1, 0, -1};
+      std::vector<int32_t> inputs(static_cast<size_t>(kGroups) * kTokens);
+      for (int32_t& input : inputs) input = draw(-1, kInputs - 1);
+      const OnGpu<uint16_t> x(bits);
+      const OnGpu<uint16_t> gathered(inputs.size() * static_cast<size_t>(parts) * kCols);
+      const OnGpu<int32_t> inputs_gpu(inputs);
+      const OnGpu<int32_t> chosen_gpu(chosen);
+      require(gather_rows({.slots = static_cast<int>(inputs.size()),
+                           .inputs = inputs_gpu.get(),
+                           .from = {x.get(), parts, kCols},
+                           .to = {gathered.get(), parts, kCols}},
+                          nullptr));
+      const OnGpu<uint16_t> y(inputs.size() * static_cast<size_t>(parts) * kWidth);
+      Product product;
+      product.weights = experts.view();
+      product.groups = kGroups;
+      product.tokens = kTokens;
+      product.parts = parts;
+      product.x = gathered.get();
+      product.experts = chosen_gpu.get();
+      product.y = y.get();
+      product.output = OutputType::kGated;
+      require(launch_wide_product(product, nullptr));
+      const std::vector<double> all = test::join_parts(y.host(), static_cast<int64_t>(inputs.size()), kWidth, parts);
+      std::vector<double> found;
+      std::vector<double> wanted;
+      for (size_t slot = 0; slot < inputs.size(); ++slot) {
+        const int expert = chosen[slot / kTokens];
+        if (expert < 0 || inputs[slot] < 0) continue;
+        const double* input = seen.data() + static_cast<ptrdiff_t>(inputs[slot]) * kCols;
+        for (int r = 0; r < kWidth; ++r) {
+          const int gate = r / 8 * 16 + r % 8;
+          found.push_back(all[slot * kWidth + static_cast<size_t>(r)]);
+          wanted.push_back(silu(experts.product(expert, gate, input)) * experts.product(expert, gate + 8, input));
+        }
+      }
+      CHECK(test::relative_error(found, wanted) < test::parts_error(parts));
+    }
+  }
+}
+
+TEST_CASE("products of many tokens that no kernel takes") {
+  if (!has_products()) return;
+  ThreadPool pool(1);
+  const Experts experts(pool, kPatterns[0], 1, 64, 64);
+  const OnGpu<uint16_t> x(size_t{64} * 64);
+  const OnGpu<int32_t> inputs(size_t{64});
+  Product product;
+  product.weights = experts.view();
+  product.tokens = 40;
+  product.x = x.get();
+  product.inputs = inputs.get();
+  CHECK(launch_wide_product(product, nullptr).code() == Code::kUsage);
+  product.inputs = nullptr;
+  product.parts = 3;
+  CHECK(launch_wide_product(product, nullptr).code() == Code::kUsage);
+}
