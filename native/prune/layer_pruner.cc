@@ -166,6 +166,7 @@ Status LayerPruner::run(const std::string& input, int64_t first_input, const std
   int64_t total = 0;
   for (const int64_t length : lengths) total += length;
   const std::vector<Batch> batches = batches_of(lengths);
+  if (batches.empty()) return Status::ok();
   int64_t most_rows = 0;
   for (const Batch& batch : batches) most_rows = std::max(most_rows, batch.rows);
   // One that is read, one that is computed, one that `visit` saw.
@@ -178,7 +179,7 @@ Status LayerPruner::run(const std::string& input, int64_t first_input, const std
   const auto read = [&](size_t b, int64_t first) {
     return states_file.value().read(first_input + first, batches[b].rows, buffer(b));
   };
-  Status ready = batches.empty() ? Status::ok() : read(0, 0);
+  Status ready = read(0, 0);
   int64_t done = 0;
   for (size_t b = 0; b < batches.size(); ++b) {
     ESPALIER_TRY(ready);
