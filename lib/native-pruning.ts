@@ -5,6 +5,8 @@ declare const prunerBrand: unique symbol;
 export type NativePruner = { readonly [prunerBrand]: true };
 
 export interface NativePrunerOptions {
+  /** The GPU that the layer runs on; undefined: the CPU. */
+  readonly gpu: number | undefined;
   readonly threads: number;
   readonly rope: { readonly inverseFrequencies: Float32Array; readonly scale: number };
   readonly hiddenSize: number;

@@ -59,6 +59,7 @@
       "native/prune/prune_matrix.cc",
       "native/prune/expert_weights.cc",
       "native/prune/layer_statistics.cc",
+      "native/prune/cpu_layer_runner.cc",
       "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
       "native/prune/naee.cc",
@@ -106,9 +107,14 @@
       "native/kernels/cuda/product_two_four.cu",
       "native/kernels/cuda/product_balanced.cu",
       "native/kernels/cuda/product_bitmap.cu",
+      "native/kernels/cuda/gemm.cu",
+      "native/kernels/cuda/calibration.cu",
       "native/engine/cuda/upload.cu",
       "native/engine/cuda/forward.cu",
-      "native/engine/cuda/cuda_engine.cu"
+      "native/engine/cuda/cuda_engine.cu",
+      "native/prune/cuda/device_layer.cu",
+      "native/prune/cuda/device_statistics.cu",
+      "native/prune/cuda/layer_runner.cu"
     ],
     "no_cuda_sources": [
       "native/kernels/cuda/without_cuda.cc"
@@ -163,7 +169,9 @@
       "native/test/cuda_engine_test.cu",
       "native/test/cuda_activations_test.cu",
       "native/test/cuda_attention_test.cu",
-      "native/test/cuda_routing_test.cu"
+      "native/test/cuda_routing_test.cu",
+      "native/test/cuda_gemm_test.cu",
+      "native/test/cuda_calibration_test.cu"
     ]
   }
 }

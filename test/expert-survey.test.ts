@@ -67,6 +67,7 @@ async function survey(tokens: readonly (readonly number[])[], threads: number): 
   const { rope, hiddenSize, normEpsilon } = spec;
   const pruner = await runJob(() =>
     native().prunerLoad(nativeLayer(checkpoint, spec.layers[0]!), [...checkpoint.files], {
+      gpu: undefined,
       threads,
       rope,
       hiddenSize,

@@ -4,6 +4,7 @@ import { OutputFolder } from '../checkpoint/output.ts';
 import { refusePacked } from '../checkpoint/packed-layout.ts';
 import { describeModel } from '../models/registry.ts';
 import { expertMatrices } from '../models/targets.ts';
+import { gpuOf } from '../runtime/device.ts';
 import { calibrate, needsCalibration } from './calibrate.ts';
 import { stepsOf } from './layer.ts';
 import { type LayerMemory, memoryLimit, mostMemory } from './memory.ts';
@@ -46,6 +47,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   const recipe = resolveRecipe(recipeOptions(options));
   const { threads = 0 } = options;
   const limit = memoryLimit(options);
+  gpuOf(options.device ?? 'cpu');
   checkPackedCopy(options, recipe);
   using checkpoint = openCheckpoint(options.model);
   refusePacked(checkpoint);

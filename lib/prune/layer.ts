@@ -26,6 +26,7 @@ export interface LayerRun {
   readonly recipe: Recipe;
   /** What each stage of the recipe prepared for the whole run. */
   readonly prepared: readonly unknown[];
+  readonly gpu: number | undefined;
   readonly threads: number;
   readonly memory: LayerMemory;
   /** Tokens of each calibration sequence. */

@@ -113,8 +113,8 @@ function activationBytes({ attention, feedForward }: LayerSpec, { hidden, batch 
     const width = Math.max(...each.experts.map(({ gate }) => gate.shape[0]!));
     return topK * (2 * hidden + width) + 2 * expertOfRow.length;
   };
-  // States, their norm, what is added to them; queries, keys, values, their mixture, and the cache.
-  return batch * 4 * (3 * hidden + 2 * heads * headDim + 4 * kvHeads * headDim + sum(feedForward.map(part)));
+  // States of three batches, their norm, what is added to them; queries, keys, values, their mixture, and the cache.
+  return batch * 4 * (5 * hidden + 2 * heads * headDim + 4 * kvHeads * headDim + sum(feedForward.map(part)));
 }
 
 function sourcesOf({ attention, feedForward }: LayerSpec): WeightSource[] {

@@ -19,6 +19,7 @@ import { stateExperts } from '../models/experts-config.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ModelSpec } from '../models/spec.ts';
 import { native } from '../native.ts';
+import { type DeviceName, gpuOf } from '../runtime/device.ts';
 import type { Weights } from '../runtime/weights.ts';
 import { version } from '../version.ts';
 import { type Calibration, type CalibrationSource, calibrate } from './calibrate.ts';
@@ -55,6 +56,12 @@ export interface PruneOptions extends RecipeOptions {
   packed?: string | undefined;
   /** What matrices of the packed copy become. @default the experts as the recipe rounds them, all else as it is */
   weights?: Weights | undefined;
+  /**
+   * Where layers run and their statistics are summed: `cpu`, or a GPU, `cuda` or `cuda:1`. Weights are chosen and updated on the
+   * CPU either way. Masks are the same on both but for near ties.
+   * @default 'cpu'
+   */
+  device?: DeviceName | undefined;
   /** Threads of the native code; 0: one for each core. The result does not depend on it. @default 0 */
   threads?: number | undefined;
   /**
@@ -83,12 +90,13 @@ export interface PruneResult extends SparsityCount {
  * Prunes the routed experts of a checkpoint and writes the result as a new one. Memory holds one decoder layer and the
  * statistics of some of its experts; hidden states are kept on the output's disk. Throws `USAGE` and `RECIPE` for options, `DATA` for
  * calibration data, `NONFINITE` for weights with NaN or infinity, what openCheckpoint and describeModel say of the model,
- * `OUTPUT`, `LOCKED`, `RESUME`, `NO_SPACE` and `IO` for the output, `ABORTED` when stopped; a stopped or failed run keeps
+ * `DEVICE` and `OUT_OF_MEMORY` for the GPU, `OUTPUT`, `LOCKED`, `RESUME`, `NO_SPACE` and `IO` for the output, `ABORTED` when stopped; a stopped or failed run keeps
  * its finished layers for `resume`, and leaves nothing if there are none.
  */
 export async function prune(options: PruneOptions): Promise<PruneResult> {
   const recipe = resolveRecipe(recipeOptions(options));
   memoryLimit(options);
+  gpuOf(options.device ?? 'cpu');
   checkPackedCopy(options, recipe);
   const result = await pruneCheckpoint(options, recipe);
   await writePackedCopy(options, recipe);
@@ -107,7 +115,7 @@ async function pruneCheckpoint(options: PruneOptions, recipe: Recipe): Promise<P
   checkRecipe(recipe, options, spec);
   if (done === undefined) OutputFolder.check({ ...options, input: options.model }, 0);
   const sequences = await calibrate(options, recipe, spec, progress);
-  const run = runIdentity(checkpoint, recipe, sequences);
+  const run = runIdentity(checkpoint, recipe, sequences, options.device);
   if (done?.run === run) return alreadyFinished(options.output, recipe, done);
 
   if (!recipe.allowNonfinite) await checkFiniteOutsideLayers(checkpoint, spec, options.signal);
@@ -206,6 +214,7 @@ export function recipeOptions(options: PruneOptions): RecipeOptions {
     overwrite: _w,
     packed: _k,
     weights: _v,
+    device: _d,
     threads: _t,
     memoryGiB: _g,
     signal: _s,
@@ -237,6 +246,7 @@ async function pruneLayers({
   progress,
 }: LayersRun): Promise<void> {
   const { signal, threads = 0 } = options;
+  const gpu = gpuOf(options.device ?? 'cpu');
   const prepared = await prepareStages({ options, recipe, checkpoint, spec, sequences, state, progress });
   const readsLayers = recipe.stages.some((stage) => {
     const kind = kindOf(stage);
@@ -257,6 +267,7 @@ async function pruneLayers({
       layer,
       recipe,
       prepared,
+      gpu,
       threads,
       memory: layerMemory(memory, layer),
       lengths,
@@ -288,9 +299,19 @@ async function prepareStages({
 }: Omit<LayersRun, 'folder'>): Promise<readonly unknown[]> {
   if (state.prepared !== undefined) return state.prepared;
   const { signal, threads = 0 } = options;
+  const gpu = gpuOf(options.device ?? 'cpu');
   const { allowNonfinite, seed } = recipe;
   const hiddenPath = (layer: number) => state.hiddenPath(layer);
-  const walk = denseWalk({ checkpoint, spec, calibration: sequences, threads, allowNonfinite, hiddenPath, signal });
+  const walk = denseWalk({
+    checkpoint,
+    spec,
+    calibration: sequences,
+    gpu,
+    threads,
+    allowNonfinite,
+    hiddenPath,
+    signal,
+  });
   const warn = (message: string) => progress.warn(message);
   const prepared: unknown[] = [];
   for (const stage of recipe.stages) {
@@ -350,7 +371,12 @@ function samplePoints(begin: number, end: number): number[] {
 }
 
 /** Everything that decides the bytes of the result, hashed. */
-function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibration | undefined): string {
+function runIdentity(
+  checkpoint: Checkpoint,
+  recipe: Recipe,
+  sequences: Calibration | undefined,
+  device?: DeviceName,
+): string {
   const hash = createHash('sha256');
   const { samples: _samples, sequenceLength: _length, seed, ...decisive } = recipe;
   if (recipe.stages.some((stage) => kindOf(stage).dependsOnSeed?.(stage))) hash.update(String(seed));
@@ -359,6 +385,7 @@ function runIdentity(checkpoint: Checkpoint, recipe: Recipe, sequences: Calibrat
   );
   const dependsOnIsa = recipe.stages.some((stage) => kindOf(stage).dependsOnIsa(stage));
   hash.update(dependsOnIsa ? native().features().isa : '');
+  if (dependsOnIsa && gpuOf(device ?? 'cpu') !== undefined) hash.update('cuda');
   for (const file of checkpoint.files) {
     hash.update(JSON.stringify([file.size, file.tensors]));
     for (const { begin, end } of file.tensors) {

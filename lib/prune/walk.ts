@@ -22,6 +22,7 @@ export interface WalkOptions {
   readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly calibration: Calibration | undefined;
+  readonly gpu: number | undefined;
   readonly threads: number;
   readonly allowNonfinite: boolean;
   /** Where hidden states of a layer may be kept for a while. */
@@ -33,7 +34,7 @@ export interface WalkOptions {
 export type DenseWalk = <T>(visit: (layer: LayerInput) => Promise<T>) => Promise<T[]>;
 
 export function denseWalk(options: WalkOptions): DenseWalk {
-  const { checkpoint, spec, calibration, threads, allowNonfinite, hiddenPath, signal } = options;
+  const { checkpoint, spec, calibration, gpu, threads, allowNonfinite, hiddenPath, signal } = options;
   return async (visit) => {
     const found: Awaited<ReturnType<typeof visit>>[] = [];
     if (calibration === undefined) return found;
@@ -41,7 +42,7 @@ export function denseWalk(options: WalkOptions): DenseWalk {
     const lengths = Int32Array.from(calibration.sequences, ({ length }) => length);
     for (const layer of spec.layers.keys()) {
       throwIfAborted(signal);
-      const pruner = await loadLayer({ checkpoint, spec, layer, threads, allowNonfinite, signal });
+      const pruner = await loadLayer({ checkpoint, spec, layer, gpu, threads, allowNonfinite, signal });
       const input = hiddenPath(layer);
       try {
         const output = layer + 1 < spec.layers.length ? hiddenPath(layer + 1) : undefined;
@@ -75,6 +76,8 @@ export interface LoadLayer {
   readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly layer: number;
+  /** The GPU that it runs on; undefined: the CPU. */
+  readonly gpu: number | undefined;
   readonly threads: number;
   readonly allowNonfinite: boolean;
   readonly signal: AbortSignal | undefined;
@@ -82,11 +85,12 @@ export interface LoadLayer {
 
 /** A layer as the checkpoint has it; to be given to prunerDispose. */
 export async function loadLayer(options: LoadLayer): Promise<NativePruner> {
-  const { checkpoint, spec, layer, threads, allowNonfinite, signal } = options;
+  const { checkpoint, spec, layer, gpu, threads, allowNonfinite, signal } = options;
   const { rope, hiddenSize, normEpsilon } = spec;
   return await runJob(
     () =>
       native().prunerLoad(nativeLayer(checkpoint, spec.layers[layer]!), [...checkpoint.files], {
+        gpu,
         threads,
         rope,
         hiddenSize,

@@ -55,19 +55,21 @@ MethodPlan read_plan(const Napi::Object& object) {
   return plan;
 }
 
-// prunerLoad(layer, files, { threads, rope, hiddenSize, normEpsilon, allowNonfinite }) → job of a handle
+// prunerLoad(layer, files, { gpu?, threads, rope, hiddenSize, normEpsilon, allowNonfinite }) → job of a handle
 Napi::Value load(const Napi::CallbackInfo& info) {
   const Files files = read_files(info[1].As<Napi::Array>());
   const auto options = info[2].As<Napi::Object>();
+  std::optional<int> gpu;
+  if (options.Get("gpu").IsNumber()) gpu = options.Get("gpu").As<Napi::Number>().Int32Value();
   auto pruner = std::make_shared<std::shared_ptr<LayerPruner>>();
   JobRequest job;
-  job.work = [pruner, spec = read_layer(info[0].As<Napi::Object>(), files),
+  job.work = [pruner, gpu, spec = read_layer(info[0].As<Napi::Object>(), files),
               rope = read_rope(options.Get("rope").As<Napi::Object>()),
               threads = static_cast<int>(number(options, "threads")),
               hidden = static_cast<int64_t>(number(options, "hiddenSize")),
               epsilon = static_cast<float>(number(options, "normEpsilon")),
               allow_nonfinite = flag(options, "allowNonfinite")](JobContext&) -> Status {
-    auto loaded = LayerPruner::load(threads, spec, rope, hidden, epsilon, allow_nonfinite);
+    auto loaded = LayerPruner::load(threads, spec, rope, hidden, epsilon, allow_nonfinite, gpu);
     if (!loaded.is_ok()) return loaded.status();
     *pruner = std::move(loaded.value());
     return Status::ok();

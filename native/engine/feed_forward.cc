@@ -66,7 +66,6 @@ int64_t FeedForwardPart::active_bytes() const {
 
 Dispatch FeedForwardPart::route_rows(const Compute& compute, const float* x, int64_t rows, int64_t hidden,
                                      Observer* observer, int part) {
-  const auto experts = static_cast<int64_t>(experts_.size());
   if (!routed_) {
     // A dense part is one expert that every row goes to.
     std::vector<int32_t> chosen(static_cast<size_t>(rows), 0);
@@ -83,13 +82,19 @@ Dispatch FeedForwardPart::route_rows(const Compute& compute, const float* x, int
   const Product product{&router_, x, hidden, rows, logits_.data(), router_rows};
   // Rounding what the router sees would send some tokens to other experts; the product is small.
   multiply({compute.pool, compute.kernels, Activations::kFloat32}, std::span(&product, 1));
+  return choose(compute, x, logits_.data(), rows, hidden, observer, part);
+}
+
+Dispatch FeedForwardPart::choose(const Compute& compute, const float* x, float* logits, int64_t rows, int64_t hidden,
+                                 Observer* observer, int part) const {
+  const int64_t router_rows = router_.weights.rows();
   // Scoring overwrites them.
   std::vector<float> seen;
-  if (observer != nullptr) seen.assign(logits_.data(), logits_.data() + rows * router_rows);
+  if (observer != nullptr) seen.assign(logits, logits + rows * router_rows);
   std::vector<int32_t> chosen(static_cast<size_t>(rows * routing_.top_k));
   std::vector<float> gates(chosen.size());
   compute.pool.parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
-    route(compute.kernels, routing_, logits_.data() + begin * router_rows, end - begin, router_rows,
+    route(compute.kernels, routing_, logits + begin * router_rows, end - begin, router_rows,
           chosen.data() + begin * routing_.top_k, gates.data() + begin * routing_.top_k);
   });
   if (observer != nullptr) {
@@ -103,7 +108,8 @@ Dispatch FeedForwardPart::route_rows(const Compute& compute, const float* x, int
                           .chosen = chosen.data(),
                           .gates = gates.data()});
   }
-  return dispatch(chosen.data(), gates.data(), rows, routing_.top_k, expert_of_row_, experts);
+  return dispatch(chosen.data(), gates.data(), rows, routing_.top_k, expert_of_row_,
+                  static_cast<int64_t>(experts_.size()));
 }
 
 void FeedForwardPart::forward(const Compute& compute, const float* x, int64_t rows, int64_t hidden, float* out,

@@ -63,6 +63,14 @@ class FeedForwardPart {
   std::vector<Mlp>& experts() { return experts_; }
   const RouterOptions& routing() const { return routing_; }
   bool is_routed() const { return routed_; }
+  // Of a routed part.
+  const Linear& router() const { return router_; }
+  // [hidden]; of a dense part, or empty.
+  const std::vector<float>& output_gate() const { return output_gate_; }
+  // What follows the router's product of a routed part: each token's experts and gates. Overwrites `logits`
+  // [rows][router rows]; `x` is for the observer.
+  Dispatch choose(const Compute& compute, const float* x, float* logits, int64_t rows, int64_t hidden,
+                  Observer* observer, int part) const;
   // Puts other experts and another router in the place of a routed part's.
   void restructure(Linear router, RouterOptions routing, std::vector<int32_t> expert_of_row, std::vector<Mlp> experts);
   int64_t bytes() const;

@@ -8,12 +8,11 @@ constexpr int64_t kValuesPerTask = 1 << 16;
 
 }  // namespace
 
-std::vector<uint8_t> store_floats(ThreadPool& pool, DType dtype, const std::vector<float>& values) {
-  std::vector<uint8_t> bytes(values.size() * static_cast<size_t>(dtype_bits(dtype) / 8));
+void store_floats(ThreadPool& pool, DType dtype, const std::vector<float>& values, std::vector<uint8_t>& out) {
+  out.resize(values.size() * static_cast<size_t>(dtype_bits(dtype) / 8));
   pool.parallel_for(static_cast<int64_t>(values.size()), kValuesPerTask, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) store_float(dtype, bytes.data(), i, values[static_cast<size_t>(i)]);
+    for (int64_t i = begin; i < end; ++i) store_float(dtype, out.data(), i, values[static_cast<size_t>(i)]);
   });
-  return bytes;
 }
 
 void round_floats(ThreadPool& pool, DType dtype, std::vector<float>& values) {

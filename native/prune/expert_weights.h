@@ -22,7 +22,7 @@ struct MatrixId {
 };
 
 // `values` in the element type of a checkpoint.
-std::vector<uint8_t> store_floats(ThreadPool& pool, DType dtype, const std::vector<float>& values);
+void store_floats(ThreadPool& pool, DType dtype, const std::vector<float>& values, std::vector<uint8_t>& out);
 // Rounds them to it.
 void round_floats(ThreadPool& pool, DType dtype, std::vector<float>& values);
 

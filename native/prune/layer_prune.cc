@@ -9,9 +9,10 @@
 
 namespace espalier {
 
-Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report) {
+Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, std::vector<float>& values,
+                              ExpertMatrixReport& report) {
   const WeightRef& ref = weights_.ref(report.id);
-  std::vector<float> values = current(report.id);
+  current(report.id, values);
   Result<MatrixReport> pruned = prune_matrix(*pool_, plan, site, values.data(), ref.rows, ref.cols);
   if (pruned.is_ok()) {
     report.matrix = pruned.value();
@@ -23,8 +24,8 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
   return replace(report.id, values);
 }
 
-Result<std::vector<double>> LayerPruner::sparsities(const MethodPlan& plan, const LayerStatistics* statistics, int part,
-                                                    Role role) {
+Result<std::vector<double>> LayerPruner::sparsities(const MethodPlan& plan, const GatheredStatistics* statistics,
+                                                    int part, Role role) {
   const auto experts = static_cast<size_t>(weights_.experts(part));
   if (plan.meeting == Meeting::kEach || plan.budget.is_grouped() || statistics == nullptr) {
     return std::vector<double>(experts, plan.budget.sparsity);
@@ -42,7 +43,7 @@ Result<std::vector<double>> LayerPruner::sparsities(const MethodPlan& plan, cons
   });
 }
 
-std::vector<float> LayerPruner::activation_scores(const LayerStatistics& statistics, const MatrixId& id) {
+std::vector<float> LayerPruner::activation_scores(const GatheredStatistics& statistics, const MatrixId& id) {
   const std::vector<float> values = current(id);
   const ExpertStatistics& expert = statistics.lengths(id.part, id.expert);
   const SiteStatistics& site = id.role == Role::kDown ? expert.activation : expert.input;
@@ -93,8 +94,9 @@ Result<PreparedSite> LayerPruner::prepare(const MethodPlan& plan, SiteStatistics
 Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& plan, const Progress& progress,
                                                            const std::atomic<bool>* cancel) {
   grouped_zeros_ = plan.budget.is_grouped();
-  const std::unique_ptr<LayerStatistics> used = std::move(statistics_);
+  const std::unique_ptr<GatheredStatistics> used = std::move(statistics_);
   std::vector<ExpertMatrixReport> reports;
+  std::vector<float> values;
   const auto total = static_cast<int64_t>(weights_.ids().size());
   for (int part = 0; part < weights_.parts(); ++part) {
     std::array<std::vector<double>, kRoles.size()> shares;
@@ -132,7 +134,7 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
           if (!own.budget.is_grouped()) {
             own.budget.sparsity = shares[static_cast<size_t>(role)][static_cast<size_t>(expert)];
           }
-          ESPALIER_TRY(prune_one(own, prepared.value(), report));
+          ESPALIER_TRY(prune_one(own, prepared.value(), values, report));
           reports.push_back(report);
           if (progress) progress(static_cast<int64_t>(reports.size()), total);
         }

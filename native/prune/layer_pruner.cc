@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <future>
 #include <optional>
 
+#include "prune/cuda/layer_runner.h"
 #include "prune/hidden_file.h"
 
 namespace espalier {
@@ -55,17 +57,29 @@ Status check_finite(ThreadPool& pool, const LayerSpec& spec) {
 }
 
 // A batch of whole sequences, each with cache blocks of its own.
-Batch batch_of(const std::vector<int64_t>& lengths, size_t begin, size_t end, int64_t& blocks) {
+Batch batch_of(const std::vector<int64_t>& lengths, size_t begin, size_t end) {
   Batch batch;
-  blocks = 0;
+  int32_t blocks = 0;
   for (size_t s = begin; s < end; ++s) {
     Slice slice{.first_row = batch.rows, .count = lengths[s], .position = 0, .blocks = {}};
-    for (int64_t b = 0; b < (lengths[s] + kKvBlock - 1) / kKvBlock; ++b)
-      slice.blocks.push_back(static_cast<int32_t>(blocks++));
+    for (int64_t b = 0; b < (lengths[s] + kKvBlock - 1) / kKvBlock; ++b) slice.blocks.push_back(blocks++);
     batch.rows += lengths[s];
     batch.slices.push_back(std::move(slice));
   }
   return batch;
+}
+
+// Whole sequences together, as many as fit.
+std::vector<Batch> batches_of(const std::vector<int64_t>& lengths) {
+  std::vector<Batch> batches;
+  for (size_t begin = 0; begin < lengths.size();) {
+    size_t end = begin;
+    int64_t tokens = 0;
+    while (end < lengths.size() && (end == begin || tokens + lengths[end] <= kBatchTokens)) tokens += lengths[end++];
+    batches.push_back(batch_of(lengths, begin, end));
+    begin = end;
+  }
+  return batches;
 }
 
 }  // namespace
@@ -75,7 +89,8 @@ Linear& linear_of(Mlp& mlp, Role role) {
 }
 
 Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerSpec& spec, const RopeSpec& rope,
-                                                       int64_t hidden, float norm_epsilon, bool allow_nonfinite) {
+                                                       int64_t hidden, float norm_epsilon, bool allow_nonfinite,
+                                                       std::optional<int> gpu) {
   std::unique_ptr<LayerPruner> pruner(new LayerPruner(spec));
   pruner->pool_ = ThreadPool::shared(threads);
   if (!allow_nonfinite) ESPALIER_TRY(check_finite(*pruner->pool_, spec));
@@ -86,6 +101,14 @@ Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerS
   Result<DecoderLayer> layer = DecoderLayer::load(*pruner->pool_, WeightPolicy{}, WeightPolicy{}, spec);
   if (!layer.is_ok()) return layer.status();
   pruner->layer_ = std::move(layer.value());
+  const RunnableLayer runnable{*pruner->pool_, pruner->spec_, pruner->rope_, hidden, norm_epsilon, pruner->layer_};
+  if (!gpu) {
+    pruner->runner_ = make_cpu_runner(runnable);
+    return pruner;
+  }
+  Result<std::unique_ptr<LayerRunner>> runner = cuda::make_layer_runner(*gpu, runnable);
+  if (!runner.is_ok()) return runner.status();
+  pruner->runner_ = std::move(runner.value());
   return pruner;
 }
 
@@ -105,55 +128,71 @@ Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, co
     if (!created.is_ok()) return created.status();
     output.emplace(std::move(created.value()));
   }
+  std::unique_ptr<GatheredStatistics> statistics;
   if (request.collect) {
     statistics_.reset();
-    Result<std::unique_ptr<LayerStatistics>> created =
-        LayerStatistics::create({*pool_, cpu_kernels()}, layer_.feed_forward(), hidden_, *request.collect);
+    Result<std::unique_ptr<GatheredStatistics>> created = runner_->collect(*request.collect);
     if (!created.is_ok()) return created.status();
-    statistics_ = std::move(created.value());
-    watcher = statistics_.get();
+    statistics = std::move(created.value());
   }
+  // What a batch gives is written while the next one is computed.
+  std::future<Status> writing;
+  const auto written = [&] { return writing.valid() ? writing.get() : Status::ok(); };
   const auto write = [&](int64_t first, int64_t rows, const float* states) -> Status {
-    if (request.collect) ESPALIER_TRY(statistics_->status());
-    return output ? output->write(request.first_output + first, rows, states) : Status::ok();
+    if (!output) return Status::ok();
+    ESPALIER_TRY(written());
+    writing = std::async(std::launch::async, [&output, at = request.first_output + first, rows, states] {
+      return output->write(at, rows, states);
+    });
+    return Status::ok();
   };
-  ESPALIER_TRY(run(request.input, request.first_input, request.lengths, watcher, write, progress, cancel));
+  const Status ran =
+      run(request.input, request.first_input, request.lengths, {statistics.get(), watcher}, write, progress, cancel);
+  const Status last = written();
+  ESPALIER_TRY(ran);
+  ESPALIER_TRY(last);
+  if (statistics != nullptr) {
+    ESPALIER_TRY(statistics->finish());
+    statistics_ = std::move(statistics);
+  }
   return output ? output->sync() : Status::ok();
 }
 
 Status LayerPruner::run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths,
-                        Observer* observer, const Visit& visit, const Progress& progress,
+                        const Watchers& watchers, const Visit& visit, const Progress& progress,
                         const std::atomic<bool>* cancel) {
   Result<HiddenFile> states_file = HiddenFile::open_for_reading(input, hidden_);
   if (!states_file.is_ok()) return states_file.status();
-  const Compute compute{*pool_, cpu_kernels()};
   int64_t total = 0;
   for (const int64_t length : lengths) total += length;
-
-  KvLayer cache;
-  int64_t cache_blocks = 0;
-  AlignedBuffer<float> states;
+  const std::vector<Batch> batches = batches_of(lengths);
+  if (batches.empty()) return Status::ok();
+  int64_t most_rows = 0;
+  for (const Batch& batch : batches) most_rows = std::max(most_rows, batch.rows);
+  // One that is read, one that is computed, one that `visit` saw.
+  constexpr size_t kBuffers = 3;
+  const Result<float*> states = runner_->states(static_cast<int64_t>(kBuffers) * most_rows);
+  if (!states.is_ok()) return states.status();
+  const auto buffer = [&](size_t b) {
+    return states.value() + static_cast<int64_t>(b % kBuffers) * most_rows * hidden_;
+  };
+  const auto read = [&](size_t b, int64_t first) {
+    return states_file.value().read(first_input + first, batches[b].rows, buffer(b));
+  };
+  Status ready = read(0, 0);
   int64_t done = 0;
-  for (size_t begin = 0; begin < lengths.size();) {
+  for (size_t b = 0; b < batches.size(); ++b) {
+    ESPALIER_TRY(ready);
     ESPALIER_TRY(check_cancelled(cancel));
-    size_t end = begin;
-    int64_t tokens = 0;
-    while (end < lengths.size() && (end == begin || tokens + lengths[end] <= kBatchTokens)) tokens += lengths[end++];
-    int64_t blocks = 0;
-    const Batch batch = batch_of(lengths, begin, end, blocks);
-    if (blocks > cache_blocks) {
-      if (!cache.allocate(blocks, layer_.attention().kv_heads(), layer_.attention().head_dim())) {
-        return {Code::kOutOfMemory, "not enough memory for the keys and values of a sequence"};
-      }
-      cache_blocks = blocks;
-    }
-    states.ensure(static_cast<size_t>(batch.rows * hidden_));
-    ESPALIER_TRY(states_file.value().read(first_input + done, batch.rows, states.data()));
-    layer_.forward(compute, batch, RopeRows::compute(rope_, batch), norm_epsilon_, cache, hidden_, states.data(),
-                   observer);
-    ESPALIER_TRY(visit(done, batch.rows, states.data()));
-    done += batch.rows;
-    begin = end;
+    const int64_t next = done + batches[b].rows;
+    std::future<Status> reading;
+    if (b + 1 < batches.size())
+      reading = std::async(std::launch::async, [&read, b, next] { return read(b + 1, next); });
+    const Status ran = runner_->forward(batches[b], buffer(b), watchers.statistics, watchers.observer);
+    if (reading.valid()) ready = reading.get();
+    ESPALIER_TRY(ran);
+    ESPALIER_TRY(visit(done, batches[b].rows, buffer(b)));
+    done = next;
     if (progress) progress(done, total);
   }
   return Status::ok();
@@ -164,10 +203,15 @@ Result<Linear> LayerPruner::pack(const WeightRef& ref, const std::vector<float>&
 }
 
 std::vector<float> LayerPruner::current(const MatrixId& id) {
-  const PackedMatrix& matrix = linear(id).weights;
-  std::vector<float> values(static_cast<size_t>(matrix.rows() * matrix.cols()));
-  matrix.unpack(*pool_, values.data());
+  std::vector<float> values;
+  current(id, values);
   return values;
+}
+
+void LayerPruner::current(const MatrixId& id, std::vector<float>& out) {
+  const PackedMatrix& matrix = linear(id).weights;
+  out.resize(static_cast<size_t>(matrix.rows() * matrix.cols()));
+  matrix.unpack(*pool_, out.data());
 }
 
 Status LayerPruner::replace(const MatrixId& id, std::vector<float>& values) {
@@ -176,14 +220,16 @@ Status LayerPruner::replace(const MatrixId& id, std::vector<float>& values) {
   Result<Linear> packed = pack(weights_.ref(id), values);
   if (!packed.is_ok()) return packed.status();
   linear(id) = std::move(packed.value());
+  runner_->layer_changed();
   return Status::ok();
 }
 
 Result<std::vector<ExpertMatrixMoments>> LayerPruner::measure(const std::atomic<bool>* cancel) {
   std::vector<ExpertMatrixMoments> all;
+  std::vector<float> values;
   for (const MatrixId& id : weights_.ids()) {
     ESPALIER_TRY(check_cancelled(cancel));
-    const std::vector<float> values = current(id);
+    current(id, values);
     all.push_back({id, weight_moments(*pool_, values.data(), static_cast<int64_t>(values.size()))});
   }
   return all;
@@ -194,8 +240,8 @@ Result<std::span<const uint8_t>> LayerPruner::tensor(const MatrixId& id) {
     return Status(Code::kUsage, "the layer has no such expert");
   }
   if (stored_id_ != id) {
-    std::vector<float> values = current(id);
-    stored_ = store_floats(*pool_, weights_.ref(id).dtype, values);
+    current(id, values_);
+    store_floats(*pool_, weights_.ref(id).dtype, values_, stored_);
     stored_id_ = id;
   }
   return std::span<const uint8_t>(stored_);

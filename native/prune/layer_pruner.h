@@ -12,7 +12,7 @@
 #include "engine/decoder_layer.h"
 #include "prune/expert_survey.h"
 #include "prune/expert_weights.h"
-#include "prune/layer_statistics.h"
+#include "prune/layer_runner.h"
 #include "prune/merge_experts.h"
 #include "prune/moments.h"
 #include "prune/prune_matrix.h"
@@ -83,8 +83,10 @@ class LayerPruner {
   using Progress = std::function<void(int64_t done, int64_t total)>;
 
   // kNonFinite, with the tensor's name, if a weight of the layer is NaN or infinite and `allow_nonfinite` is false.
+  // With `gpu` the layer runs there: kDevice, kUsage and kOutOfMemory as make_layer_runner has them.
   static Result<std::unique_ptr<LayerPruner>> load(int threads, const LayerSpec& spec, const RopeSpec& rope,
-                                                   int64_t hidden, float norm_epsilon, bool allow_nonfinite);
+                                                   int64_t hidden, float norm_epsilon, bool allow_nonfinite,
+                                                   std::optional<int> gpu = std::nullopt);
 
   // Runs the layer over every sequence. `progress` counts tokens.
   Status forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel) {
@@ -128,10 +130,16 @@ class LayerPruner {
   // Where the request collects nothing, `watcher` (may be null) watches.
   Status forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
                  const std::atomic<bool>* cancel);
-  // Runs the layer over every sequence of `input`, some at a time; `visit` sees each batch's rows of the output.
+  // Runs the layer over every sequence of `input`, some at a time; `visit` sees each batch's rows of the output, which
+  // stay as they are until it has seen the next.
   using Visit = std::function<Status(int64_t first, int64_t rows, const float* states)>;
-  Status run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths, Observer* observer,
-             const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel);
+  // See LayerRunner::forward.
+  struct Watchers {
+    GatheredStatistics* statistics = nullptr;
+    Observer* observer = nullptr;
+  };
+  Status run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths,
+             const Watchers& watchers, const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel);
 
   // The matrix that the layer runs.
   Linear& linear(const MatrixId& id) {
@@ -139,10 +147,12 @@ class LayerPruner {
                      id.role);
   }
   std::vector<float> current(const MatrixId& id);
+  // The same in memory that is kept from matrix to matrix: fresh memory costs more time than what fills it.
+  void current(const MatrixId& id, std::vector<float>& out);
   // |W_ij| · ‖X_j‖ of a matrix; 0 where it is not finite.
-  std::vector<float> activation_scores(const LayerStatistics& statistics, const MatrixId& id);
+  std::vector<float> activation_scores(const GatheredStatistics& statistics, const MatrixId& id);
   // Of the matrices of one role, one an expert: what each loses under the plan.
-  Result<std::vector<double>> sparsities(const MethodPlan& plan, const LayerStatistics* statistics, int part,
+  Result<std::vector<double>> sparsities(const MethodPlan& plan, const GatheredStatistics* statistics, int part,
                                          Role role);
   // Of a site that the matrix reads; null as prepare_site has it.
   Result<PreparedSite> prepare(const MethodPlan& plan, SiteStatistics* statistics, const SiteStatistics* pooled,
@@ -151,7 +161,8 @@ class LayerPruner {
   // of the plan's scores of its down projection.
   Status permute_channels(const MethodPlan& plan, SiteStatistics* activation, int part, int expert,
                           const std::atomic<bool>* cancel);
-  Status prune_one(const MethodPlan& plan, const PreparedSite& site, ExpertMatrixReport& report);
+  Status prune_one(const MethodPlan& plan, const PreparedSite& site, std::vector<float>& values,
+                   ExpertMatrixReport& report);
   Status check(int part, const RestructurePlan& plan) const;
   Result<Linear> pack(const WeightRef& ref, const std::vector<float>& values) const;
   ExpertValues expert_values(int part, int32_t expert);
@@ -165,11 +176,13 @@ class LayerPruner {
   float norm_epsilon_ = 0;
   bool allow_nonfinite_ = false;
   DecoderLayer layer_;
+  std::unique_ptr<LayerRunner> runner_;  // of layer_
   ExpertWeights weights_;
-  bool grouped_zeros_ = false;                   // the last prune() chose n of every m
-  std::unique_ptr<LayerStatistics> statistics_;  // of the last collecting forward, until they are used
-  std::optional<MatrixId> stored_id_;            // what stored_ is
+  bool grouped_zeros_ = false;                      // the last prune() chose n of every m
+  std::unique_ptr<GatheredStatistics> statistics_;  // of the last collecting forward, until they are used
+  std::optional<MatrixId> stored_id_;               // what stored_ is
   std::vector<uint8_t> stored_;
+  std::vector<float> values_;  // of it
 };
 
 // Writes the embeddings of `tokens` as a HiddenFile.

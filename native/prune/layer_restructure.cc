@@ -57,7 +57,7 @@ Status LayerPruner::restructure(int part, const RestructurePlan& plan, const std
                              std::pair{Role::kDown, &values.down}}) {
       const WeightRef& ref = weights_.ref({part, from[i], role});
       round_floats(*pool_, ref.dtype, *own);
-      merged[i][static_cast<size_t>(role)] = store_floats(*pool_, ref.dtype, *own);
+      store_floats(*pool_, ref.dtype, *own, merged[i][static_cast<size_t>(role)]);
       Result<Linear> packed = pack(ref, *own);
       if (!packed.is_ok()) return packed.status();
       linear_of(experts[i], role) = std::move(packed.value());
@@ -79,6 +79,7 @@ Status LayerPruner::restructure(int part, const RestructurePlan& plan, const std
   routing.top_k = plan.top_k;
   routing.correction_bias = plan.correction_bias;
   running.restructure(std::move(router.value()), std::move(routing), plan.expert_of_row, std::move(experts));
+  runner_->layer_changed();
   statistics_.reset();
   stored_id_.reset();
   return Status::ok();

@@ -9,23 +9,12 @@
 
 #include "engine/feed_forward.h"
 #include "prune/hidden_file.h"
-#include "prune/statistics.h"
+#include "prune/layer_runner.h"
 
 namespace espalier {
 
-struct StatisticsRequest {
-  bool gram = false;             // Gram matrices beside the lengths of columns
-  bool pooled = false;           // with gram: also that of what all experts of a part read
-  bool router_weighted = false;  // weight each token's input by its gate
-  // With gram: so many of the layer's first experts have theirs summed while the layer runs. What the others read is
-  // kept in a temporary file at `scratch`, and their Gram matrices are made from it one expert at a time.
-  int64_t together = 0;
-  std::string scratch;
-};
-
-// Observes one run of the layer; then gives out each expert's statistics once, in any order. They have the same bytes
-// whatever `together` is.
-class LayerStatistics final : public Observer {
+// Observes one run of the layer. Statistics have the same bytes whatever `together` is.
+class LayerStatistics final : public Observer, public GatheredStatistics {
  public:
   // `parts` must outlive it. kOutOfMemory; kIo and kNoSpace for the file.
   static Result<std::unique_ptr<LayerStatistics>> create(const Compute& compute, std::vector<FeedForwardPart>& parts,
@@ -33,15 +22,13 @@ class LayerStatistics final : public Observer {
 
   void on_routing(const RoutingBatch& batch) override;
   void on_expert(const ExpertBatch& batch) override;
-  // After the run: whether all that was seen could be kept.
+  // Whether all that was seen could be kept.
   const Status& status() const { return status_; }
 
-  // Of an expert that was not taken yet, without Gram matrices.
-  const ExpertStatistics& lengths(int part, int expert) const { return lengths_[number(part, expert)]; }
-  // What all experts of a part read, each token as often as it was read; null where that was not asked for.
-  const SiteStatistics* pooled(int part);
-  // The expert's weights must still be those of the run.
-  Result<ExpertStatistics> take(int part, int expert);
+  Status finish() override { return status_; }
+  const ExpertStatistics& lengths(int part, int expert) const override { return lengths_[number(part, expert)]; }
+  const SiteStatistics* pooled(int part) override;
+  Result<ExpertStatistics> take(int part, int expert) override;
 
  private:
   // The tokens that reached an expert, and their gates.

@@ -28,6 +28,27 @@ Result<SiteStatistics> SiteStatistics::create(int64_t width, bool gram) {
   return site;
 }
 
+Result<SiteStatistics> SiteStatistics::of_sums(ThreadPool& pool, int64_t tokens, std::vector<double> squared_norms,
+                                               const float* gram) {
+  const auto width = static_cast<int64_t>(squared_norms.size());
+  Result<SiteStatistics> made = create(width, gram != nullptr);
+  if (!made.is_ok()) return made;
+  SiteStatistics& site = made.value();
+  site.tokens_ = tokens;
+  site.squared_norms_ = std::move(squared_norms);
+  if (gram == nullptr) return made;
+  pool.parallel_for(triangle_index(panel_count(width), 0), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const TriangleTile tile = triangle_tile(t);
+      for (int64_t i = 0; i < panel_width(width, tile.column); ++i) {
+        const float* row = gram + (tile.column * kPanel + i) * width + tile.row * kPanel;
+        std::copy(row, row + panel_width(width, tile.row), site.gram_.data() + (t * kPanel + i) * kPanel);
+      }
+    }
+  });
+  return made;
+}
+
 void SiteStatistics::store_panel(int64_t panel, const float* x, int64_t rows, int64_t stride, const float* gate) {
   const int64_t first = panel * kPanel;
   const int64_t columns = panel_width(width_, panel);

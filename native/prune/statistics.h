@@ -24,6 +24,11 @@ class SiteStatistics {
   // < 1.
   static Result<SiteStatistics> create(int64_t width, bool gram);
 
+  // What `tokens` tokens summed to elsewhere: squared_norms(), and gram(i, j) = gram[i · width + j] for i <= j; without
+  // `gram` there is no Gram matrix.
+  static Result<SiteStatistics> of_sums(ThreadPool& pool, int64_t tokens, std::vector<double> squared_norms,
+                                        const float* gram);
+
   // Adds `rows` tokens: row r is x[r·stride .. r·stride + width), its weight gate[r], or 1 where `gate` is null.
   void add(ThreadPool& pool, const float* x, int64_t rows, int64_t stride, const float* gate);
   // Adds what another object of the same width, with a Gram matrix if this has one, has seen. Finishes both.

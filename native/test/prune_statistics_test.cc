@@ -133,6 +133,28 @@ TEST_CASE("another order of the tokens changes the Gram matrix only within the p
   CHECK(worst_gram_error(site, inputs) <= 1);
 }
 
+TEST_CASE("sums that were made elsewhere are taken as they are") {
+  std::mt19937_64 random(reference::fresh_seed());
+  ThreadPool pool(2);
+  for (const int64_t width : {1, 95, 96, 300}) {
+    std::vector<double> squares;
+    for (const float value : reference::normal_floats(random, width)) squares.push_back(static_cast<double>(value));
+    const std::vector<float> gram = reference::normal_floats(random, width * width);
+    const Result<SiteStatistics> site = SiteStatistics::of_sums(pool, 17, squares, gram.data());
+    REQUIRE(site.is_ok());
+    CHECK(site.value().tokens() == 17);
+    CHECK(site.value().squared_norms() == squares);
+    bool same = true;
+    for (int64_t i = 0; i < width; ++i) {
+      for (int64_t j = i; j < width; ++j) {
+        same = same && site.value().gram(i, j) == gram[static_cast<size_t>(i * width + j)];
+      }
+    }
+    CHECK(same);
+    CHECK(!SiteStatistics::of_sums(pool, 17, squares, nullptr).value().has_gram());
+  }
+}
+
 TEST_CASE("a site without a Gram matrix keeps the norms, and one without tokens is zero") {
   ThreadPool pool(1);
   Result<SiteStatistics> site = SiteStatistics::create(3, false);

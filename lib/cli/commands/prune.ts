@@ -4,6 +4,7 @@ import { defaultEpochs, methodNames } from '../../prune/methods.ts';
 import type { PruneProgress } from '../../prune/progress.ts';
 import type { PruneOptions } from '../../prune/prune.ts';
 import type { RecipeOptions } from '../../prune/recipe.ts';
+import type { DeviceName } from '../../runtime/device.ts';
 import type { Weights } from '../../runtime/weights.ts';
 import type { Context, Start } from '../context.ts';
 import { addGlobalOptions, decimal, integer, path } from '../options.ts';
@@ -20,6 +21,7 @@ interface Options extends Omit<RecipeOptions, 'seed'> {
   weights?: Weights;
   resume?: boolean;
   overwrite?: boolean;
+  device: DeviceName;
   dryRun?: boolean;
 }
 
@@ -92,7 +94,7 @@ export function definePrune(program: Command, start: Start): void {
     .option('--overwrite', 'replace a checkpoint that is there, discard an unfinished run')
     .option('--allow-nonfinite', 'leave matrices with NaN or infinity as they are')
     .option('--dry-run', 'check everything and say what would be done');
-  start<Options>(addGlobalOptions(command), run);
+  start<Options>(addGlobalOptions(command, { gpu: true }), run);
 }
 
 function pattern(text: string): string {
@@ -127,7 +129,7 @@ async function run(context: Context<Options>): Promise<undefined> {
 /** The recipe file, with what the flags say in its place. */
 async function readOptions({ args, options, terminal, signal }: Context<Options>): Promise<PruneOptions> {
   const { readRecipe } = await import('../../prune/recipe-file.ts');
-  const { output, calibration, packed, weights, resume, overwrite, threads, memory: memoryGiB } = options;
+  const { output, calibration, packed, weights, resume, overwrite, device, threads, memory: memoryGiB } = options;
   const { expertsMethod, expertsRatio, expertsKeep, expertsScope } = options;
   const { method, routerWeighting, sparsity, pattern, samples, sequenceLength, save, allowNonfinite, seed } = options;
   const experts = { expertsMethod, expertsRatio, expertsKeep, expertsScope };
@@ -159,6 +161,7 @@ async function readOptions({ args, options, terminal, signal }: Context<Options>
     weights,
     resume,
     overwrite,
+    device,
     threads,
     memoryGiB,
     ...recipe,

@@ -1,6 +1,7 @@
 // Stands for the CUDA sources in builds without nvcc.
 #include "engine/cuda/cuda_engine.h"
 #include "kernels/cuda/device.h"
+#include "prune/cuda/layer_runner.h"
 
 namespace espalier::cuda {
 
@@ -9,6 +10,10 @@ DeviceSurvey survey_devices() { return {false, {}, "this addon was built without
 Result<std::unique_ptr<Engine>> load_engine(const ModelSpec&, const EngineOptions& options, const LoadProgress&,
                                             const std::atomic<bool>*) {
   return check_device(options.gpu.value_or(0));
+}
+
+Result<std::unique_ptr<LayerRunner>> make_layer_runner(int device, const RunnableLayer&) {
+  return check_device(device);
 }
 
 }  // namespace espalier::cuda

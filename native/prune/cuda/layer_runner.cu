@@ -1,0 +1,373 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/activations.h"
+#include "kernels/cuda/device.h"
+#include "prune/cuda/device_layer.h"
+#include "prune/cuda/device_statistics.h"
+#include "prune/cuda/layer_runner.h"
+
+namespace espalier::cuda {
+namespace {
+
+constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
+static_assert(kKvTokens == kKvBlock);
+
+// Kernels take a null pointer for what is not there.
+const float* optional(const DeviceMemory& memory) { return memory.bytes() > 0 ? memory.as<float>() : nullptr; }
+
+// Norms of heads, or of the whole row, by the length of the weight.
+bool is_whole(const DeviceMemory& norm, int head_dim) { return norm.bytes() != head_dim * kFloatBytes; }
+
+class CudaLayerRunner final : public LayerRunner {
+ public:
+  CudaLayerRunner(int device, const RunnableLayer& layer, Stream stream)
+      : device_(device), layer_(layer), stream_(std::move(stream)), uploader_(stream_.get()) {}
+
+  Status load() { return uploader_.attention(layer_, weights_); }
+
+  Result<float*> states(int64_t rows) override {
+    ESPALIER_CUDA_TRY(cudaSetDevice(device_));
+    ESPALIER_TRY(states_.ensure(rows * layer_.hidden * kFloatBytes));
+    return states_.as<float>();
+  }
+
+  Result<std::unique_ptr<GatheredStatistics>> collect(const StatisticsRequest& request) override {
+    ESPALIER_CUDA_TRY(cudaSetDevice(device_));
+    Result<std::unique_ptr<DeviceStatistics>> made = DeviceStatistics::create(
+        device_, layer_.pool, stream_.get(), layer_.layer.feed_forward(), layer_.hidden, request);
+    if (!made.is_ok()) return made.status();
+    return std::unique_ptr<GatheredStatistics>(std::move(made.value()));
+  }
+
+  Status forward(const Batch& batch, float* states, GatheredStatistics* statistics, Observer* observer) override {
+    ESPALIER_CUDA_TRY(cudaSetDevice(device_));
+    // Statistics are of this runner's collect().
+    const Status ran = run(batch, states, static_cast<DeviceStatistics*>(statistics), observer);
+    const Status ended = stream_.wait();
+    return ran.is_ok() ? ended : ran;
+  }
+
+  void layer_changed() override { is_current_ = false; }
+
+ private:
+  // What the kernels of a part read of who goes where, beside the same on the host.
+  struct Slots {
+    Dispatch host;
+    int terms = 1;  // of a token
+    std::vector<GemmGroup> groups;
+  };
+
+  Status run(const Batch& batch, float* states, DeviceStatistics* statistics, Observer* observer) {
+    if (!is_current_) {
+      ESPALIER_TRY(uploader_.feed_forward(layer_, weights_));
+      is_current_ = true;
+    }
+    const int64_t rows = batch.rows;
+    const int64_t bytes = rows * layer_.hidden * kFloatBytes;
+    ESPALIER_TRY(hidden_.ensure(bytes));
+    ESPALIER_TRY(input_floats_.ensure(bytes));
+    ESPALIER_TRY(output_.ensure(bytes));
+    ESPALIER_CUDA_TRY(
+        cudaMemcpyAsync(hidden_.data(), states, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()));
+    ESPALIER_TRY(attention(batch));
+    for (size_t p = 0; p < weights_.feed_forward.size(); ++p) {
+      ESPALIER_TRY(feed_forward(static_cast<int>(p), rows, statistics, observer));
+    }
+    return to_status(
+        cudaMemcpyAsync(states, hidden_.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_.get()),
+        "cudaMemcpyAsync");
+  }
+
+  Result<PartRows> room(DeviceMemory& memory, int64_t rows, int64_t width) {
+    const PartRows out{nullptr, kGemmParts, part_stride(width)};
+    ESPALIER_TRY(memory.ensure(rows * out.parts * out.stride * 2));
+    return PartRows{memory.as<uint16_t>(), out.parts, out.stride};
+  }
+
+  template <class T>
+  Status send(const std::vector<T>& list, DeviceMemory& to) {
+    const auto bytes = static_cast<int64_t>(list.size() * sizeof(T));
+    ESPALIER_TRY(to.ensure(bytes));
+    return to_status(
+        cudaMemcpyAsync(to.data(), list.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()),
+        "cudaMemcpyAsync");
+  }
+
+  // y [rows][matrix.rows] = x · matrixᵀ.
+  Status multiply(const DeviceMatrix& matrix, const PartRows& x, int64_t rows, DeviceMemory& y) {
+    std::vector<GemmGroup> group = {
+        {.weights = matrix.memory.as<uint16_t>(), .first_row = 0, .rows = static_cast<int32_t>(rows)}};
+    const int32_t tiles = place_tiles(group, matrix.rows);
+    ESPALIER_TRY(send(group, one_group_));
+    ESPALIER_TRY(y.ensure(rows * matrix.rows * kFloatBytes));
+    return gemm({.groups = one_group_.as<GemmGroup>(),
+                 .group_count = 1,
+                 .tiles = tiles,
+                 .x = x.data,
+                 .depth = part_stride(matrix.cols),
+                 .cols = static_cast<int32_t>(matrix.rows),
+                 .weight_parts = matrix.parts,
+                 .y = y.as<float>()},
+                stream_.get());
+  }
+
+  // Rows by those of the matrices, one for each of the groups.
+  Status multiply(const std::vector<const DeviceMatrix*>& matrices, std::vector<GemmGroup>& groups,
+                  DeviceMemory& device, const PartRows& x, const int32_t* rows, DeviceMemory& y, int64_t slots) {
+    const DeviceMatrix& first = *matrices.front();
+    for (size_t e = 0; e < groups.size(); ++e) {
+      if (matrices[e]->parts != first.parts) {
+        return {Code::kUsage, "experts of one layer have different element types: prune on the CPU (device: cpu)"};
+      }
+      groups[e].weights = matrices[e]->memory.as<uint16_t>();
+    }
+    const int32_t tiles = place_tiles(groups, first.rows);
+    ESPALIER_TRY(send(groups, device));
+    ESPALIER_TRY(y.ensure(slots * first.rows * kFloatBytes));
+    return gemm({.groups = device.as<GemmGroup>(),
+                 .group_count = static_cast<int32_t>(groups.size()),
+                 .tiles = tiles,
+                 .x = x.data,
+                 .rows = rows,
+                 .depth = part_stride(first.cols),
+                 .cols = static_cast<int32_t>(first.rows),
+                 .weight_parts = first.parts,
+                 .y = y.as<float>()},
+                stream_.get());
+  }
+
+  Status send_places(const Batch& batch) {
+    std::vector<int32_t> positions, tables, blocks;
+    for (const Slice& slice : batch.slices) {
+      for (int64_t i = 0; i < slice.count; ++i) {
+        positions.push_back(static_cast<int32_t>(slice.position + i));
+        tables.push_back(static_cast<int32_t>(blocks.size()));
+      }
+      blocks.insert(blocks.end(), slice.blocks.begin(), slice.blocks.end());
+    }
+    const int64_t cache = static_cast<int64_t>(blocks.size()) * kKvTokens * weights_.heads.kv_heads *
+                          weights_.heads.head_dim * kFloatBytes;
+    ESPALIER_TRY(keys_.ensure(cache));
+    ESPALIER_TRY(values_.ensure(cache));
+    if (positions == positions_) return Status::ok();
+    const RopeRows rope = RopeRows::compute(layer_.rope, batch);
+    ESPALIER_TRY(send(rope.cosines, cosines_));
+    ESPALIER_TRY(send(rope.sines, sines_));
+    ESPALIER_TRY(send(positions, positions_device_));
+    ESPALIER_TRY(send(tables, tables_));
+    ESPALIER_TRY(send(blocks, blocks_));
+    // The same positions are of the same sequences, whose blocks have the same numbers.
+    positions_ = std::move(positions);
+    return Status::ok();
+  }
+
+  // hidden += attention(norm(hidden)); then the norm of the feed-forward.
+  Status attention(const Batch& batch) {
+    const auto rows = static_cast<int>(batch.rows);
+    const AttentionSpec& spec = layer_.spec.attention;
+    const HeadShape& heads = weights_.heads;
+    ESPALIER_TRY(send_places(batch));
+    const Result<PartRows> input = room(input_, rows, layer_.hidden);
+    if (!input.is_ok()) return input.status();
+    NormTask norm{.rows = rows,
+                  .width = static_cast<int>(layer_.hidden),
+                  .hidden = hidden_.as<float>(),
+                  .weight = weights_.attention_norm.as<float>(),
+                  .epsilon = layer_.norm_epsilon,
+                  .out = input.value()};
+    ESPALIER_TRY(add_and_norm(norm, stream_.get()));
+    ESPALIER_TRY(multiply(weights_.qkv, input.value(), rows, qkv_));
+    ESPALIER_TRY(queries_.ensure(rows * weights_.query_width() * kFloatBytes));
+    const RowPlaces places{rows, positions_device_.as<int32_t>(), tables_.as<int32_t>(), blocks_.as<int32_t>()};
+    const KvCache cache{keys_.data(), values_.data(), false};
+    ESPALIER_TRY(prepare_heads({.places = places,
+                                .shape = heads,
+                                .source = qkv_.as<float>(),
+                                .bias = optional(weights_.qkv_bias),
+                                .q_norm = optional(weights_.q_norm),
+                                .k_norm = optional(weights_.k_norm),
+                                .q_norm_whole = is_whole(weights_.q_norm, heads.head_dim),
+                                .k_norm_whole = is_whole(weights_.k_norm, heads.head_dim),
+                                .epsilon = layer_.norm_epsilon,
+                                .clip = spec.clip,
+                                .cosines = cosines_.as<float>(),
+                                .sines = sines_.as<float>(),
+                                .queries = queries_.as<float>(),
+                                .cache = cache},
+                               stream_.get()));
+    const Result<PartRows> mixed = room(mixed_, rows, weights_.query_width());
+    if (!mixed.is_ok()) return mixed.status();
+    ESPALIER_TRY(attend({.places = places,
+                         .shape = heads,
+                         .scale = spec.scale,
+                         .window = static_cast<int>(spec.window),
+                         .cache = cache,
+                         .queries = queries_.as<float>(),
+                         .out = mixed.value()},
+                        stream_.get()));
+    ESPALIER_TRY(multiply(weights_.output, mixed.value(), rows, output_));
+    norm.source = output_.as<float>();
+    norm.bias = optional(weights_.output_bias);
+    norm.weight = weights_.feed_forward_norm.as<float>();
+    norm.out_floats = input_floats_.as<float>();
+    return add_and_norm(norm, stream_.get());
+  }
+
+  // A float [rows][width] of the device on the host.
+  Status fetch(const DeviceMemory& from, int64_t rows, int64_t width, std::vector<float>& to) {
+    to.resize(static_cast<size_t>(rows * width));
+    ESPALIER_CUDA_TRY(
+        cudaMemcpyAsync(to.data(), from.data(), to.size() * sizeof(float), cudaMemcpyDeviceToHost, stream_.get()));
+    return stream_.wait();
+  }
+
+  // Who goes where: the product of the router on the device, the choice on the host.
+  Result<Slots> choose(int part, int64_t rows, const float* x, Observer* observer) {
+    const FeedForwardPart& from = layer_.layer.feed_forward()[static_cast<size_t>(part)];
+    const DeviceMatrix& router = weights_.feed_forward[static_cast<size_t>(part)].router;
+    std::vector<float> logits;
+    if (router.rows > 0) {
+      ESPALIER_TRY(multiply(router, {input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)}, rows, logits_));
+      ESPALIER_TRY(fetch(logits_, rows, router.rows, logits));
+    }
+    Slots slots;
+    if (from.is_routed()) {
+      slots.host = from.choose({layer_.pool, cpu_kernels()}, x, logits.data(), rows, layer_.hidden, observer, part);
+      slots.terms = from.routing().top_k;
+    } else {
+      // A dense part is one expert that every row goes to; an output gate scores by sigmoid.
+      const std::vector<int32_t> chosen(static_cast<size_t>(rows), 0);
+      std::vector<float> gates(static_cast<size_t>(rows), 1.0f);
+      for (size_t t = 0; t < logits.size(); ++t) gates[t] = 1.0f / (1.0f + std::exp(-logits[t]));
+      slots.host = dispatch(chosen.data(), gates.data(), rows, 1, {0}, 1);
+    }
+    for (size_t e = 0; e + 1 < slots.host.first_slot.size(); ++e) {
+      slots.groups.push_back({.weights = nullptr,
+                              .first_row = static_cast<int32_t>(slots.host.first_slot[e]),
+                              .rows = static_cast<int32_t>(slots.host.count(static_cast<int64_t>(e)))});
+    }
+    return slots;
+  }
+
+  // hidden += part(input).
+  Status feed_forward(int part, int64_t rows, DeviceStatistics* statistics, Observer* observer) {
+    const DevicePart& weights = weights_.feed_forward[static_cast<size_t>(part)];
+    const bool is_routed = layer_.layer.feed_forward()[static_cast<size_t>(part)].is_routed();
+    if (observer != nullptr) ESPALIER_TRY(fetch(input_floats_, rows, layer_.hidden, host_input_));
+    Result<Slots> chosen = choose(part, rows, host_input_.data(), observer);
+    if (!chosen.is_ok()) return chosen.status();
+    Slots& slots = chosen.value();
+    const int64_t count = slots.host.slots();
+    // Gates in the order of the tokens' slots.
+    std::vector<float> gates(slots.host.slots_of.size(), 0.0f);
+    for (size_t i = 0; i < gates.size(); ++i) {
+      const int32_t slot = slots.host.slots_of[i];
+      if (slot >= 0) gates[i] = slots.host.gate[static_cast<size_t>(slot)];
+    }
+    ESPALIER_TRY(send(slots.host.token, tokens_));
+    ESPALIER_TRY(send(slots.host.gate, slot_gates_));
+    ESPALIER_TRY(send(slots.host.slots_of, slots_of_));
+    ESPALIER_TRY(send(gates, gates_));
+
+    std::vector<const DeviceMatrix*> gate, up, down;
+    for (const DeviceMlp& mlp : weights.experts) {
+      gate.push_back(&mlp.gate);
+      up.push_back(&mlp.up);
+      down.push_back(&mlp.down);
+    }
+    const PartRows input{input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)};
+    ESPALIER_TRY(multiply(gate, slots.groups, gate_groups_, input, tokens_.as<int32_t>(), activation_, count));
+    ESPALIER_TRY(multiply(up, slots.groups, up_groups_, input, tokens_.as<int32_t>(), up_, count));
+    const Result<PartRows> activation = room(activation_parts_, count, weights.width);
+    if (!activation.is_ok()) return activation.status();
+    ESPALIER_TRY(gate_rows({.rows = count,
+                            .cols = weights.width,
+                            .gate = activation_.as<float>(),
+                            .up = up_.as<float>(),
+                            .out = activation.value()},
+                           stream_.get()));
+    if (statistics != nullptr && is_routed) {
+      ESPALIER_TRY(statistics->add(part, {.groups = gate_groups_.as<GemmGroup>(),
+                                          .on_host = &slots.groups,
+                                          .input = input_floats_.as<float>(),
+                                          .tokens = tokens_.as<int32_t>(),
+                                          .gates = slot_gates_.as<float>(),
+                                          .activation = activation_.as<float>()}));
+    }
+    ESPALIER_TRY(multiply(down, slots.groups, down_groups_, activation.value(), nullptr, down_, count));
+    if (observer != nullptr && is_routed) ESPALIER_TRY(show(part, slots, weights.width, *observer));
+    return add_and_norm({.rows = static_cast<int>(rows),
+                         .width = static_cast<int>(layer_.hidden),
+                         .hidden = hidden_.as<float>(),
+                         .source = down_.as<float>(),
+                         .slots = slots_of_.as<int32_t>(),
+                         .gates = gates_.as<float>(),
+                         .terms = slots.terms,
+                         .out = {}},
+                        stream_.get());
+  }
+
+  // An observer of the host sees each expert.
+  Status show(int part, const Slots& slots, int64_t stride, Observer& observer) {
+    std::vector<float> outputs, activations, own_inputs, own_activations;
+    ESPALIER_TRY(fetch(down_, slots.host.slots(), layer_.hidden, outputs));
+    ESPALIER_TRY(fetch(activation_, slots.host.slots(), stride, activations));
+    const std::vector<Mlp>& experts = layer_.layer.feed_forward()[static_cast<size_t>(part)].experts();
+    for (size_t e = 0; e < experts.size(); ++e) {
+      const int64_t first = slots.groups[e].first_row;
+      const int64_t rows = slots.groups[e].rows;
+      const int64_t width = experts[e].width();
+      own_inputs.resize(static_cast<size_t>(rows * layer_.hidden));
+      own_activations.resize(static_cast<size_t>(rows * width));
+      layer_.pool.parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          const int64_t token = slots.host.token[static_cast<size_t>(first + r)];
+          std::copy_n(host_input_.data() + token * layer_.hidden, layer_.hidden, own_inputs.data() + r * layer_.hidden);
+          std::copy_n(activations.data() + (first + r) * stride, width, own_activations.data() + r * width);
+        }
+      });
+      observer.on_expert({.part = part,
+                          .expert = static_cast<int>(e),
+                          .rows = rows,
+                          .hidden = layer_.hidden,
+                          .width = width,
+                          .tokens = slots.host.token.data() + first,
+                          .input = own_inputs.data(),
+                          .gates = slots.host.gate.data() + first,
+                          .activation = own_activations.data(),
+                          .output = outputs.data() + first * layer_.hidden});
+    }
+    return Status::ok();
+  }
+
+  int device_;
+  RunnableLayer layer_;
+  Stream stream_;
+  DeviceLayer weights_;
+  bool is_current_ = false;  // the feed-forward of weights_
+  LayerUploader uploader_;
+  PinnedMemory states_;
+  DeviceMemory hidden_, input_, input_floats_, output_;
+  std::vector<int32_t> positions_;  // what the following four are of
+  DeviceMemory positions_device_, tables_, blocks_, cosines_, sines_;
+  DeviceMemory qkv_, queries_, keys_, values_, mixed_;
+  DeviceMemory one_group_, gate_groups_, up_groups_, down_groups_;
+  DeviceMemory logits_, tokens_, slot_gates_, slots_of_, gates_;
+  DeviceMemory activation_, activation_parts_, up_, down_;
+  std::vector<float> host_input_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<LayerRunner>> make_layer_runner(int device, const RunnableLayer& layer) {
+  ESPALIER_TRY(check_device(device));
+  ESPALIER_CUDA_TRY(cudaSetDevice(device));
+  Result<Stream> stream = Stream::create();
+  if (!stream.is_ok()) return stream.status();
+  auto runner = std::make_unique<CudaLayerRunner>(device, layer, std::move(stream.value()));
+  ESPALIER_TRY(runner->load());
+  return std::unique_ptr<LayerRunner>(std::move(runner));
+}
+
+}  // namespace espalier::cuda

@@ -1,0 +1,66 @@
+// What a decoder layer runs on over the calibration set: the CPU, or a GPU that gathers statistics where it computes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "engine/decoder_layer.h"
+#include "prune/statistics.h"
+
+namespace espalier {
+
+struct StatisticsRequest {
+  bool gram = false;             // Gram matrices beside the lengths of columns
+  bool pooled = false;           // with gram: also that of what all experts of a part read
+  bool router_weighted = false;  // weight each token's input by its gate
+  // On the CPU, with gram: so many of the layer's first experts have theirs summed while the layer runs. What the
+  // others read is kept in a temporary file at `scratch`, and their Gram matrices are made from it one expert at a
+  // time. On a GPU all are summed there.
+  int64_t together = 0;
+  std::string scratch;
+};
+
+// What a run over the calibration set told of the experts of a layer. Gives out each expert's statistics once, in any
+// order.
+class GatheredStatistics {
+ public:
+  virtual ~GatheredStatistics() = default;
+  // To be called once, after the run and before the others: whether all that was seen could be kept.
+  virtual Status finish() = 0;
+  // Of an expert that was not taken yet, without Gram matrices.
+  virtual const ExpertStatistics& lengths(int part, int expert) const = 0;
+  // What all experts of a part read, each token as often as it was read; null where that was not asked for.
+  virtual const SiteStatistics* pooled(int part) = 0;
+  // The expert's weights must still be those of the run.
+  virtual Result<ExpertStatistics> take(int part, int expert) = 0;
+};
+
+class LayerRunner {
+ public:
+  virtual ~LayerRunner() = default;
+  // Memory for the hidden states of so many rows, from which forward() is fast; until the next call. kOutOfMemory.
+  virtual Result<float*> states(int64_t rows) = 0;
+  // For forwards of this runner that follow. kOutOfMemory; kIo and kNoSpace for files.
+  virtual Result<std::unique_ptr<GatheredStatistics>> collect(const StatisticsRequest& request) = 0;
+  // Advances `states` [batch.rows][hidden], some rows of states(), by the layer; `statistics`, or else `observer`, sees
+  // what its experts do. Both may be null.
+  virtual Status forward(const Batch& batch, float* states, GatheredStatistics* statistics, Observer* observer) = 0;
+  // The layer is not what it was at the last forward: other weights, experts or routers.
+  virtual void layer_changed() = 0;
+};
+
+// All but `layer` as the checkpoint has it.
+struct RunnableLayer {
+  ThreadPool& pool;
+  const LayerSpec& spec;
+  const RopeSpec& rope;
+  int64_t hidden;
+  float norm_epsilon;
+  DecoderLayer& layer;
+};
+
+// All references of `layer` must outlive it.
+std::unique_ptr<LayerRunner> make_cpu_runner(const RunnableLayer& layer);
+
+}  // namespace espalier
