@@ -58,8 +58,8 @@ struct GroupTask {
 int most_groups(int tokens, int top_k, int experts, int group_tokens);
 Status group_rows(const GroupTask& task, CUstream_st* stream);
 
-// to[slot] = from[inputs[slot]], bit for bit; slots whose input is negative are left alone. Strides are a multiple of 32,
-// the same on both sides.
+// to[slot] = from[inputs[slot]], bit for bit; slots whose input is negative are left alone. Strides are a multiple of
+// 32, the same on both sides.
 struct GatherTask {
   int slots = 0;
   const int32_t* inputs = nullptr;  // [slots]
