@@ -1,6 +1,4 @@
 /** Prunes a checkpoint layer by layer, each finished layer durable. */
-import { createHash } from 'node:crypto';
-import { mkdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { throwIfAborted } from '../abort.ts';
 import { writeFileAtomic } from '../checkpoint/atomic-file.ts';
@@ -8,30 +6,27 @@ import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { setFields } from '../checkpoint/config-fields.ts';
 import { markSparse, unmarkSparse } from '../checkpoint/config-text.ts';
 import { copyFiles } from '../checkpoint/copy-files.ts';
-import { type Storage, shardName } from '../checkpoint/file-names.ts';
 import { OutputFolder } from '../checkpoint/output.ts';
 import { refusePacked } from '../checkpoint/packed-layout.ts';
 import { writeShardIndex } from '../checkpoint/shard-index.ts';
-import { encodeSparse } from '../checkpoint/sparse-encode.ts';
-import type { TensorSource, TensorToWrite } from '../checkpoint/tensor.ts';
-import { copyOf, writeSafetensors } from '../checkpoint/writer.ts';
 import { stateExperts } from '../models/experts-config.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ModelSpec } from '../models/spec.ts';
-import { native } from '../native.ts';
 import { type DeviceName, gpuOf } from '../runtime/device.ts';
 import type { Weights } from '../runtime/weights.ts';
 import { version } from '../version.ts';
 import { type Calibration, type CalibrationSource, calibrate } from './calibrate.ts';
 import { checkFiniteOutsideLayers } from './finite.ts';
-import { layerTensorNames, pruneLayer, stepsOf } from './layer.ts';
+import { pruneLayer, stepsOf } from './layer.ts';
 import { type Manifest, manifestName, readManifest } from './manifest.ts';
 import { layerMemory, memoryLimit } from './memory.ts';
 import { checkPackedCopy, writePackedCopy } from './packed-copy.ts';
 import { type ProgressReporter, type PruneProgress, progressReporter } from './progress.ts';
 import { checkRecipe, type Recipe, type RecipeOptions, resolveRecipe } from './recipe.ts';
 import { countSparsity, type LayerReport, runWarnings, type SparsityCount } from './report.ts';
-import { RunState, recordOf, type ShardRecord } from './run-state.ts';
+import { runIdentity } from './run-identity.ts';
+import { RunState } from './run-state.ts';
+import { shardOf, writeRest, writeShard } from './shards.ts';
 import { kindOf } from './stages/index.ts';
 import { denseWalk, writeHidden } from './walk.ts';
 
@@ -88,22 +83,22 @@ export interface PruneResult extends SparsityCount {
 
 /**
  * Prunes the routed experts of a checkpoint and writes the result as a new one. Memory holds one decoder layer and the
- * statistics of some of its experts; hidden states are kept on the output's disk. Throws `USAGE` and `RECIPE` for options, `DATA` for
- * calibration data, `NONFINITE` for weights with NaN or infinity, what openCheckpoint and describeModel say of the model,
- * `DEVICE` and `OUT_OF_MEMORY` for the GPU, `OUTPUT`, `LOCKED`, `RESUME`, `NO_SPACE` and `IO` for the output, `ABORTED` when stopped; a stopped or failed run keeps
- * its finished layers for `resume`, and leaves nothing if there are none.
+ * statistics of some of its experts; hidden states are kept on the output's disk. Throws `USAGE` and `RECIPE` for options, `DATA`
+ * for calibration data, `NONFINITE` for weights with NaN or infinity, what openCheckpoint and describeModel say of the model,
+ * `DEVICE` and `OUT_OF_MEMORY` for the GPU, `OUTPUT`, `LOCKED`, `RESUME`, `NO_SPACE` and `IO` for the output, `ABORTED` when
+ * stopped; a stopped or failed run keeps its finished layers for `resume`, and leaves nothing if there are none.
  */
 export async function prune(options: PruneOptions): Promise<PruneResult> {
   const recipe = resolveRecipe(recipeOptions(options));
   memoryLimit(options);
-  gpuOf(options.device ?? 'cpu');
+  const gpu = gpuOf(options.device ?? 'cpu');
   checkPackedCopy(options, recipe);
-  const result = await pruneCheckpoint(options, recipe);
+  const result = await pruneCheckpoint(options, recipe, gpu);
   await writePackedCopy(options, recipe);
   return result;
 }
 
-async function pruneCheckpoint(options: PruneOptions, recipe: Recipe): Promise<PruneResult> {
+async function pruneCheckpoint(options: PruneOptions, recipe: Recipe, gpu: number | undefined): Promise<PruneResult> {
   using checkpoint = openCheckpoint(options.model);
   refusePacked(checkpoint);
   const { spec, warnings } = describeModel(checkpoint.config, checkpoint);
@@ -115,7 +110,7 @@ async function pruneCheckpoint(options: PruneOptions, recipe: Recipe): Promise<P
   checkRecipe(recipe, options, spec);
   if (done === undefined) OutputFolder.check({ ...options, input: options.model }, 0);
   const sequences = await calibrate(options, recipe, spec, progress);
-  const run = runIdentity(checkpoint, recipe, sequences, options.device);
+  const run = runIdentity(checkpoint, recipe, sequences, gpu);
   if (done?.run === run) return alreadyFinished(options.output, recipe, done);
 
   if (!recipe.allowNonfinite) await checkFiniteOutsideLayers(checkpoint, spec, options.signal);
@@ -133,7 +128,7 @@ async function pruneCheckpoint(options: PruneOptions, recipe: Recipe): Promise<P
       progress.resumed(resumedLayers);
     }
 
-    await pruneLayers({ options, recipe, checkpoint, spec, sequences, folder, state, progress });
+    await pruneLayers({ options, gpu, recipe, checkpoint, spec, sequences, folder, state, progress });
     const layers = state.layers.map(({ report }) => report);
     for (const message of runWarnings(layers)) progress.warn(message);
     const total = countSparsity(layers);
@@ -226,6 +221,7 @@ export function recipeOptions(options: PruneOptions): RecipeOptions {
 
 interface LayersRun {
   options: PruneOptions;
+  gpu: number | undefined;
   recipe: Recipe;
   checkpoint: Checkpoint;
   spec: ModelSpec;
@@ -237,6 +233,7 @@ interface LayersRun {
 
 async function pruneLayers({
   options,
+  gpu,
   recipe,
   checkpoint,
   spec,
@@ -246,8 +243,7 @@ async function pruneLayers({
   progress,
 }: LayersRun): Promise<void> {
   const { signal, threads = 0 } = options;
-  const gpu = gpuOf(options.device ?? 'cpu');
-  const prepared = await prepareStages({ options, recipe, checkpoint, spec, sequences, state, progress });
+  const prepared = await prepareStages({ options, gpu, recipe, checkpoint, spec, sequences, state, progress });
   const readsLayers = recipe.stages.some((stage) => {
     const kind = kindOf(stage);
     return kind.readsLayers?.(stage) ?? kind.needsCalibration(stage);
@@ -290,6 +286,7 @@ async function pruneLayers({
 /** What each stage decides for the whole model; of a resumed run, what it had decided. */
 async function prepareStages({
   options,
+  gpu,
   recipe,
   checkpoint,
   spec,
@@ -299,7 +296,6 @@ async function prepareStages({
 }: Omit<LayersRun, 'folder'>): Promise<readonly unknown[]> {
   if (state.prepared !== undefined) return state.prepared;
   const { signal, threads = 0 } = options;
-  const gpu = gpuOf(options.device ?? 'cpu');
   const { allowNonfinite, seed } = recipe;
   const hiddenPath = (layer: number) => state.hiddenPath(layer);
   const walk = denseWalk({
@@ -321,78 +317,6 @@ async function prepareStages({
   }
   state.prepared = prepared;
   return prepared;
-}
-
-/** A shard for each layer, and one for everything else. */
-function shardOf(index: number, { layers }: ModelSpec, storage: Storage): string {
-  return shardName(storage, index + 1, layers.length + 1);
-}
-
-async function writeShard(
-  folder: string,
-  name: string,
-  sources: readonly TensorSource[],
-  recipe: Recipe,
-  signal: AbortSignal | undefined,
-): Promise<ShardRecord> {
-  const tensors: TensorToWrite[] = [];
-  for (const source of sources) {
-    tensors.push(...(recipe.save === 'sparse' ? await encodeSparse(source, { signal }) : [copyOf(source)]));
-  }
-  mkdirSync(folder, { recursive: true });
-  const path = join(folder, name);
-  await writeSafetensors(path, tensors, { metadata: { format: 'pt' }, signal });
-  const sizes = tensors.map(({ name: tensor, byteLength }) => ({ name: tensor, byteLength }));
-  return { ...(await recordOf(path, name)), tensors: sizes };
-}
-
-/** Everything that belongs to no layer, as it was. */
-async function writeRest(
-  checkpoint: Checkpoint,
-  spec: ModelSpec,
-  recipe: Recipe,
-  folder: string,
-  signal: AbortSignal | undefined,
-): Promise<ShardRecord> {
-  const inLayers = new Set(spec.layers.flatMap((layer) => [...layerTensorNames(layer)]));
-  const rest = [...checkpoint.names()].filter((name) => !inLayers.has(name)).map((name) => checkpoint.source(name));
-  return writeShard(folder, shardOf(spec.layers.length, spec, recipe.save), rest, recipe, signal);
-}
-
-const SAMPLE_BYTES = 4096;
-const SAMPLES = 16;
-
-/** Where a tensor is sampled to identify it: reading all weights would take as long as pruning some models. */
-function samplePoints(begin: number, end: number): number[] {
-  const size = end - begin;
-  if (size <= SAMPLE_BYTES * SAMPLES)
-    return Array.from({ length: Math.ceil(size / SAMPLE_BYTES) }, (_, i) => begin + i * SAMPLE_BYTES);
-  return Array.from({ length: SAMPLES }, (_, i) => begin + Math.floor(((size - SAMPLE_BYTES) * i) / (SAMPLES - 1)));
-}
-
-/** Everything that decides the bytes of the result, hashed. */
-function runIdentity(
-  checkpoint: Checkpoint,
-  recipe: Recipe,
-  sequences: Calibration | undefined,
-  device?: DeviceName,
-): string {
-  const hash = createHash('sha256');
-  const { samples: _samples, sequenceLength: _length, seed, ...decisive } = recipe;
-  if (recipe.stages.some((stage) => kindOf(stage).dependsOnSeed?.(stage))) hash.update(String(seed));
-  hash.update(
-    JSON.stringify({ version, recipe: decisive, calibration: sequences?.hash ?? null, config: checkpoint.config }),
-  );
-  const dependsOnIsa = recipe.stages.some((stage) => kindOf(stage).dependsOnIsa(stage));
-  hash.update(dependsOnIsa ? native().features().isa : '');
-  if (dependsOnIsa && gpuOf(device ?? 'cpu') !== undefined) hash.update('cuda');
-  for (const file of checkpoint.files) {
-    hash.update(JSON.stringify([file.size, file.tensors]));
-    for (const { begin, end } of file.tensors) {
-      for (const at of samplePoints(begin, end)) hash.update(file.read(at, Math.min(end, at + SAMPLE_BYTES)));
-    }
-  }
-  return hash.digest('hex');
 }
 
 function alreadyFinished(output: string, recipe: Recipe, { layers, zeros, size, sparsity }: Manifest): PruneResult {
