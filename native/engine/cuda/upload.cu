@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "engine/cuda/upload.h"
-#include "engine/linear.h"
+#include "engine/cuda/upload_vector.h"
 #include "engine/packed_weight.h"
 #include "kernels/cuda/activations.h"
 #include "kernels/cuda/routing.h"
@@ -80,21 +80,6 @@ class HostMatrices {
 
 Status no_host_memory() { return {Code::kOutOfMemory, "not enough memory to pack weights for the GPU"}; }
 
-template <class T>
-Status upload_list(const std::vector<T>& list, DeviceMemory& out) {
-  Result<DeviceMemory> memory = DeviceMemory::copy_of(list.data(), static_cast<int64_t>(list.size() * sizeof(T)));
-  if (!memory.is_ok()) return memory.status();
-  out = std::move(memory.value());
-  return Status::ok();
-}
-
-// A norm or bias as floats; nothing where there is none.
-Status upload_vector(const WeightRef& ref, DeviceMemory& out) {
-  if (!ref.present()) return Status::ok();
-  const Result<std::vector<float>> floats = load_vector(ref);
-  return floats.is_ok() ? upload_list(floats.value(), out) : floats.status();
-}
-
 // bf16 as it is, other types as floats.
 Status upload_elements(ThreadPool& pool, const WeightRef& ref, Elements& out) {
   const Result<HostMatrix> host = HostMatrix::load(ref, &pool);
@@ -171,19 +156,7 @@ class Uploader {
 
   static Status biases(const AttentionSpec& spec, Layer& out) {
     ESPALIER_TRY(upload_vector(spec.o_bias, out.output_bias));
-    if (!spec.q_bias.present() && !spec.k_bias.present() && !spec.v_bias.present()) return Status::ok();
-    std::vector<float> all;
-    for (const auto& [bias, weight] :
-         {std::pair{&spec.q_bias, &spec.q}, std::pair{&spec.k_bias, &spec.k}, std::pair{&spec.v_bias, &spec.v}}) {
-      std::vector<float> floats(static_cast<size_t>(weight->rows), 0.0f);
-      if (bias->present()) {
-        Result<std::vector<float>> loaded = load_vector(*bias);
-        if (!loaded.is_ok()) return loaded.status();
-        floats = std::move(loaded.value());
-      }
-      all.insert(all.end(), floats.begin(), floats.end());
-    }
-    return upload_list(all, out.qkv_bias);
+    return upload_qkv_bias(spec, out.qkv_bias);
   }
 
   Status feed_forward(const FeedForwardPartSpec& spec, Layer& out) {

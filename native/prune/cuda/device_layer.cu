@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "engine/cuda/upload_vector.h"
 #include "kernels/cuda/activations.h"
 #include "prune/cuda/device_layer.h"
 
@@ -7,19 +8,6 @@ namespace espalier::cuda {
 namespace {
 
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
-
-Status upload_list(const std::vector<float>& list, DeviceMemory& out) {
-  Result<DeviceMemory> memory = DeviceMemory::copy_of(list.data(), static_cast<int64_t>(list.size()) * kFloatBytes);
-  if (!memory.is_ok()) return memory.status();
-  out = std::move(memory.value());
-  return Status::ok();
-}
-
-Status upload_vector(const WeightRef& ref, DeviceMemory& out) {
-  if (!ref.present()) return Status::ok();
-  const Result<std::vector<float>> floats = load_vector(ref);
-  return floats.is_ok() ? upload_list(floats.value(), out) : floats.status();
-}
 
 int parts_of(bool is_bf16) { return is_bf16 ? 1 : 2; }
 
@@ -94,19 +82,7 @@ Status LayerUploader::attention(const RunnableLayer& layer, DeviceLayer& out) {
   };
   ESPALIER_TRY(stack({&spec.q, &spec.k, &spec.v}, out.qkv));
   ESPALIER_TRY(stack({&spec.o}, out.output));
-  if (!spec.q_bias.present() && !spec.k_bias.present() && !spec.v_bias.present()) return Status::ok();
-  std::vector<float> all;
-  for (const auto& [bias, weight] :
-       {std::pair{&spec.q_bias, &spec.q}, std::pair{&spec.k_bias, &spec.k}, std::pair{&spec.v_bias, &spec.v}}) {
-    std::vector<float> floats(static_cast<size_t>(weight->rows), 0.0f);
-    if (bias->present()) {
-      Result<std::vector<float>> loaded = load_vector(*bias);
-      if (!loaded.is_ok()) return loaded.status();
-      floats = std::move(loaded.value());
-    }
-    all.insert(all.end(), floats.begin(), floats.end());
-  }
-  return upload_list(all, out.qkv_bias);
+  return upload_qkv_bias(spec, out.qkv_bias);
 }
 
 Status LayerUploader::mlp(ThreadPool& pool, const Mlp& from, int64_t width, DeviceMlp& out) {
