@@ -20,7 +20,7 @@ const sequenceLength = 512;
 const calibrationCount = 64;
 const evaluationCount = 48;
 /** Writing text takes the model much longer than reading it. */
-const selfCounts = { calibration: 48, evaluation: 24 };
+const selfCounts = { calibration: 32, evaluation: 16 };
 
 export interface DemoCorpusOptions {
   threads?: number | undefined;
