@@ -1,6 +1,7 @@
 /** Runs the compiled command line as its users do. */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
+import { constants } from 'node:os';
 import { onTestFinished } from 'vitest';
 
 export const root = new URL('../..', import.meta.url).pathname;
@@ -15,8 +16,8 @@ export interface RunOptions {
 }
 
 export interface Finished {
-  /** Exit status; undefined after a signal. */
-  readonly code: number | undefined;
+  /** Exit status; of one that a signal ended 128 and the signal's number, as a shell has it. */
+  readonly code: number;
   readonly stdout: string;
   readonly stderr: string;
 }
@@ -45,7 +46,7 @@ export function start(args: readonly string[], options: RunOptions = {}) {
   child.stdin.end(options.input ?? '');
   const finished = new Promise<Finished>((resolve, reject) => {
     child.on('error', reject);
-    child.on('close', (code) => resolve({ code: code ?? undefined, stdout, stderr }));
+    child.on('close', (code, signal) => resolve({ code: code ?? 128 + constants.signals[signal!], stdout, stderr }));
   });
   return {
     child,
