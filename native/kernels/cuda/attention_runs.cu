@@ -48,6 +48,23 @@ struct Block {
   __device__ int last_key() const { return first_position + count - 1; }
 };
 
+// Adds, to two neighbouring tiles of 8 columns, 16 rows times what lies at `at`, each in its parts: all products of
+// them but that of the small ones. kParts: of what lies there, the second one `small` bytes behind the first.
+template <int kParts>
+__device__ __forceinline__ void multiply_parts(float (*sums)[4], const uint32_t (&a)[4], const uint32_t (&a_small)[4],
+                                               uint32_t at, int small) {
+  const uint4 b = ptx::load_transposed(at);
+  ptx::mma_m16n8k16(sums[0], a, b.x, b.y);
+  ptx::mma_m16n8k16(sums[1], a, b.z, b.w);
+  ptx::mma_m16n8k16(sums[0], a_small, b.x, b.y);
+  ptx::mma_m16n8k16(sums[1], a_small, b.z, b.w);
+  if constexpr (kParts == 2) {
+    const uint4 b_small = ptx::load_transposed(at + small);
+    ptx::mma_m16n8k16(sums[0], a, b_small.x, b_small.y);
+    ptx::mma_m16n8k16(sums[1], a, b_small.z, b_small.w);
+  }
+}
+
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ AttendRunsTask runs, int heads_each) {
   using S = Shape<T, kDim>;
@@ -157,17 +174,8 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
       const uint32_t a_small[4] = {small.x, small.y, small.z, small.w};
 #pragma unroll
       for (int n = 0; n < kKeys / 16; ++n) {
-        const uint32_t at = key_at + (k * 16 * S::kKeyStride + n * 16) * 2;
-        const uint4 b = ptx::load_transposed(at);
-        ptx::mma_m16n8k16(scores[2 * n], a, b.x, b.y);
-        ptx::mma_m16n8k16(scores[2 * n + 1], a, b.z, b.w);
-        ptx::mma_m16n8k16(scores[2 * n], a_small, b.x, b.y);
-        ptx::mma_m16n8k16(scores[2 * n + 1], a_small, b.z, b.w);
-        if constexpr (S::kParts == 2) {
-          const uint4 b_small = ptx::load_transposed(at + S::kKeyBytes);
-          ptx::mma_m16n8k16(scores[2 * n], a, b_small.x, b_small.y);
-          ptx::mma_m16n8k16(scores[2 * n + 1], a, b_small.z, b_small.w);
-        }
+        multiply_parts<S::kParts>(&scores[2 * n], a, a_small, key_at + (k * 16 * S::kKeyStride + n * 16) * 2,
+                                  S::kKeyBytes);
       }
     }
 
@@ -219,17 +227,8 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
       const uint32_t a_small[4] = {p0.small, p1.small, p2.small, p3.small};
 #pragma unroll
       for (int n = 0; n < kDim / 16; ++n) {
-        const uint32_t at = value_at + (k * 16 * S::kDimStride + n * 16) * 2;
-        const uint4 b = ptx::load_transposed(at);
-        ptx::mma_m16n8k16(out[2 * n], a, b.x, b.y);
-        ptx::mma_m16n8k16(out[2 * n + 1], a, b.z, b.w);
-        ptx::mma_m16n8k16(out[2 * n], a_small, b.x, b.y);
-        ptx::mma_m16n8k16(out[2 * n + 1], a_small, b.z, b.w);
-        if constexpr (S::kParts == 2) {
-          const uint4 b_small = ptx::load_transposed(at + S::kValueBytes);
-          ptx::mma_m16n8k16(out[2 * n], a, b_small.x, b_small.y);
-          ptx::mma_m16n8k16(out[2 * n + 1], a, b_small.z, b_small.w);
-        }
+        multiply_parts<S::kParts>(&out[2 * n], a, a_small, value_at + (k * 16 * S::kDimStride + n * 16) * 2,
+                                  S::kValueBytes);
       }
     }
   }
