@@ -1,4 +1,5 @@
-// A prompt in one step, by the kernels for many rows, against the same prompt a few rows at a time.
+// A prompt in one step, by the kernels for many rows, and row by row, by the kernel for one, against the same prompt a
+// few rows at a time.
 #include <algorithm>
 #include <memory>
 #include <numeric>
@@ -115,40 +116,65 @@ std::vector<float> step(Engine& engine, const std::vector<int32_t>& prompt, cons
   return result.value().logits;
 }
 
+std::unique_ptr<Engine> random_engine(int parts) {
+  Result<std::unique_ptr<Engine>> made =
+      make_engine(0, ThreadPool::shared(0), {kVocabulary, 4096, kBlocks}, random_model(parts));
+  require(made.status());
+  return std::move(made.value());
+}
+
+// A prompt, and the logits of its rows in steps of some counts.
+struct Prompt {
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> blocks;
+
+  Prompt() : tokens(static_cast<size_t>(draw(200, 300))), blocks(kBlocks) {
+    for (int32_t& token : tokens) token = draw(0, kVocabulary - 1);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    std::shuffle(blocks.begin(), blocks.end(), test::generator());
+  }
+  int rows() const { return static_cast<int>(tokens.size()); }
+  std::vector<int> steps_of(int most) const {
+    std::vector<int> steps(static_cast<size_t>(rows() / most), most);
+    if (rows() % most != 0) steps.push_back(rows() % most);
+    return steps;
+  }
+  std::vector<float> logits(Engine& engine, const std::vector<int>& steps) const {
+    std::vector<float> all;
+    int first = 0;
+    for (const int count : steps) {
+      const std::vector<float> some = step(engine, tokens, blocks, first, count);
+      all.insert(all.end(), some.begin(), some.end());
+      first += count;
+    }
+    return all;
+  }
+};
+
+// A row whose second and third expert are as good as each other may go to either.
+void check_rows(const std::vector<float>& logits, const std::vector<float>& wanted, int parts) {
+  REQUIRE(logits.size() == wanted.size());
+  const auto rows = static_cast<int>(wanted.size()) / kVocabulary;
+  int close = 0;
+  for (int row = 0; row < rows; ++row) {
+    const auto at = static_cast<ptrdiff_t>(row) * kVocabulary;
+    const std::vector<double> of_row(wanted.begin() + at, wanted.begin() + at + kVocabulary);
+    close += test::relative_error(logits.data() + at, of_row) < (parts == 2 ? 1e-4 : 3e-2) ? 1 : 0;
+  }
+  CHECK(close > rows * 95 / 100);
+}
+
 }  // namespace
 
-TEST_CASE("a prompt in one step has the logits of the same prompt in many") {
+TEST_CASE("a prompt in other steps has the logits of the same prompt in steps of four rows") {
   if (!test::has_gpu()) return;
   for (const int parts : {2, 1}) {
     CAPTURE(parts);
-    Result<std::unique_ptr<Engine>> made =
-        make_engine(0, ThreadPool::shared(0), {kVocabulary, 4096, kBlocks}, random_model(parts));
-    require(made.status());
-    const int rows = draw(200, 300);
-    std::vector<int32_t> prompt(static_cast<size_t>(rows));
-    for (int32_t& token : prompt) token = draw(0, kVocabulary - 1);
-    std::vector<int32_t> blocks(kBlocks);
-    std::iota(blocks.begin(), blocks.end(), 0);
-    std::shuffle(blocks.begin(), blocks.end(), test::generator());
-    std::vector<float> few;
-    for (int first = 0; first < rows; first += 4) {
-      const std::vector<float> logits = step(*made.value(), prompt, blocks, first, std::min(4, rows - first));
-      few.insert(few.end(), logits.begin(), logits.end());
-    }
+    const Prompt prompt;
+    const std::unique_ptr<Engine> engine = random_engine(parts);
+    const std::vector<float> few = prompt.logits(*engine, prompt.steps_of(4));
     // The first rows in one step, the others in another: keys of a step before are read, too.
-    std::vector<float> many;
-    for (const auto& [first, count] : {std::pair{0, rows / 3}, {rows / 3, rows - rows / 3}}) {
-      const std::vector<float> logits = step(*made.value(), prompt, blocks, first, count);
-      many.insert(many.end(), logits.begin(), logits.end());
-    }
-    // A row whose second and third expert are as good as each other may go to either.
-    int close = 0;
-    for (int row = 0; row < rows; ++row) {
-      const size_t at = static_cast<size_t>(row) * kVocabulary;
-      const std::vector<double> wanted(few.begin() + static_cast<ptrdiff_t>(at),
-                                       few.begin() + static_cast<ptrdiff_t>(at + kVocabulary));
-      close += test::relative_error(many.data() + at, wanted) < (parts == 2 ? 1e-4 : 3e-2) ? 1 : 0;
-    }
-    CHECK(close > rows * 95 / 100);
+    check_rows(prompt.logits(*engine, {prompt.rows() / 3, prompt.rows() - prompt.rows() / 3}), few, parts);
+    check_rows(prompt.logits(*engine, prompt.steps_of(1)), few, parts);
   }
 }

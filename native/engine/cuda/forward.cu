@@ -33,6 +33,8 @@ T* optional(const DeviceMemory& memory) {
 }  // namespace
 
 Status Forward::reserve(int rows, int splits) {
+  if (!is_prepared_) ESPALIER_TRY(one_row_.prepare(model_));
+  is_prepared_ = true;
   // Products of one matrix write whole groups.
   const int64_t count = round_up(rows, kRowUnit);
   const auto floats = [](int64_t elements) { return elements * static_cast<int64_t>(sizeof(float)); };
@@ -158,6 +160,9 @@ Status Forward::run(const StepRows& rows, cudaStream_t stream) {
                       .cosines = cosines_.as<float>(),
                       .sines = sines_.as<float>()},
                      stream));
+  if (count == 1 && one_row_.takes_model()) {
+    return one_row_.run(rows.places, cosines_.as<float>(), sines_.as<float>(), hidden_.as<float>(), stream);
+  }
   ESPALIER_TRY(norm(model_.layers.front().attention_norm.as<float>(), {}, count, stream));
   for (size_t i = 0; i < model_.layers.size(); ++i) {
     const Layer& layer = model_.layers[i];

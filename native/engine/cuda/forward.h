@@ -4,6 +4,7 @@
 #include <span>
 
 #include "engine/cuda/model.h"
+#include "engine/cuda/one_row.h"
 #include "kernels/cuda/activations.h"
 
 namespace espalier::cuda {
@@ -74,6 +75,8 @@ class Forward {
 
   const Model& model_;
   bool wide_;
+  OneRow one_row_;
+  bool is_prepared_ = false;
   DeviceMemory hidden_, cosines_, sines_, input_, input_floats_;
   DeviceMemory qkv_, queries_, mixed_, partials_, output_;
   DeviceMemory router_logits_, experts_, gates_, slots_, group_experts_, inputs_, zeros_, unfinished_;

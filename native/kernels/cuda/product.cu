@@ -50,7 +50,20 @@ constexpr int64_t kMostPrefetch = 24 << 20;
 // Whether teams of `split` warps make up a block, and there are barriers for all of them.
 bool splits(int warps, int split) { return warps % split == 0 && (split == 1 || warps / split <= 15); }
 
-// The split whose busiest team takes the fewest tiles; adding up an item costs about a third of a tile.
+Status check_rows(const Product& product) {
+  if (product.tokens * product.parts <= kMostFewRows) return Status::ok();
+  return Status(Code::kUsage, "a product of few tokens takes 1 to " + std::to_string(kMostFewRows) +
+                                  " rows of bf16 in one or two parts, not " + std::to_string(product.tokens) +
+                                  " tokens of " + std::to_string(product.parts));
+}
+
+}  // namespace
+
+DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
+  return {host.layout,     host.count,     host.rows, host.cols, host.slots,
+          host.most_slots, host.most_tail, tiles,     starts,    static_cast<int64_t>(host.tiles.size())};
+}
+
 int choose_split(int items, int col_tiles, int warps, int multiprocessors) {
   int best = warps;
   int64_t least = INT64_MAX;
@@ -65,20 +78,6 @@ int choose_split(int items, int col_tiles, int warps, int multiprocessors) {
     }
   }
   return best;
-}
-
-Status check_rows(const Product& product) {
-  if (product.tokens * product.parts <= kMostFewRows) return Status::ok();
-  return Status(Code::kUsage, "a product of few tokens takes 1 to " + std::to_string(kMostFewRows) +
-                                  " rows of bf16 in one or two parts, not " + std::to_string(product.tokens) +
-                                  " tokens of " + std::to_string(product.parts));
-}
-
-}  // namespace
-
-DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
-  return {host.layout,     host.count,     host.rows, host.cols, host.slots,
-          host.most_slots, host.most_tail, tiles,     starts,    static_cast<int64_t>(host.tiles.size())};
 }
 
 Result<DeviceLimits> current_limits() {

@@ -16,6 +16,10 @@ struct DeviceLimits {
 };
 Result<DeviceLimits> current_limits();
 
+// How many warps of a block, of `warps`, share an item: the busiest team takes the fewest tiles. Adding up an item
+// costs about a third of a tile.
+int choose_split(int items, int col_tiles, int warps, int multiprocessors);
+
 // kUsage for sizes that no kernel takes.
 Status check_sizes(const Product& product);
 

@@ -1,4 +1,6 @@
 // 2:4: the tensor cores take the values and their positions as they lie, nothing is decoded.
+#include "kernels/cuda/decode/decode_kernel.cuh"
+#include "kernels/cuda/tile_dense.cuh"
 #include "kernels/cuda/wide.cuh"
 
 namespace espalier::cuda {
@@ -77,5 +79,7 @@ ProductKernel two_four_kernel(int tokens) {
 }
 
 WideKernel two_four_wide(int tokens) { return choose_wide<TwoFourTile>(tokens); }
+
+DecodeKernel two_four_decode(bool kv_is_bf16) { return choose_decode<DenseTile, TwoFourTile>(kv_is_bf16); }
 
 }  // namespace espalier::cuda

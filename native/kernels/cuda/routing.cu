@@ -1,12 +1,12 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
-#include <climits>
 #include <string>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/routing.h"
+#include "kernels/cuda/routing_choice.cuh"
 
 namespace espalier::cuda {
 namespace {
@@ -14,19 +14,6 @@ namespace {
 constexpr int kLogitThreads = 256;
 constexpr int kGroupThreads = 1024;
 constexpr int kGatherThreads = 128;
-
-template <class T>
-__device__ __forceinline__ float4 load_four(const T* from);
-template <>
-__device__ __forceinline__ float4 load_four(const float* from) {
-  return __ldg(reinterpret_cast<const float4*>(from));
-}
-template <>
-__device__ __forceinline__ float4 load_four(const __nv_bfloat16* from) {
-  const uint2 bits = __ldg(reinterpret_cast<const uint2*>(from));
-  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
-          __uint_as_float(bits.y & 0xffff0000u)};
-}
 
 // The logit of a router row for a token; a warp's.
 template <class T>
@@ -51,137 +38,16 @@ __device__ void find_logit(const RouteTask& task, int64_t token, int row) {
   if (lane == 0) task.logits[token * task.rows + row] = sum;
 }
 
-// Floats as integers of the same order, all above 0.
-__device__ __forceinline__ uint32_t ordered(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
-}
-
-// Calls take(place) with the `wanted` largest of the keys that are not `forbidden`, largest first, of equal ones the
-// first; a warp's. Each lane keeps the best of its own keys, and looks for another when that is taken.
-template <class Take>
-__device__ void take_largest(const float* keys, bool* forbidden, int count, int wanted, const Take& take) {
-  uint32_t best = 0;
-  int at = INT_MAX;
-  const auto look = [&] {
-    best = 0;
-    at = INT_MAX;
-    for (int i = threadIdx.x; i < count; i += 32) {
-      const uint32_t key = ordered(keys[i]);
-      if (!forbidden[i] && key > best) {
-        best = key;
-        at = i;
-      }
-    }
-  };
-  look();
-  for (int k = 0; k < wanted; ++k) {
-    const uint32_t most = __reduce_max_sync(~0u, best);
-    const int place = static_cast<int>(__reduce_min_sync(~0u, best == most ? static_cast<uint32_t>(at) : UINT_MAX));
-    take(k, place);
-    if (place == at) {
-      forbidden[place] = true;
-      look();
-    }
-  }
-  __syncwarp();
-}
-
-// Turns the logits of a token into scores, in shared memory.
-__device__ void score_rows(const RouteTask& task, const float* logits, float* scores) {
-  float most = -INFINITY;
-  for (int i = threadIdx.x; i < task.rows; i += 32) {
-    scores[i] = __ldcg(logits + i);
-    most = fmaxf(most, scores[i]);
-  }
-  most = warp_max(most);
-  float total = 0;
-  for (int i = threadIdx.x; i < task.rows; i += 32) {
-    const float x = scores[i];
-    scores[i] = task.sigmoid ? expf(fminf(x, 0.0f)) / (1.0f + expf(-fabsf(x))) : expf(x - most);
-    total += scores[i];
-  }
-  if (!task.sigmoid) {
-    const float scale = 1.0f / warp_sum(total);
-    for (int i = threadIdx.x; i < task.rows; i += 32) scores[i] *= scale;
-  }
-  __syncwarp();
-}
-
-// Forbids the rows of all but the best groups.
-__device__ void keep_groups(const RouteTask& task, const float* keys, float* of_groups, bool* forbidden) {
-  __shared__ bool taken[kMostExperts];
-  const int size = task.rows / task.groups;
-  for (int g = threadIdx.x; g < task.groups; g += 32) {
-    float first = -INFINITY;
-    float second = size > 1 ? -INFINITY : 0.0f;
-    for (int i = g * size; i < (g + 1) * size; ++i) {
-      if (keys[i] > first) {
-        if (size > 1) second = first;
-        first = keys[i];
-      } else if (keys[i] > second && size > 1) {
-        second = keys[i];
-      }
-    }
-    of_groups[g] = first + second;
-    taken[g] = false;
-  }
-  for (int i = threadIdx.x; i < task.rows; i += 32) forbidden[i] = true;
-  __syncwarp();
-  take_largest(of_groups, taken, task.groups, task.top_groups, [&](int, int g) {
-    for (int i = g * size + threadIdx.x; i < (g + 1) * size; i += 32) forbidden[i] = false;
-  });
-}
-
-// Experts from the first on whose gate is small are left out; returns how many are not. One thread's.
-__device__ int skip_small(const RouteTask& task, float* gates) {
-  int kept = 1;
-  while (kept < task.top_k && !(gates[kept] < task.skip_below[kept - 1] * gates[0])) ++kept;
-  float all = 0;
-  float left = 0;
-  for (int k = 0; k < task.top_k; ++k) {
-    all += gates[k];
-    if (k < kept) left += gates[k];
-  }
-  for (int k = 0; k < task.top_k; ++k) gates[k] = k < kept ? gates[k] * (all / left) : 0.0f;
-  return kept;
-}
-
-// Chooses for a token; a warp's.
+// Chooses for a token; a block's.
 __device__ void choose(const RouteTask& task, int64_t token) {
-  __shared__ float scores[kMostExperts];
-  __shared__ float keys[kMostExperts];
-  __shared__ float of_groups[kMostExperts];
-  __shared__ bool forbidden[kMostExperts];
-  __shared__ int chosen[kMostChosen];
-  __shared__ float gates[kMostChosen];
-  score_rows(task, task.logits + token * task.rows, scores);
-  for (int i = threadIdx.x; i < task.rows; i += 32) {
-    const float key = task.bias != nullptr ? scores[i] + task.bias[i] : scores[i];
-    keys[i] = isnan(key) ? -INFINITY : key;
-    forbidden[i] = false;
-  }
-  __syncwarp();
-  if (task.top_groups < task.groups) keep_groups(task, keys, of_groups, forbidden);
-  take_largest(keys, forbidden, task.rows, task.top_k, [&](int k, int row) {
-    if (threadIdx.x == 0) chosen[k] = row;
-  });
-  float total = 0;
-  for (int k = threadIdx.x; k < task.top_k; k += 32) total += scores[chosen[k]];
-  const float divisor = task.renormalise ? warp_sum(total) + 1e-20f : 1.0f;
-  for (int k = threadIdx.x; k < task.top_k; k += 32) gates[k] = scores[chosen[k]] / divisor * task.scaling;
-  __syncwarp();
-  int kept = task.top_k;
-  if (task.skip_below != nullptr) {
-    if (threadIdx.x == 0) kept = skip_small(task, gates);
-    kept = __shfl_sync(~0u, kept, 0);
-    __syncwarp();
-  }
-  for (int k = threadIdx.x; k < task.top_k; k += 32) {
+  __shared__ Choice choice;
+  choose_experts(task, task.bias, task.skip_below, task.logits + token * task.rows, choice, kLogitThreads,
+                 [] { __syncthreads(); });
+  for (int k = threadIdx.x; k < task.top_k; k += kLogitThreads) {
     const int64_t pair = token * task.top_k + k;
-    task.gates[pair] = gates[k];
-    task.experts[pair] = k < kept ? task.expert_of_row[chosen[k]] : -1;
-    if (task.slots != nullptr) task.slots[pair] = k < kept ? static_cast<int32_t>(pair) : -1;
+    task.gates[pair] = choice.gates[k];
+    task.experts[pair] = k < choice.kept ? task.expert_of_row[choice.rows[k]] : -1;
+    if (task.slots != nullptr) task.slots[pair] = k < choice.kept ? static_cast<int32_t>(pair) : -1;
   }
 }
 
@@ -200,7 +66,7 @@ __global__ void __launch_bounds__(kLogitThreads) route_kernel(const __grid_const
     if (is_last) task.unfinished[token] = 0;
   }
   __syncthreads();
-  if (!is_last || threadIdx.x >= 32) return;
+  if (!is_last) return;
   __threadfence();
   choose(task, token);
 }

@@ -43,6 +43,17 @@ __device__ __forceinline__ uint32_t load_shared(uint32_t from) {
   return value;
 }
 
+// Eight bytes that one thread tells another of its block: what the first did before, the second sees done after.
+__device__ __forceinline__ void store_release(uint32_t to, uint2 value) {
+  const uint64_t both = (static_cast<uint64_t>(value.y) << 32) | value.x;
+  asm volatile("st.release.cta.shared.b64 [%0], %1;" ::"r"(to), "l"(both) : "memory");
+}
+__device__ __forceinline__ uint2 load_acquire(uint32_t from) {
+  uint64_t both;
+  asm volatile("ld.acquire.cta.shared.b64 %0, [%1];" : "=l"(both) : "r"(from) : "memory");
+  return {static_cast<uint32_t>(both), static_cast<uint32_t>(both >> 32)};
+}
+
 __device__ __forceinline__ uint2 load_shared_8(uint32_t from) {
   uint2 value;
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(from) : "memory");
