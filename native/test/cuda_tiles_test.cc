@@ -121,6 +121,16 @@ TEST_CASE("values and positions of 2:4 lie where mma.sp wants them") {
   CHECK((positions >> 20 & 15u) == (2u | 3u << 2));
 }
 
+TEST_CASE("2:4 keeps a lone value wherever it is among four") {
+  Tile tile{};
+  for (int i = 0; i < 4; ++i) tile.at[i][8 * i + i] = static_cast<uint16_t>(0x3f80 + i);
+  uint8_t data[kTwoFourBytes];
+  REQUIRE(encode_two_four(tile, data));
+  Tile out;
+  REQUIRE(decode_two_four(data, out));
+  CHECK(std::memcmp(&out, &tile, sizeof tile) == 0);
+}
+
 TEST_CASE("a bitmap's lane has its rows one after the other, and its late words after all early ones") {
   Tile tile{};
   // Lane 4g + t = 2: row 0 inputs 16 to 23 of each 32, row 8 likewise.

@@ -4,13 +4,13 @@
 #include <bit>
 #include <cstring>
 
+#include "kernels/cuda/tile_places.h"
+
 namespace espalier::cuda {
 namespace {
 
 // Inputs of a lane's mask.
 constexpr int kRun = 32;
-
-int row_of(int lane, int half) { return lane / 4 + 8 * half; }
 
 uint32_t load32(const uint8_t* at) {
   uint32_t value;
@@ -35,25 +35,9 @@ uint32_t mask_of(const Tile& tile, int lane, int half, const Input& input) {
 // Where a lane's mask of one row lies.
 int mask_at(int lane, int half) { return lane * 8 + half * 4; }
 
-// Where the 8 inputs of part `part` that a lane owns lie.
-struct DenseRun {
-  int row;
-  int input;
-};
-DenseRun dense_run(int part, int lane) { return {row_of(lane, part % 2), part / 2 * 32 + lane % 4 * 8}; }
-
-// Where register j of a lane's A operand comes from: its row, and the first of two neighbouring stored values of the
-// sixteen that the row has in 32 inputs.
-struct Fragment {
-  int row;
-  int value;
-};
-Fragment fragment(int lane, int j) { return {row_of(lane, j % 2), lane % 4 * 2 + j / 2 * 8}; }
-
 // Where the positions of the 8 groups of four in row `row` and 32 inputs u begin: 4 groups in each 16 bits.
 int positions_at(int row, int u, int half) {
-  const int lane = row % 8 * 4 + u % 2 * 2 + half;
-  return 4 * 512 + u / 2 * 128 + lane * 4 + row / 8 * 2;
+  return 4 * 512 + u / 2 * 128 + positions_lane(row, u, half) * 4 + row / 8 * 2;
 }
 
 }  // namespace
@@ -84,17 +68,8 @@ bool encode_two_four(const Tile& tile, uint8_t* out) {
       uint32_t positions = 0;
       for (int group = 0; group < 8; ++group) {
         const uint16_t* four = tile.at[row] + u * 32 + group * 4;
-        int where[2] = {0, 0};
-        int count = 0;
-        for (int i = 0; i < 4; ++i) {
-          if (four[i] == 0) continue;
-          if (count == 2) return false;
-          where[count++] = i;
-        }
-        // The hardware wants two different positions in ascending order.
-        if (count == 0) where[1] = 1;
-        if (count == 1) where[where[0] == 3 ? 0 : 1] = where[0] == 3 ? 2 : where[0] + 1;
-        if (where[0] > where[1]) std::swap(where[0], where[1]);
+        int where[2];
+        if (!find_two(four, where)) return false;
         kept[row][2 * group] = four[where[0]];
         kept[row][2 * group + 1] = four[where[1]];
         positions |= static_cast<uint32_t>(where[0] | where[1] << 2) << (4 * group);
