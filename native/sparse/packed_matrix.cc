@@ -169,6 +169,24 @@ void PackedMatrix::unpack(ThreadPool& pool, float* out) const {
   });
 }
 
+void PackedMatrix::unpack_codes(ThreadPool& pool, int8_t* codes, uint16_t* out_scales) const {
+  const int step = vector_step(Values::kInt8);
+  const int lanes = vector_lanes(Values::kInt8);
+  pool.parallel_for(tile_rows(), 1, [&](int64_t t, int64_t) {
+    each_code(t, [&](int64_t i, uint32_t code) {
+      const int64_t row = t * kTileRows + (i % lanes) / step;
+      const int64_t col = (i / lanes) * step + i % step;
+      if (row >= rows() || col >= cols()) return;
+      // No packing makes −128, but a file may hold anything.
+      codes[row * cols() + col] = static_cast<int8_t>(std::max(static_cast<int>(code) - 128, -127));
+    });
+    for (int64_t row = t * kTileRows; row < std::min(rows(), (t + 1) * kTileRows); ++row) {
+      for (int64_t g = 0; g < groups(); ++g)
+        out_scales[row * groups() + g] = scales(t)[g * kTileRows + row % kTileRows];
+    }
+  });
+}
+
 Result<PackedMatrix> PackedMatrix::to_dense(ThreadPool& pool) const {
   if (masks_ == nullptr) return *this;
   PackedBlock block = block_;

@@ -62,6 +62,8 @@ class PackedMatrix {
 
   // Writes row-major [rows, cols] floats: exactly what is stored.
   void unpack(ThreadPool& pool, float* out) const;
+  // int8 only: writes row-major [rows, cols] q, −127 … 127, and row-major [rows, groups] scales, f16.
+  void unpack_codes(ThreadPool& pool, int8_t* codes, uint16_t* scales) const;
 
   // Checks masks, offsets and lengths against each other, so that no product leaves the block; kSparse says what is
   // wrong.

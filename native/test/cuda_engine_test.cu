@@ -1,5 +1,5 @@
 // A prompt in one step, by the kernels for many rows, and row by row, by the kernel for one, against the same prompt a
-// few rows at a time.
+// few rows at a time; a model of int8 codes against its twin of bf16 weights.
 #include <algorithm>
 #include <memory>
 #include <numeric>
@@ -48,7 +48,7 @@ std::vector<uint16_t> random_bits(int64_t rows, int64_t cols, bool two_in_four) 
 }
 
 // As many matrices with weights of their own: 2:4, or dense.
-Matrices random_matrices(int count, int64_t rows, int64_t cols, bool two_in_four) {
+Matrices bf16_matrices(int count, int64_t rows, int64_t cols, bool two_in_four) {
   std::vector<std::vector<uint16_t>> bits;
   std::vector<MatrixSource> sources;
   for (int i = 0; i < count; ++i) bits.push_back(random_bits(rows, cols, two_in_four));
@@ -58,7 +58,46 @@ Matrices random_matrices(int count, int64_t rows, int64_t cols, bool two_in_four
   return std::move(uploaded.value());
 }
 
-Model random_model(int parts) {
+// The same of codes whose scales are powers of two, so that bf16 holds their weights, too: as codes, or as bf16.
+Matrices grid_matrices(int count, int64_t rows, int64_t cols, bool two_in_four, bool as_codes) {
+  const int64_t groups = (cols + kGroup - 1) / kGroup;
+  std::vector<std::vector<uint16_t>> bits;
+  std::vector<std::vector<int8_t>> codes;
+  std::vector<std::vector<uint16_t>> scales;
+  std::vector<MatrixSource> sources;
+  std::vector<CodeMatrix> code_sources;
+  for (int i = 0; i < count; ++i) {
+    std::vector<float> of_group;
+    for (int64_t j = 0; j < rows * groups; ++j) of_group.push_back(std::ldexp(1.0f, draw(-12, -9)));
+    bits.emplace_back();
+    codes.emplace_back();
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t col = 0; col < cols; ++col) {
+        const bool kept = !two_in_four || (row + col + col / 4) % 2 == 0;
+        codes.back().push_back(static_cast<int8_t>(kept ? draw(-127, 127) : 0));
+        bits.back().push_back(float_to_bf16(static_cast<float>(codes.back().back()) *
+                                            of_group[static_cast<size_t>(row * groups + col / kGroup)]));
+      }
+    }
+    scales.emplace_back();
+    for (const float scale : of_group) scales.back().push_back(float_to_f16(scale));
+    sources.emplace_back(DType::kBF16, rows, cols, bits.back().data());
+    code_sources.emplace_back(rows, cols, codes.back().data(), scales.back().data());
+  }
+  Result<Matrices> uploaded =
+      as_codes ? upload_codes(pool(), code_sources, two_in_four) : upload_matrices(pool(), sources, two_in_four);
+  require(uploaded.status());
+  return std::move(uploaded.value());
+}
+
+enum class Weights : uint8_t { kBf16, kGridAsBf16, kGridAsCodes };
+
+Matrices random_matrices(Weights weights, int count, int64_t rows, int64_t cols, bool two_in_four) {
+  if (weights == Weights::kBf16) return bf16_matrices(count, rows, cols, two_in_four);
+  return grid_matrices(count, rows, cols, two_in_four, weights == Weights::kGridAsCodes);
+}
+
+Model random_model(int parts, Weights weights) {
   Model model;
   model.hidden = kHidden;
   model.vocabulary = kVocabulary;
@@ -72,7 +111,7 @@ Model random_model(int parts) {
   model.inverse_frequencies = on_gpu(frequencies);
   const std::vector<float> ones(kHidden, 1.0f);
   model.final_norm = on_gpu(ones);
-  model.head = random_matrices(1, kVocabulary, kHidden, false);
+  model.head = random_matrices(weights, 1, kVocabulary, kHidden, false);
   std::vector<int32_t> map(kExperts);
   std::iota(map.begin(), map.end(), 0);
   for (int i = 0; i < 2; ++i) {
@@ -81,8 +120,8 @@ Model random_model(int parts) {
     layer.feed_forward_norm = on_gpu(ones);
     layer.heads = {kHeads, kKvHeads, kHeadDim};
     layer.scale = 1 / std::sqrt(static_cast<float>(kHeadDim));
-    layer.qkv = random_matrices(1, layer.qkv_width(), kHidden, false);
-    layer.output = random_matrices(1, kHidden, layer.query_width(), false);
+    layer.qkv = random_matrices(weights, 1, layer.qkv_width(), kHidden, false);
+    layer.output = random_matrices(weights, 1, kHidden, layer.query_width(), false);
     const std::vector<float> empty(static_cast<size_t>(kBlocks) * kKvTokens * kKvHeads * kHeadDim, 0.0f);
     layer.keys = on_gpu(empty);
     layer.values = on_gpu(empty);
@@ -95,8 +134,8 @@ Model random_model(int parts) {
     part.routing.renormalise = true;
     part.router.memory = on_gpu(random_bits(kExperts, kHidden, false));
     part.expert_of_row = on_gpu(map);
-    part.gate_up = random_matrices(kExperts, 2 * kWidth, kHidden, true);
-    part.down = random_matrices(kExperts, kHidden, kWidth, true);
+    part.gate_up = random_matrices(weights, kExperts, 2 * kWidth, kHidden, true);
+    part.down = random_matrices(weights, kExperts, kHidden, kWidth, true);
   }
   return model;
 }
@@ -116,9 +155,9 @@ std::vector<float> step(Engine& engine, const std::vector<int32_t>& prompt, cons
   return result.value().logits;
 }
 
-std::unique_ptr<Engine> random_engine(int parts) {
+std::unique_ptr<Engine> random_engine(int parts, Weights weights = Weights::kBf16) {
   Result<std::unique_ptr<Engine>> made =
-      make_engine(0, ThreadPool::shared(0), {kVocabulary, 4096, kBlocks}, random_model(parts));
+      make_engine(0, ThreadPool::shared(0), {kVocabulary, 4096, kBlocks}, random_model(parts, weights));
   require(made.status());
   return std::move(made.value());
 }
@@ -176,5 +215,19 @@ TEST_CASE("a prompt in other steps has the logits of the same prompt in steps of
     // The first rows in one step, the others in another: keys of a step before are read, too.
     check_rows(prompt.logits(*engine, {prompt.rows() / 3, prompt.rows() - prompt.rows() / 3}), few, parts);
     check_rows(prompt.logits(*engine, prompt.steps_of(1)), few, parts);
+  }
+}
+
+TEST_CASE("a model of codes has the logits of one of the weights that they stand for") {
+  if (!test::has_gpu()) return;
+  for (const int parts : {2, 1}) {
+    CAPTURE(parts);
+    const Prompt prompt;
+    std::vector<int> steps(11, 1);
+    steps.front() = prompt.rows() - 10;
+    const std::mt19937 before = test::generator();
+    const std::vector<float> wanted = prompt.logits(*random_engine(parts, Weights::kGridAsBf16), steps);
+    test::generator() = before;
+    check_rows(prompt.logits(*random_engine(parts, Weights::kGridAsCodes), steps), wanted, parts);
   }
 }

@@ -4,7 +4,7 @@
 
 #include "gpu.h"
 #include "kernels/cuda/product.h"
-#include "packing.h"
+#include "tiling.h"
 
 using namespace espalier;
 using namespace espalier::cuda;
@@ -22,26 +22,20 @@ double silu(double x) { return x / (1 + std::exp(-x)); }
 TEST_CASE("products of experts by index, of inputs in one and two parts") {
   if (!test::has_gpu()) return;
   ThreadPool pool(4);
-  struct Pattern {
-    cuda::TileLayout layout;
-    int n;
-    Format zeros;
-    double density;
+  const test::Tiling patterns[] = {
+      {cuda::TileLayout::kDense, 0, {Storage::kDense, Values::kBf16}, 1.0},
+      {cuda::TileLayout::kTwoFour, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
+      {cuda::TileLayout::kBalanced, 16, {Storage::kNm, Values::kBf16, 16, 32}, 0.5},
+      {cuda::TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.5},
+      {cuda::TileLayout::kDenseInt8, 0, {Storage::kDense, Values::kBf16}, 1.0},
+      {cuda::TileLayout::kTwoFourInt8, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
   };
-  const Pattern patterns[] = {{cuda::TileLayout::kDense, 0, {Storage::kDense, Values::kBf16}, 1.0},
-                              {cuda::TileLayout::kTwoFour, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
-                              {cuda::TileLayout::kBalanced, 16, {Storage::kNm, Values::kBf16, 16, 32}, 0.5},
-                              {cuda::TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.5}};
   constexpr int kExperts = 5;
-  for (const Pattern& pattern : patterns) {
+  for (const test::Tiling& pattern : patterns) {
     for (const auto& [rows, cols] : {std::pair{64, 192}, {33, 1056}, {416, 64}}) {
       std::vector<std::vector<float>> matrices;
-      std::vector<MatrixSource> sources;
-      for (int e = 0; e < kExperts; ++e) {
-        matrices.push_back(test::sparse_weights(test::generator(), rows, cols, pattern.zeros, pattern.density));
-      }
-      for (const auto& values : matrices) sources.emplace_back(DType::kF32, rows, cols, values.data());
-      const Result<TiledWeights> tiled = tile_weights(pool, pattern.layout, sources, pattern.n);
+      const Result<TiledWeights> tiled =
+          test::tile_random(test::generator(), pool, pattern, kExperts, rows, cols, matrices);
       require(tiled.status());
       const OnGpu<uint8_t> tiles(
           std::vector<uint8_t>(tiled.value().tiles.data(), tiled.value().tiles.data() + tiled.value().tiles.size()));
@@ -113,7 +107,8 @@ TEST_CASE("gated products of rows in several groups") {
       const auto elements = static_cast<size_t>(width) * static_cast<size_t>(cols);
       const std::vector<float> gate =
           test::sparse_weights(test::generator(), width, cols, {Storage::kDense, Values::kBf16}, 1);
-      const std::vector<float> up = test::sparse_weights(test::generator(), width, cols, {Storage::kDense, Values::kBf16}, 1);
+      const std::vector<float> up =
+          test::sparse_weights(test::generator(), width, cols, {Storage::kDense, Values::kBf16}, 1);
       std::vector<float> both(2 * elements);
       for (int r = 0; r < width; ++r) {
         const int to = r / 8 * 16 + r % 8;

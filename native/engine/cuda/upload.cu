@@ -1,84 +1,13 @@
 #include <algorithm>
 
+#include "engine/cuda/host_matrices.h"
 #include "engine/cuda/upload.h"
 #include "engine/cuda/upload_vector.h"
-#include "engine/packed_weight.h"
 #include "kernels/cuda/activations.h"
 #include "kernels/cuda/routing.h"
 
 namespace espalier::cuda {
 namespace {
-
-// Matrices of one shape as bf16 bits on the host, columns padded to what products take with zeros.
-class HostMatrices {
- public:
-  HostMatrices(int64_t count, int64_t rows, int64_t cols) : rows_(rows), cols_(part_stride(cols)) {
-    bits_.reset(static_cast<size_t>(count * rows_ * cols_));
-  }
-  bool allocated() const { return bits_.data() != nullptr; }
-
-  // Where the rows of a weight go: to rows of a matrix one after the other, or eight at a time into every other eight.
-  struct Place {
-    int64_t index = 0;
-    int64_t first_row = 0;
-    bool in_eights = false;
-    int64_t row(int64_t r) const { return first_row + (in_eights ? r / 8 * 16 + r % 8 : r); }
-  };
-
-  Status read(ThreadPool& pool, Precision precision, const WeightRef& ref, const Place& place) {
-    if (ref.is_packed()) return read_packed(pool, precision, ref, place);
-    if (ref.dtype != DType::kBF16 && precision == Precision::kSource) return not_bf16(ref, dtype_name(ref.dtype));
-    const Result<HostMatrix> host = HostMatrix::load(ref, &pool);
-    if (!host.is_ok()) return host.status();
-    std::vector<float> scratch;
-    const uint8_t* elements = host.value().source().tile(0, scratch).data;
-    write(pool, ref, place, [&](int64_t row, int64_t col) {
-      return float_to_bf16(load_float(ref.dtype, elements, row * ref.cols + col));
-    });
-    return Status::ok();
-  }
-
-  std::vector<MatrixSource> sources() const {
-    std::vector<MatrixSource> list;
-    const int64_t size = rows_ * cols_;
-    for (int64_t at = 0; at < static_cast<int64_t>(bits_.size()); at += size) {
-      list.emplace_back(DType::kBF16, rows_, cols_, bits_.data() + at);
-    }
-    return list;
-  }
-
- private:
-  static Status not_bf16(const WeightRef& ref, const std::string& found) {
-    return Status(Code::kUsage, "the GPU multiplies bf16 weights, but " + ref.name + " is " + found +
-                                    "; load it as bf16 (weights: bf16)")
-        .with_tensor(ref.name);
-  }
-  Status read_packed(ThreadPool& pool, Precision precision, const WeightRef& ref, const Place& place) {
-    const Result<PackedMatrix> packed = load_packed(pool, {.precision = precision, .mapped = true}, ref);
-    if (!packed.is_ok()) return packed.status();
-    if (packed.value().format().values != Values::kBf16) return not_bf16(ref, packed.value().format().name());
-    std::vector<float> values(static_cast<size_t>(ref.rows * ref.cols));
-    packed.value().unpack(pool, values.data());
-    write(pool, ref, place,
-          [&](int64_t row, int64_t col) { return float_to_bf16(values[static_cast<size_t>(row * ref.cols + col)]); });
-    return Status::ok();
-  }
-  template <class At>
-  void write(ThreadPool& pool, const WeightRef& ref, const Place& place, const At& at) {
-    pool.parallel_for(ref.rows, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        uint16_t* out = bits_.data() + (place.index * rows_ + place.row(row)) * cols_;
-        for (int64_t col = 0; col < ref.cols; ++col) out[col] = at(row, col);
-      }
-    });
-  }
-
-  int64_t rows_;
-  int64_t cols_;
-  AlignedBuffer<uint16_t> bits_;
-};
-
-Status no_host_memory() { return {Code::kOutOfMemory, "not enough memory to pack weights for the GPU"}; }
 
 // bf16 as it is, other types as floats.
 Status upload_elements(ThreadPool& pool, const WeightRef& ref, Elements& out) {
@@ -104,7 +33,6 @@ class Uploader {
     int64_t rows = 0;
     for (const WeightRef* ref : refs) rows += ref->rows;
     HostMatrices host(1, rows, (*refs.begin())->cols);
-    if (!host.allocated()) return no_host_memory();
     int64_t first = 0;
     for (const WeightRef* ref : refs) {
       ESPALIER_TRY(host.read(pool_, policy.precision, *ref, {0, first}));
@@ -123,8 +51,8 @@ class Uploader {
 
  private:
   Status upload_all(WeightPolicy policy, const HostMatrices& host, Matrices& out) {
-    const std::vector<MatrixSource> sources = host.sources();
-    Result<Matrices> uploaded = upload_matrices(pool_, sources, policy.sparse);
+    Result<Matrices> uploaded = host.hold_codes() ? upload_codes(pool_, host.codes(), policy.sparse)
+                                                  : upload_matrices(pool_, host.sources(), policy.sparse);
     if (!uploaded.is_ok()) return uploaded.status();
     out = std::move(uploaded.value());
     return Status::ok();
@@ -191,7 +119,6 @@ class Uploader {
     part.width = part_stride(widest(specs, [](const MlpSpec& mlp) { return mlp.gate.rows; }));
     {
       HostMatrices host(count, 2 * part.width, hidden);
-      if (!host.allocated()) return no_host_memory();
       for (int64_t e = 0; e < count; ++e) {
         const MlpSpec& mlp = specs[static_cast<size_t>(e)];
         ESPALIER_TRY(host.read(pool_, policy.precision, mlp.gate, {e, 0, true}));
@@ -200,7 +127,6 @@ class Uploader {
       ESPALIER_TRY(upload_all(policy, host, part.gate_up));
     }
     HostMatrices host(count, hidden, part.width);
-    if (!host.allocated()) return no_host_memory();
     for (int64_t e = 0; e < count; ++e) {
       ESPALIER_TRY(host.read(pool_, policy.precision, specs[static_cast<size_t>(e)].down, {e, 0}));
     }
@@ -211,10 +137,22 @@ class Uploader {
   const EngineOptions& options_;
 };
 
+Result<Matrices> upload_tiles(const Result<TiledWeights>& tiled) {
+  if (!tiled.is_ok()) return tiled.status();
+  const TiledWeights& host = tiled.value();
+  Matrices out;
+  Result<DeviceMemory> tiles = DeviceMemory::copy_of(host.tiles.data(), static_cast<int64_t>(host.tiles.size()));
+  if (!tiles.is_ok()) return tiles.status();
+  out.tiles = std::move(tiles.value());
+  ESPALIER_TRY(upload_list(host.starts, out.starts));
+  out.view = describe_tiles(host, out.tiles.as<uint8_t>(), out.starts.as<uint32_t>());
+  return Result<Matrices>(std::move(out));
+}
+
 Status check_options(const ModelSpec& spec, const EngineOptions& options) {
   for (const WeightPolicy* policy : {&options.experts, &options.rest}) {
-    if (policy->precision == Precision::kInt8 || policy->precision == Precision::kInt4) {
-      return Status(Code::kUsage, "the GPU takes weights as source or bf16 in this version, not as int8 or int4");
+    if (policy->precision == Precision::kInt4) {
+      return Status(Code::kUsage, "the GPU takes weights as source, bf16 or int8 in this version, not as int4");
     }
   }
   if (options.kv_type == KvType::kInt8) {
@@ -231,16 +169,12 @@ Status check_options(const ModelSpec& spec, const EngineOptions& options) {
 
 Result<Matrices> upload_matrices(ThreadPool& pool, std::span<const MatrixSource> matrices, bool sparse) {
   const TileChoice choice = sparse ? choose_tiles(pool, matrices) : TileChoice{};
-  const Result<TiledWeights> tiled = tile_weights(pool, choice.layout, matrices, choice.n);
-  if (!tiled.is_ok()) return tiled.status();
-  const TiledWeights& host = tiled.value();
-  Matrices out;
-  Result<DeviceMemory> tiles = DeviceMemory::copy_of(host.tiles.data(), static_cast<int64_t>(host.tiles.size()));
-  if (!tiles.is_ok()) return tiles.status();
-  out.tiles = std::move(tiles.value());
-  ESPALIER_TRY(upload_list(host.starts, out.starts));
-  out.view = describe_tiles(host, out.tiles.as<uint8_t>(), out.starts.as<uint32_t>());
-  return Result<Matrices>(std::move(out));
+  return upload_tiles(tile_weights(pool, choice.layout, matrices, choice.n));
+}
+
+Result<Matrices> upload_codes(ThreadPool& pool, std::span<const CodeMatrix> matrices, bool sparse) {
+  const TileLayout layout = sparse ? choose_code_tiles(pool, matrices) : TileLayout::kDenseInt8;
+  return upload_tiles(tile_codes(pool, layout, matrices));
 }
 
 Result<Model> upload(ThreadPool& pool, const ModelSpec& spec, const EngineOptions& options,

@@ -15,5 +15,7 @@ Result<Model> upload(ThreadPool& pool, const ModelSpec& spec, const EngineOption
 
 // Packs matrices of one shape in the layout that suits them, dense ones if `sparse` is not allowed.
 Result<Matrices> upload_matrices(ThreadPool& pool, std::span<const MatrixSource> matrices, bool sparse);
+// The same of int8 codes.
+Result<Matrices> upload_codes(ThreadPool& pool, std::span<const CodeMatrix> matrices, bool sparse);
 
 }  // namespace espalier::cuda

@@ -5,6 +5,7 @@
 #include <climits>
 #include <string>
 
+#include "kernels/cuda/code_tiles.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/product.cuh"
 #include "kernels/cuda/product_launch.h"
@@ -18,6 +19,8 @@ ProductKernel find_kernel(TileLayout layout, int tokens) {
     case TileLayout::kTwoFour: return two_four_kernel(tokens);
     case TileLayout::kBalanced: return balanced_kernel(tokens);
     case TileLayout::kBitmap: return bitmap_kernel(tokens);
+    case TileLayout::kDenseInt8: return dense_int8_kernel(tokens);
+    case TileLayout::kTwoFourInt8: return two_four_int8_kernel(tokens);
   }
   return {};
 }
@@ -36,6 +39,8 @@ int stage_bytes(const DeviceTiles& weights) {
     case TileLayout::kBalanced: return balanced_bytes(weights.slots);
     case TileLayout::kBitmap:
       return std::max(kMaskBytes + weights.most_slots * kSlotBytes, tail_at(weights) + weights.most_tail);
+    case TileLayout::kDenseInt8: return kDenseCodesBytes;
+    case TileLayout::kTwoFourInt8: return kTwoFourCodesBytes;
   }
   return 0;
 }

@@ -325,5 +325,7 @@ ProductKernel dense_kernel(int tokens);
 ProductKernel two_four_kernel(int tokens);
 ProductKernel balanced_kernel(int tokens);
 ProductKernel bitmap_kernel(int tokens);
+ProductKernel dense_int8_kernel(int tokens);
+ProductKernel two_four_int8_kernel(int tokens);
 
 }  // namespace espalier::cuda

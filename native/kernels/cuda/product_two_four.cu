@@ -43,30 +43,13 @@ struct TwoFourTile {
   uint32_t positions_[2];
 };
 
-struct TwoFourOperand {
-  uint4 a[4];
-  uint32_t positions[2];
-
+struct TwoFourOperand : TwoFourValues {
   template <class Tile>
   __device__ __forceinline__ void load(const Tile& tile, int) {
 #pragma unroll
     for (int u = 0; u < 4; ++u) a[u] = ptx::load_shared_16(tile.values_ + u * 512);
     positions[0] = tile.positions_[0];
     positions[1] = tile.positions_[1];
-  }
-  template <int kHalf, int kTokens>
-  __device__ __forceinline__ void multiply(float (&sums)[kTokens / 2], uint64_t x) {
-#pragma unroll
-    for (int u = 2 * kHalf; u < 2 * kHalf + 2; ++u) {
-      ptx::settle(a[u].x);
-      ptx::settle(a[u].y);
-      ptx::settle(a[u].z);
-      ptx::settle(a[u].w);
-    }
-    ptx::settle(positions[kHalf]);
-    ptx::warpgroup_fence();
-    ptx::warpgroup_sparse_product<kTokens, 0>(sums, a[2 * kHalf], positions[kHalf], x);
-    ptx::warpgroup_sparse_product<kTokens, 1>(sums, a[2 * kHalf + 1], positions[kHalf], x + 4);
   }
 };
 

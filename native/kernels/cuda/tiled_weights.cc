@@ -4,12 +4,11 @@
 #include <atomic>
 #include <cstring>
 
-#include "kernels/cuda/tile_codec.h"
+#include "kernels/cuda/tile_range.h"
 
 namespace espalier::cuda {
 namespace {
 
-constexpr int64_t kStartUnit = 16;
 // Share of a bitmap's values that padding may add, for words in fixed places that no scan has to find.
 constexpr double kPadding = 0.01;
 // A bitmap's product takes so many times what reading its bytes does (bench/RESULTS.md).
@@ -63,14 +62,6 @@ void each_tile(ThreadPool& pool, std::span<const MatrixSource> matrices, const T
   });
 }
 
-int64_t fixed_tile_bytes(const TiledWeights& weights) {
-  switch (weights.layout) {
-    case TileLayout::kDense: return kDenseBytes;
-    case TileLayout::kTwoFour: return kTwoFourBytes;
-    default: return balanced_bytes(weights.slots);
-  }
-}
-
 // False if the tile does not fit a layout of fixed size.
 bool encode_fixed(const TiledWeights& weights, const Tile& tile, uint8_t* out) {
   switch (weights.layout) {
@@ -80,58 +71,53 @@ bool encode_fixed(const TiledWeights& weights, const Tile& tile, uint8_t* out) {
   }
 }
 
-// Keeps the smallest index for which something was wrong.
-class FirstWrong {
- public:
-  void report(int64_t index) {
-    int64_t first = first_.load(std::memory_order_relaxed);
-    while (index < first && !first_.compare_exchange_weak(first, index)) {
-    }
-  }
-  bool any() const { return first_ != INT64_MAX; }
-  int64_t index() const { return first_; }
-
- private:
-  std::atomic<int64_t> first_{INT64_MAX};
-};
-
 void raise(std::atomic<int>& most, int value) {
   int seen = most.load(std::memory_order_relaxed);
   while (value > seen && !most.compare_exchange_weak(seen, value)) {
   }
 }
 
-// Which matrix, and where in it.
-std::string place(const TiledWeights& weights, int64_t tile) {
-  const int64_t of_matrix = tile % (weights.row_tiles() * weights.col_tiles());
-  return "matrix " + std::to_string(tile / (weights.row_tiles() * weights.col_tiles())) + " at row " +
-         std::to_string(of_matrix / weights.col_tiles() * kTileHeight) + ", column " +
-         std::to_string(of_matrix % weights.col_tiles() * kTileWidth);
-}
+// The weights that a tile holds.
+struct Weights {
+  float at[kTileHeight][kTileWidth];
 
-// Where a tile of a validated or freshly made set lies.
-struct Range {
-  int64_t begin;
-  int64_t bytes;
+  void take(const Tile& tile) {
+    for (int r = 0; r < kTileHeight; ++r) {
+      for (int k = 0; k < kTileWidth; ++k) at[r][k] = bf16_to_float(tile.at[r][k]);
+    }
+  }
+  void take(const CodeTile& tile) {
+    for (int r = 0; r < kTileHeight; ++r) {
+      for (int k = 0; k < kTileWidth; ++k) {
+        at[r][k] = static_cast<float>(tile.at[r][k]) * f16_to_float(tile.scales[r][k / kGroup]);
+      }
+    }
+  }
 };
-Range tile_range(const TiledWeights& weights, int64_t tile) {
-  if (weights.layout != TileLayout::kBitmap) {
-    return {tile * fixed_tile_bytes(weights), fixed_tile_bytes(weights)};
-  }
-  const int64_t begin = weights.starts[static_cast<size_t>(tile)];
-  return {begin * kStartUnit, (weights.starts[static_cast<size_t>(tile) + 1] - begin) * kStartUnit};
-}
 
-bool decode(const TiledWeights& weights, int64_t index, Tile& tile) {
-  const Range range = tile_range(weights, index);
+bool decode(const TiledWeights& weights, int64_t index, Weights& out) {
+  const TileRange range = tile_range(weights, index);
   const uint8_t* data = weights.tiles.data() + range.begin;
-  switch (weights.layout) {
-    case TileLayout::kDense: decode_dense(data, tile); return true;
-    case TileLayout::kTwoFour: return decode_two_four(data, tile);
-    case TileLayout::kBalanced: return decode_balanced(data, weights.slots, tile);
-    case TileLayout::kBitmap: return decode_bitmap(data, range.bytes, weights.slots, tile);
+  bool good = true;
+  if (holds_codes(weights.layout)) {
+    CodeTile tile;
+    if (weights.layout == TileLayout::kDenseInt8) {
+      decode_dense_codes(data, tile);
+    } else {
+      good = decode_two_four_codes(data, tile);
+    }
+    if (good) out.take(tile);
+    return good;
   }
-  return false;
+  Tile tile;
+  switch (weights.layout) {
+    case TileLayout::kTwoFour: good = decode_two_four(data, tile); break;
+    case TileLayout::kBalanced: good = decode_balanced(data, weights.slots, tile); break;
+    case TileLayout::kBitmap: good = decode_bitmap(data, range.bytes, weights.slots, tile); break;
+    default: decode_dense(data, tile);
+  }
+  if (good) out.take(tile);
+  return good;
 }
 
 // Chooses `slots` of a bitmap and lays out its tiles.
@@ -177,17 +163,8 @@ Status plan_bitmap(ThreadPool& pool, std::span<const MatrixSource> matrices, Til
 }
 
 Status check_sources(TileLayout layout, std::span<const MatrixSource> matrices, int n) {
-  if (matrices.empty()) return Status(Code::kUsage, "there is no matrix to pack");
-  const MatrixSource& first = matrices.front();
-  for (const MatrixSource& matrix : matrices) {
-    if (matrix.rows() != first.rows() || matrix.cols() != first.cols()) {
-      return Status(Code::kUsage, "the matrices differ in shape; pack those of one shape together");
-    }
-  }
-  if (first.rows() < 1 || first.cols() < 1 || first.cols() % 32 != 0) {
-    return Status(Code::kUsage, "the GPU's products need rows and a multiple of 32 columns, not " +
-                                    std::to_string(first.rows()) + " × " + std::to_string(first.cols()));
-  }
+  ESPALIER_TRY(check_shapes(matrices));
+  if (holds_codes(layout)) return Status(Code::kUsage, layout_name(layout, n) + " is made of codes; use tile_codes");
   if (layout == TileLayout::kBalanced && (n < 1 || n > 32)) {
     return Status(Code::kUsage, "n of n:32 is " + std::to_string(n) + "; give 1 to 32");
   }
@@ -202,6 +179,8 @@ std::string layout_name(TileLayout layout, int n) {
     case TileLayout::kTwoFour: return "2:4";
     case TileLayout::kBalanced: return std::to_string(n) + ":32";
     case TileLayout::kBitmap: return "bitmap";
+    case TileLayout::kDenseInt8: return "dense int8";
+    case TileLayout::kTwoFourInt8: return "2:4 int8";
   }
   return "";
 }
@@ -250,10 +229,7 @@ Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, std::span
   weights.cols = matrices.front().cols();
   if (layout == TileLayout::kBalanced) weights.slots = n;
   if (layout == TileLayout::kBitmap) ESPALIER_TRY(plan_bitmap(pool, matrices, weights));
-  const int64_t bytes = layout == TileLayout::kBitmap ? weights.starts.back() * kStartUnit
-                                                      : weights.tile_count() * fixed_tile_bytes(weights);
-  weights.tiles.reset_uninitialised(static_cast<size_t>(bytes));
-  if (weights.tiles.data() == nullptr) return Status(Code::kOutOfMemory, "not enough memory to pack weights");
+  ESPALIER_TRY(allocate_tiles(weights));
   FirstWrong wrong;
   each_tile(pool, matrices, weights, [&](int64_t index, const Tile& tile) {
     uint8_t* out = weights.tiles.data() + tile_range(weights, index).begin;
@@ -264,15 +240,14 @@ Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, std::span
     }
   });
   if (!wrong.any()) return weights;
-  return Status(Code::kUsage,
-                place(weights, wrong.index()) + " has more non-zeros than " + layout_name(layout, n) + " holds");
+  return does_not_fit(weights, wrong.index(), n);
 }
 
 Status untile_weights(ThreadPool& pool, const TiledWeights& weights, int64_t index, float* out) {
   const int64_t first = index * weights.row_tiles() * weights.col_tiles();
   FirstWrong wrong;
   pool.parallel_for(weights.row_tiles(), 4, [&](int64_t begin, int64_t end) {
-    Tile tile;
+    Weights tile;
     for (int64_t i = begin * weights.col_tiles(); i < end * weights.col_tiles(); ++i) {
       if (!decode(weights, first + i, tile)) {
         wrong.report(first + i);
@@ -282,13 +257,13 @@ Status untile_weights(ThreadPool& pool, const TiledWeights& weights, int64_t ind
       const int64_t col = i % weights.col_tiles() * kTileWidth;
       for (int64_t r = 0; r < std::min<int64_t>(kTileHeight, weights.rows - row); ++r) {
         for (int64_t k = 0; k < std::min<int64_t>(kTileWidth, weights.cols - col); ++k) {
-          out[(row + r) * weights.cols + col + k] = bf16_to_float(tile.at[r][k]);
+          out[(row + r) * weights.cols + col + k] = tile.at[r][k];
         }
       }
     }
   });
   if (!wrong.any()) return Status::ok();
-  return Status(Code::kSparse, place(weights, wrong.index()) + " contradicts itself");
+  return Status(Code::kSparse, tile_place(weights, wrong.index()) + " contradicts itself");
 }
 
 Status validate_tiles(ThreadPool& pool, const TiledWeights& weights) {
@@ -310,11 +285,11 @@ Status validate_tiles(ThreadPool& pool, const TiledWeights& weights) {
   }
   FirstWrong wrong;
   pool.parallel_for(weights.tile_count(), 64, [&](int64_t begin, int64_t end) {
-    Tile tile;
+    Weights tile;
     for (int64_t i = begin; i < end; ++i) {
       bool good = decode(weights, i, tile);
       if (good && weights.layout == TileLayout::kBitmap) {
-        const Range range = tile_range(weights, i);
+        const TileRange range = tile_range(weights, i);
         int words[kLanes];
         bitmap_words(weights.tiles.data() + range.begin, words);
         good = *std::max_element(words, words + kLanes) <= weights.most_slots &&
@@ -324,7 +299,7 @@ Status validate_tiles(ThreadPool& pool, const TiledWeights& weights) {
     }
   });
   if (!wrong.any()) return Status::ok();
-  return Status(Code::kSparse, place(weights, wrong.index()) + " contradicts itself");
+  return Status(Code::kSparse, tile_place(weights, wrong.index()) + " contradicts itself");
 }
 
 }  // namespace espalier::cuda

@@ -18,9 +18,14 @@ class PackedMatrix;
 
 namespace espalier::cuda {
 
-enum class TileLayout : uint8_t { kDense, kTwoFour, kBalanced, kBitmap };
+// bf16 values as tile_codec.h has them, int8 ones as code_tiles.h.
+enum class TileLayout : uint8_t { kDense, kTwoFour, kBalanced, kBitmap, kDenseInt8, kTwoFourInt8 };
 
-// "dense", "2:4", "16:32" for n = 16, "bitmap".
+inline bool holds_codes(TileLayout layout) {
+  return layout == TileLayout::kDenseInt8 || layout == TileLayout::kTwoFourInt8;
+}
+
+// "dense", "2:4", "16:32" for n = 16, "bitmap", "dense int8", "2:4 int8".
 std::string layout_name(TileLayout layout, int n);
 
 // Matrices of the same shape, such as the experts of a layer, that one launch can multiply by. Tiles lie matrix by
@@ -60,6 +65,33 @@ Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, std::span
                                   int n = 0);
 // The same of one matrix packed for the CPU.
 Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, const PackedMatrix& matrix, int n = 0);
+
+// A matrix of int8 codes on the host, which must outlive this: the weight in row r and column k is codes[r · cols + k],
+// −127 … 127, times the f16 scales[r · ceil(cols / 64) + k / 64].
+class CodeMatrix {
+ public:
+  CodeMatrix(int64_t rows, int64_t cols, const int8_t* codes, const uint16_t* scales)
+      : rows_(rows), cols_(cols), codes_(codes), scales_(scales) {}
+
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  int64_t groups() const { return (cols_ + kGroup - 1) / kGroup; }
+  const int8_t* row(int64_t r) const { return codes_ + r * cols_; }
+  const uint16_t* scales(int64_t r) const { return scales_ + r * groups(); }
+
+ private:
+  int64_t rows_;
+  int64_t cols_;
+  const int8_t* codes_;
+  const uint16_t* scales_;
+};
+
+// kTwoFourInt8 where all of the matrices fit it, else kDenseInt8.
+TileLayout choose_code_tiles(ThreadPool& pool, std::span<const CodeMatrix> matrices);
+
+// Packs codes as they are. kUsage if there is no matrix, if shapes differ, if cols is not a multiple of 32, if the
+// layout is not one of int8, or if a matrix does not fit it; kOutOfMemory.
+Result<TiledWeights> tile_codes(ThreadPool& pool, TileLayout layout, std::span<const CodeMatrix> matrices);
 
 // Writes row-major [rows, cols] floats of one of the matrices. kSparse if its tiles contradict themselves.
 Status untile_weights(ThreadPool& pool, const TiledWeights& weights, int64_t index, float* out);

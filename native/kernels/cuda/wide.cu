@@ -23,6 +23,8 @@ WideKernel find_kernel(TileLayout layout, int tokens) {
     case TileLayout::kTwoFour: return two_four_wide(tokens);
     case TileLayout::kBalanced: return balanced_wide(tokens);
     case TileLayout::kBitmap: return bitmap_wide(tokens);
+    case TileLayout::kDenseInt8: return dense_int8_wide(tokens);
+    case TileLayout::kTwoFourInt8: return two_four_int8_wide(tokens);
   }
   return {};
 }

@@ -233,5 +233,7 @@ WideKernel dense_wide(int tokens);
 WideKernel two_four_wide(int tokens);
 WideKernel balanced_wide(int tokens);
 WideKernel bitmap_wide(int tokens);
+WideKernel dense_int8_wide(int tokens);
+WideKernel two_four_int8_wide(int tokens);
 
 }  // namespace espalier::cuda

@@ -18,6 +18,27 @@ __device__ __forceinline__ uint4 transpose(uint4 r, int t) {
   return high ? uint4{s0, s1, r.z, r.w} : uint4{r.x, r.y, s0, s1};
 }
 
+// The operand of tiles of 2:4: registers as those of mma.sp m16n8k32, and positions of two times 32 inputs a word.
+struct TwoFourValues {
+  uint4 a[4];
+  uint32_t positions[2];
+
+  template <int kHalf, int kTokens>
+  __device__ __forceinline__ void multiply(float (&sums)[kTokens / 2], uint64_t x) {
+#pragma unroll
+    for (int u = 2 * kHalf; u < 2 * kHalf + 2; ++u) {
+      ptx::settle(a[u].x);
+      ptx::settle(a[u].y);
+      ptx::settle(a[u].z);
+      ptx::settle(a[u].w);
+    }
+    ptx::settle(positions[kHalf]);
+    ptx::warpgroup_fence();
+    ptx::warpgroup_sparse_product<kTokens, 0>(sums, a[2 * kHalf], positions[kHalf], x);
+    ptx::warpgroup_sparse_product<kTokens, 1>(sums, a[2 * kHalf + 1], positions[kHalf], x + 4);
+  }
+};
+
 // The operand of tiles that expand into all their values.
 template <class Tile>
 struct ExpandedOperand {
