@@ -2,7 +2,9 @@
 // replayed CUDA graphs, weights from memory (consecutive launches read different copies, more than the L2 cache holds),
 // medians, all contenders in turns in one run. "Read" is a plain read of the same bytes.
 //
-//   bench/cuda/build.sh decode_products && ./decode_products [check|sanitize|time|tune|profile] [seed]
+//   bench/cuda/build.sh decode_products && ./decode_products [check|sanitize|time|tune|profile] [seed] [weights]
+//
+// `weights` is one of "2:4", "16:32", "bitmap 50 %", …; without, all are measured.
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -77,6 +79,12 @@ double check(const Pattern& pattern, const Shape& shape, int experts, int tokens
   return worst;
 }
 
+std::vector<Pattern> g_patterns = {kTwoFour, kBalanced, kBitmap50, kBitmap70, kTwoFourInt8, kDenseInt8};
+
+bool is_two_four(const Pattern& pattern) {
+  return pattern.layout == TileLayout::kTwoFour || pattern.layout == TileLayout::kTwoFourInt8;
+}
+
 enum class Extent { kFew, kSmall, kLarge };
 
 void check_all(Extent extent) {
@@ -86,7 +94,9 @@ void check_all(Extent extent) {
       few     ? std::vector<Shape>{{64, 512, 3}, {23, 96, 2}}
       : large ? std::vector<Shape>{{14336, 4096, 1}, {4096, 14336, 1}, {1536, 2048, 8}, {2048, 768, 8}}
               : std::vector<Shape>{{16, 128, 1}, {64, 512, 3}, {23, 96, 2}, {200, 1056, 4}, {1, 32, 1}};
-  for (const Pattern& pattern : {kTwoFour, kBalanced, kBitmap50, kBitmap70, kUneven}) {
+  std::vector<Pattern> patterns = g_patterns;
+  if (patterns.size() > 1) patterns.push_back(kUneven);
+  for (const Pattern& pattern : patterns) {
     double worst = 0;
     for (const Shape& shape : shapes) {
       for (const int tokens : {1, 2, 5, 8, 9, 16}) {
@@ -218,8 +228,8 @@ void time_all() {
   for (const Shape& shape : kShapes) {
     Bench bench(shape);
     for (const int tokens : {1, 4, 8, 16}) {
-      for (const Pattern& pattern : {kTwoFour, kBalanced, kBitmap50, kBitmap70}) {
-        if (pattern.layout != TileLayout::kTwoFour && tokens == 4) continue;
+      for (const Pattern& pattern : g_patterns) {
+        if (!is_two_four(pattern) && tokens == 4) continue;
         std::vector<bench::Contender> contenders = bench.peers(tokens);
         const size_t peers = contenders.size();
         contenders.push_back(bench.ours(pattern, tokens, {}, pattern.name));
@@ -247,10 +257,11 @@ void tune_all() {
   for (const Shape& shape : kShapes) {
     Bench bench(shape);
     for (const int tokens : {1, 8, 16}) {
-      for (const Pattern& pattern : {kTwoFour, kBalanced, kBitmap50, kBitmap70}) {
-        if (tokens > 8 && pattern.layout != TileLayout::kTwoFour) continue;
+      for (const Pattern& pattern : g_patterns) {
+        if (tokens > 8 && !is_two_four(pattern)) continue;
         std::vector<bench::Contender> contenders;
-        std::vector<Way> ways = {{"default", {}}, {"3 stages", {0, 3}}, {"split 2", {2}}, {"split 4", {4}}};
+        std::vector<Way> ways = {
+            {"default", {}}, {"3 stages", {0, 3}}, {"4 stages", {0, 4}}, {"split 2", {2}}, {"split 4", {4}}};
         if (tokens <= 32) ways.insert(ways.end(), {{"split 8", {8}}});
         for (const Way& way : ways) contenders.push_back(bench.ours(pattern, tokens, way.tuning, way.name));
         contenders.push_back(bench.reading(contenders.back().bytes));
@@ -268,7 +279,7 @@ void tune_all() {
 void launch_each() {
   Bench bench(kShapes[0]);
   for (const int tokens : {1, 8, 16}) {
-    for (const Pattern& pattern : {kTwoFour, kBalanced, kBitmap50, kBitmap70}) {
+    for (const Pattern& pattern : g_patterns) {
       bench.ours(pattern, tokens, {}, pattern.name).launch(0, nullptr);
     }
   }
@@ -280,6 +291,13 @@ void launch_each() {
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "all";
   g_seed = argc > 2 ? static_cast<unsigned>(std::strtoul(argv[2], nullptr, 10)) : std::random_device{}() % 1000000;
+  if (argc > 3) {
+    std::erase_if(g_patterns, [&](const Pattern& pattern) { return pattern.name != argv[3]; });
+    if (g_patterns.empty()) {
+      std::fprintf(stderr, "no weights are called %s\n", argv[3]);
+      return 1;
+    }
+  }
   cudaDeviceProp properties;
   MUST(cudaGetDeviceProperties(&properties, 0));
   std::printf("%s, seed %u\n", properties.name, g_seed);

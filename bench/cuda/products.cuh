@@ -36,6 +36,9 @@ inline const Pattern kBitmap50{TileLayout::kBitmap, 0.5, 0, "bitmap 50 %"};
 inline const Pattern kUneven{TileLayout::kBitmap, 0.5, 0, "uneven bitmap", true};
 inline const Pattern kBitmap70{TileLayout::kBitmap, 0.3, 0, "bitmap 70 %"};
 
+inline const Pattern kTwoFourInt8{TileLayout::kTwoFourInt8, 0.5, 0, "2:4 int8"};
+inline const Pattern kDenseInt8{TileLayout::kDenseInt8, 1.0, 0, "dense int8"};
+
 inline unsigned g_seed = 0;
 inline ThreadPool& pool() {
   static ThreadPool threads(0);
@@ -57,7 +60,12 @@ inline std::vector<uint16_t> random_bits(size_t count) {
   return values;
 }
 
-// Random weights with the zeros of a pattern: bf16 bits, row after row.
+// The scale of a code, a power of two, so that bf16 holds what codes stand for.
+inline float code_scale(int64_t row, int64_t col) {
+  return std::ldexp(1.0f, -6 - static_cast<int>((row + col / kGroup) % 3));
+}
+
+// Random weights with the zeros of a pattern, where it is of codes in their grid: bf16 bits, row after row.
 inline std::vector<uint16_t> random_weights(const Pattern& pattern, int64_t rows, int64_t cols) {
   std::vector<uint16_t> values = random_bits(static_cast<size_t>(rows * cols));
   const unsigned seed = ++g_seed;
@@ -66,7 +74,13 @@ inline std::vector<uint16_t> random_weights(const Pattern& pattern, int64_t rows
     std::uniform_real_distribution<float> uniform;
     for (int64_t r = begin; r < end; ++r) {
       uint16_t* row = values.data() + r * cols;
-      const int m = pattern.layout == TileLayout::kTwoFour ? 4 : pattern.layout == TileLayout::kBalanced ? 32 : 0;
+      const bool two_four = pattern.layout == TileLayout::kTwoFour || pattern.layout == TileLayout::kTwoFourInt8;
+      const int m = two_four ? 4 : pattern.layout == TileLayout::kBalanced ? 32 : 0;
+      for (int64_t k = 0; k < cols && holds_codes(pattern.layout); ++k) {
+        const float scale = code_scale(r, k);
+        const float code = std::clamp(std::round(bf16_to_float(row[k]) * 64), -127.0f, 127.0f);
+        row[k] = float_to_bf16(code * scale);
+      }
       if (m == 0) {
         for (int64_t k = 0; k < cols; ++k) {
           const double density = !pattern.uneven ? pattern.density : (r / 4 + k / 32) % 2 == 0 ? 0.97 : 0.03;
@@ -98,6 +112,27 @@ struct Weights {
   double bytes_each = 0;
 };
 
+inline Result<TiledWeights> tile_grid(const Pattern& pattern, const std::vector<uint16_t>& dense, int rows, int cols,
+                                      int experts) {
+  std::vector<int8_t> codes(dense.size());
+  const int groups = (cols + kGroup - 1) / kGroup;
+  std::vector<uint16_t> scales(static_cast<size_t>(experts) * rows * groups);
+  pool().parallel_for(static_cast<int64_t>(experts) * rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t k = 0; k < cols; ++k) {
+        const auto at = static_cast<size_t>(r * cols + k);
+        codes[at] = static_cast<int8_t>(bf16_to_float(dense[at]) / code_scale(r, k));
+        scales[static_cast<size_t>(r * groups + k / kGroup)] = float_to_f16(code_scale(r, k));
+      }
+    }
+  });
+  std::vector<CodeMatrix> sources;
+  for (int64_t e = 0; e < experts; ++e) {
+    sources.emplace_back(rows, cols, codes.data() + e * rows * cols, scales.data() + e * rows * groups);
+  }
+  return tile_codes(pool(), pattern.layout, sources);
+}
+
 inline Weights pack(const Pattern& pattern, const std::vector<uint16_t>& dense, int rows, int cols, int experts,
                     int copies) {
   Weights weights;
@@ -105,7 +140,8 @@ inline Weights pack(const Pattern& pattern, const std::vector<uint16_t>& dense, 
   for (int e = 0; e < experts; ++e) {
     sources.emplace_back(DType::kBF16, rows, cols, dense.data() + static_cast<size_t>(e) * rows * cols);
   }
-  Result<TiledWeights> tiled = tile_weights(pool(), pattern.layout, sources, pattern.n);
+  Result<TiledWeights> tiled = holds_codes(pattern.layout) ? tile_grid(pattern, dense, rows, cols, experts)
+                                                           : tile_weights(pool(), pattern.layout, sources, pattern.n);
   MUST(tiled.status());
   weights.host = std::move(tiled.value());
   const size_t size = weights.host.tiles.size();
