@@ -15,7 +15,7 @@ using namespace bench;
 namespace {
 
 const Pattern kDense{TileLayout::kDense, 1.0, 0, "dense"};
-const Pattern kPatterns[] = {kDense, kTwoFour, kBalanced, kBitmap50, kBitmap70};
+const Pattern kPatterns[] = {kDense, kTwoFour, kBalanced, kBitmap50, kBitmap70, kTwoFourInt8, kDenseInt8};
 const Shape kShapes[] = {{14336, 4096, 1}, {4096, 14336, 1}};
 constexpr int kCopies = 4;
 

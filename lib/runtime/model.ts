@@ -35,8 +35,8 @@ import { type ResolvedWeights, resolveWeights, type Weights } from './weights.ts
 
 export interface LoadOptions {
   /**
-   * Where it runs. A GPU takes bf16 weights (`weights` of source or bf16), and a KV cache of float32 or bf16, all of which
-   * it has memory for from the start. @default 'cpu'
+   * Where it runs. A GPU takes bf16 and int8 weights (`weights` of source, bf16 or int8), and a KV cache of float32 or
+   * bf16, all of which it has memory for from the start. @default 'cpu'
    */
   device?: DeviceName | undefined;
   /** Threads of the native code; 0: one for each core. @default 0 */

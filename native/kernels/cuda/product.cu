@@ -55,6 +55,17 @@ constexpr int64_t kMostPrefetch = 24 << 20;
 // Whether teams of `split` warps make up a block, and there are barriers for all of them.
 bool splits(int warps, int split) { return warps % split == 0 && (split == 1 || warps / split <= 15); }
 
+// Teams of a block have neighbouring items, which share x, unless that leaves more than one multiprocessor in twenty
+// without any. Returns the blocks.
+int place_items(ProductArgs& args, int teams, int multiprocessors) {
+  const int filled = std::min((args.items + teams - 1) / teams, multiprocessors);
+  const bool spread = filled < multiprocessors * 19 / 20;
+  const int blocks = spread ? std::min(args.items, multiprocessors) : filled;
+  args.block_step = spread ? 1 : teams;
+  args.team_step = spread ? blocks : 1;
+  return blocks;
+}
+
 Status check_rows(const Product& product) {
   if (product.tokens * product.parts <= kMostFewRows) return Status::ok();
   return Status(Code::kUsage, "a product of few tokens takes 1 to " + std::to_string(kMostFewRows) +
@@ -169,10 +180,9 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   const int shared = kernel.sum_bytes + args.stages * stage_total;
 
   ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  const int teams = kernel.warps / args.split;
   cudaLaunchConfig_t launch{};
   launch.gridDim =
-      dim3(static_cast<unsigned>(std::min((args.items + teams - 1) / teams, limits.value().multiprocessors)));
+      dim3(static_cast<unsigned>(place_items(args, kernel.warps / args.split, limits.value().multiprocessors)));
   launch.blockDim = dim3(static_cast<unsigned>(kernel.warps) * 32);
   launch.dynamicSmemBytes = static_cast<size_t>(shared);
   launch.stream = stream;

@@ -38,6 +38,8 @@ struct ProductArgs {
   int col_tiles;
   int row_blocks;  // items of a group
   int items;
+  int block_step;  // items between the first ones of two blocks
+  int team_step;   // and of two teams of a block
   int tokens;
   int two_parts;  // whether a row of x is the sum of two, 0 or 1
   int split;
@@ -149,9 +151,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
   }
   __syncwarp();
 
-  const int teams = kWarps / args.split;
-  const int first_item = blockIdx.x * teams + team;
-  const int stride = gridDim.x * teams;
+  const int first_item = blockIdx.x * args.block_step + team * args.team_step;
+  const int stride = gridDim.x * (kWarps / args.split);
   if (!args.early) ptx::wait_for_previous();
   Fetcher<Tile, kRowTiles> fetcher(args, first_item, stride, part);
   if (lane == 0) {

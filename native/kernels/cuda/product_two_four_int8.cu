@@ -90,8 +90,10 @@ struct TwoFourCodesOperand : TwoFourValues {
 
 }  // namespace
 
+// Two row tiles share what is loaded and arranged of x, which is half of the work where weights are so small; of 12
+// warps, teams divide what the usual widths leave evenly.
 ProductKernel two_four_int8_kernel(int tokens) {
-  if (tokens <= 8) return make_kernel<TwoFourCodesTile, 1, 1, 16>();
+  if (tokens <= 8) return make_kernel<TwoFourCodesTile, 1, 2, 12>();
   return make_kernel<TwoFourCodesTile, 2, 2, 16>();
 }
 

@@ -21,7 +21,9 @@ DecodeKernel find_kernel(const DecodeTask& task) {
     case TileLayout::kDense: return dense_decode(task.kv_is_bf16);
     case TileLayout::kTwoFour: return two_four_decode(task.kv_is_bf16);
     case TileLayout::kBalanced: return balanced_decode(task.kv_is_bf16);
-    case TileLayout::kBitmap: return nullptr;  // has tiles of different sizes
+    case TileLayout::kBitmap:  // has tiles of different sizes
+    case TileLayout::kDenseInt8:
+    case TileLayout::kTwoFourInt8: return nullptr;
   }
   return nullptr;
 }
