@@ -2,8 +2,9 @@
 // the host for each, greedy. Weights are random, of real shapes, packed once and copied to every expert and layer, so
 // that each lies in memory of its own.
 //
-//   ./decode_model [qwen3-30b-a3b|mixtral-8x7b] [dense|2:4|16:32|bitmap] [context] [steps] [batch,…] [layers] [parts]
-//   built by CMake with -DESPALIER_CUDA_BENCH=ON; the last two arguments are layers and parts of activations (2: float32)
+//   ./decode_model [qwen3-30b-a3b|mixtral-8x7b] [PATTERN] [context] [steps] [batch,…] [layers] [parts]
+//   built by CMake with -DESPALIER_CUDA_BENCH=ON; PATTERN is dense, 2:4, 16:32 or bitmap of bf16, or int8 or 2:4-int8;
+//   the last two arguments are layers and parts of activations (2: float32)
 #include <chrono>
 #include <cmath>
 #include <random>
@@ -13,6 +14,7 @@
 #include "engine/cuda/upload.h"
 #include "harness.cuh"
 #include "kernels/cuda/device.h"
+#include "sparse/packed_matrix.h"
 
 using namespace espalier;
 using namespace espalier::cuda;
@@ -58,9 +60,28 @@ std::vector<uint16_t> random_matrix(int64_t rows, int64_t cols, const std::strin
   return bits;
 }
 
+// Rounds as the engine does for weights of int8.
+Result<TiledWeights> tile_rounded(const MatrixSource& source) {
+  const Result<PackedMatrix> packed = PackedMatrix::pack(pool(), {Storage::kDense, Values::kInt8}, source);
+  MUST(packed.status());
+  std::vector<int8_t> codes(static_cast<size_t>(source.rows() * source.cols()));
+  std::vector<uint16_t> scales(static_cast<size_t>(source.rows() * packed.value().groups()));
+  packed.value().unpack_codes(pool(), codes.data(), scales.data());
+  const CodeMatrix matrix(source.rows(), source.cols(), codes.data(), scales.data());
+  return tile_codes(pool(), choose_code_tiles(pool(), {&matrix, 1}), {&matrix, 1});
+}
+
+bool is_int8(const std::string& pattern) { return pattern.ends_with("int8"); }
+
 TiledWeights tile(int64_t rows, int64_t cols, const std::string& pattern) {
-  const std::vector<uint16_t> bits = random_matrix(rows, cols, pattern);
+  const std::string zeros = pattern == "int8" ? "dense" : pattern.substr(0, pattern.find('-'));
+  const std::vector<uint16_t> bits = random_matrix(rows, cols, zeros);
   const MatrixSource source(DType::kBF16, rows, cols, bits.data());
+  if (is_int8(pattern)) {
+    Result<TiledWeights> rounded = tile_rounded(source);
+    MUST(rounded.status());
+    return std::move(rounded.value());
+  }
   const TileChoice choice = choose_tiles(pool(), {&source, 1});
   Result<TiledWeights> tiled = tile_weights(pool(), choice.layout, {&source, 1}, choice.n);
   MUST(tiled.status());
@@ -117,11 +138,12 @@ Model build(const Shape& shape, const std::string& pattern, int layers, int64_t 
   model.inverse_frequencies = on_device(frequencies);
   const std::vector<float> ones(static_cast<size_t>(shape.hidden), 1.0f);
   model.final_norm = on_device(ones);
-  model.head = copies(tile(shape.vocabulary, shape.hidden, "dense"), 1);
+  const std::string rest = is_int8(pattern) ? "int8" : "dense";
+  model.head = copies(tile(shape.vocabulary, shape.hidden, rest), 1);
   const int q_width = shape.heads * shape.head_dim;
   const int kv_width = shape.kv_heads * shape.head_dim;
-  const TiledWeights qkv = tile(q_width + 2 * kv_width, shape.hidden, "dense");
-  const TiledWeights output = tile(shape.hidden, q_width, "dense");
+  const TiledWeights qkv = tile(q_width + 2 * kv_width, shape.hidden, rest);
+  const TiledWeights output = tile(shape.hidden, q_width, rest);
   const TiledWeights gate_up = tile(2 * shape.width, shape.hidden, pattern);
   const TiledWeights down = tile(shape.hidden, shape.width, pattern);
   std::vector<int32_t> map;
