@@ -1,7 +1,7 @@
 // Dense weights, in the order in which the tensor cores want them: a lane reads 16 bytes of each of its rows at a time.
 #include "kernels/cuda/decode/decode_kernel.cuh"
 #include "kernels/cuda/tile_dense.cuh"
-#include "kernels/cuda/wide.cuh"
+#include "kernels/cuda/wide_dense.cuh"
 
 namespace espalier::cuda {
 
@@ -10,7 +10,12 @@ ProductKernel dense_kernel(int tokens) {
   return make_kernel<DenseTile, 2, 1, 16>();
 }
 
-WideKernel dense_wide(int tokens) { return choose_wide<DenseTile>(tokens); }
+WideKernel dense_wide(int tokens) {
+  if (tokens <= 32) return make_wide<DenseTile, 32>();
+  if (tokens <= 64) return make_wide<DenseTile, 64>();
+  if (tokens <= 128) return make_wide<DenseTile, 128>();
+  return make_wide_by_rows();
+}
 
 DecodeKernel dense_decode(bool kv_is_bf16) { return choose_decode<DenseTile, DenseTile>(kv_is_bf16); }
 

@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/product_launch.h"
-#include "kernels/cuda/wide.cuh"
+#include "kernels/cuda/wide_dense.cuh"
 
 namespace espalier::cuda {
 namespace {
@@ -42,6 +42,11 @@ Result<decltype(&cuTensorMapEncodeTiled)> tensor_encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
 }
 
+Status check_encoded(CUresult result) {
+  if (result == CUDA_SUCCESS) return Status::ok();
+  return Status(Code::kDevice, "cuTensorMapEncodeTiled failed: error " + std::to_string(static_cast<int>(result)));
+}
+
 // x as a tensor of [rows][parts][cols], of which a copy takes 64 inputs of one part of `box` rows.
 Status describe_x(const Product& product, int box, CUtensorMap& out) {
   const auto encode = tensor_encoder();
@@ -53,12 +58,27 @@ Status describe_x(const Product& product, int box, CUtensorMap& out) {
   const cuuint64_t strides[] = {cols * 2, parts * cols * 2};
   const cuuint32_t boxes[] = {kWideInputs, 1, static_cast<cuuint32_t>(box)};
   const cuuint32_t steps[] = {1, 1, 1};
-  const CUresult result =
-      encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<uint16_t*>(product.x), sizes, strides, boxes,
-                     steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result == CUDA_SUCCESS) return Status::ok();
-  return Status(Code::kDevice, "cuTensorMapEncodeTiled failed: error " + std::to_string(static_cast<int>(result)));
+  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<uint16_t*>(product.x),
+                                      sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+}
+
+// The tiles of dense weights as a tensor of [blocks of 32 inputs][row tiles][16 rows][32 inputs], of which a copy takes
+// two blocks of 8 row tiles.
+Status describe_weights(const Product& product, const WideArgs& args, CUtensorMap& out) {
+  const auto encode = tensor_encoder();
+  if (!encode.is_ok()) return encode.status();
+  const auto blocks = static_cast<cuuint64_t>(args.col_tiles) * (kTileWidth / kBlockInputs);
+  const auto row_tiles = static_cast<cuuint64_t>(product.weights.count) * static_cast<cuuint64_t>(args.row_tiles);
+  const cuuint64_t sizes[] = {kBlockInputs, kTileHeight, row_tiles, blocks};
+  const cuuint64_t strides[] = {kBlockInputs * 2, blocks * kBlockBytes, kBlockBytes};
+  const cuuint32_t boxes[] = {kBlockInputs, kTileHeight, kWideRowTiles, kWideInputs / kBlockInputs};
+  const cuuint32_t steps[] = {1, 1, 1, 1};
+  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
+                                      const_cast<uint8_t*>(product.weights.tiles), sizes, strides, boxes, steps,
+                                      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
+                                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 void set_shape(cudaLaunchConfig_t& config, cudaLaunchAttribute (&attributes)[2], int clusters, int cluster) {
@@ -93,29 +113,90 @@ Result<int> clusters_that_fit(const WideKernel& kernel, const DeviceLimits& limi
 }
 
 // Stages of both rings that fit, as deep as each other in inputs; returns the bytes of shared memory, 0 if too few fit.
-int choose_stages(WideArgs& args, int x_bytes, int shared_bytes) {
+int choose_stages(WideArgs& args, const WideKernel& kernel, int shared_bytes) {
+  const int x_bytes = kernel.tokens * kWideInputs * 2;
   const int weight_bytes = kWideRowTiles * args.stage_bytes;
   const int room = shared_bytes - 4 * kMostStages * 8;
-  const int x_each = 2 * x_bytes * (1 + args.two_parts);
+  const int x_each = (kernel.by_rows ? 1 : 2) * x_bytes * (1 + args.two_parts);
   args.stages = std::clamp(room / (weight_bytes + x_each), 2, kMostStages);
   args.x_stages = std::min((room - args.stages * weight_bytes) / x_bytes, kMostStages);
   // Where a third tile takes nothing from x.
   if (args.stages == 2 && room - args.x_stages * x_bytes >= 3 * weight_bytes) args.stages = 3;
-  if (args.x_stages < 3) return 0;
+  // Those of two stages of weights are under way at the same time.
+  if (args.x_stages < (kernel.by_rows ? 2 + 2 * args.two_parts : 3)) return 0;
   return args.stages * weight_bytes + args.x_stages * x_bytes + (args.stages + args.x_stages) * 16;
 }
 
+// A product on its way to the device.
+struct WideLaunch {
+  const Product& product;
+  WideKernel kernel;
+  DeviceLimits limits;
+  int shared = 0;
+};
+
+// Row blocks that are launched together.
+struct WideRange {
+  int first = 0;
+  int count = 0;
+  int mates = 1;
+  int split = 1;
+};
+
 // How many blocks share the inputs of an item: as many as find their place at the same time.
-Result<int> choose_split(const WideArgs& args, const WideKernel& kernel, const DeviceLimits& limits, int shared) {
+Result<int> choose_split(const WideLaunch& launch, int items, int col_tiles) {
   int best = 1;
-  for (int split = 2; split <= kMostSplit && split <= args.col_tiles; ++split) {
-    if (args.items * split > limits.multiprocessors * kernel.resident) break;
-    const Result<int> fit = clusters_that_fit(kernel, limits, shared, split);
+  for (int split = 2; split <= kMostSplit && split <= col_tiles; ++split) {
+    if (items * split > launch.limits.multiprocessors * launch.kernel.resident) break;
+    const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, split);
     if (!fit.is_ok()) return fit.status();
-    if (args.items > fit.value()) break;
+    if (items > fit.value()) break;
     best = split;
   }
   return best;
+}
+
+// Cuts what would leave most of the device idle in its last round off `all`, of one matrix, to split its inputs
+// instead. Nothing where that is not worth another launch.
+Result<WideRange> cut_tail(const WideLaunch& launch, const WideArgs& args, WideRange& all) {
+  constexpr int kLeastSaved = 8;  // tiles of an item
+  const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, all.mates);
+  if (!fit.is_ok()) return fit.status();
+  const int row_groups = (all.count + all.mates - 1) / all.mates;
+  const int rounds = row_groups * args.token_blocks / fit.value();
+  const int first = rounds * fit.value() / args.token_blocks * all.mates;
+  if (first == 0 || first >= all.count) return WideRange{};
+  WideRange tail{first, all.count - first};
+  const Result<int> split = choose_split(launch, tail.count * args.token_blocks, args.col_tiles);
+  if (!split.is_ok()) return split.status();
+  tail.split = split.value();
+  if (args.col_tiles - args.col_tiles / tail.split < kLeastSaved) return WideRange{};
+  all.count = first;
+  return tail;
+}
+
+Status start(const WideLaunch& launch, WideArgs args, const WideRange& range, cudaStream_t stream) {
+  args.split = range.split;
+  args.mates = range.mates;
+  args.first_row_tile = range.first * kWideRowTiles;
+  args.row_groups = (range.count + range.mates - 1) / range.mates;
+  args.items = launch.product.groups * args.token_blocks * args.row_groups;
+  const int cluster = range.mates * range.split;
+  const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, cluster);
+  if (!fit.is_ok()) return fit.status();
+  if (args.split > 1 && args.items > fit.value()) {
+    return Status(Code::kUsage, "a product of " + std::to_string(args.items) + " items cannot be split into " +
+                                    std::to_string(args.split));
+  }
+  CUtensorMap x;
+  ESPALIER_TRY(describe_x(launch.product, launch.kernel.tokens / range.mates, x));
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute attributes[2]{};
+  set_shape(config, attributes, std::min(args.items, fit.value()), cluster);
+  config.dynamicSmemBytes = static_cast<size_t>(launch.shared);
+  config.stream = stream;
+  ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&config, launch.kernel.function, args, x));
+  return Status::ok();
 }
 
 }  // namespace
@@ -133,47 +214,36 @@ Status launch_wide_product(const Product& product, cudaStream_t stream, const Wi
   if (product.inputs != nullptr) return Status(Code::kUsage, "a product of many tokens takes rows of x in order");
   const Result<DeviceLimits> limits = current_limits();
   if (!limits.is_ok()) return limits.status();
-  const WideKernel kernel = find_kernel(product.weights.layout, product.tokens);
+  WideLaunch launch{product, find_kernel(product.weights.layout, product.tokens), limits.value()};
+  const WideKernel& kernel = launch.kernel;
 
   WideArgs args{};
   describe(product, args);
-  args.split = 1;
-  args.mates = 1;
+  if (kernel.by_rows) {
+    args.stage_bytes = kRowStageBytes / kWideRowTiles;
+    ESPALIER_TRY(describe_weights(product, args, args.tensor));
+  }
   args.token_blocks = (product.tokens + kernel.tokens - 1) / kernel.tokens;
-  const int row_blocks = (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles;
-  args.items = product.groups * args.token_blocks * row_blocks;
   // Of a multiprocessor's memory every block takes 1 KiB beside its own.
-  const int room = std::min(limits.value().shared_bytes, limits.value().all_shared_bytes / kernel.resident - 1024);
-  const int shared = choose_stages(args, kernel.tokens * kWideInputs * 2, room);
-  if (shared == 0) return Status(Code::kUsage, "this device has too little shared memory for the product");
-  ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  if (tuning.split > 0) {
-    args.split = tuning.split;
-  } else {
-    const Result<int> split = choose_split(args, kernel, limits.value(), shared);
-    if (!split.is_ok()) return split.status();
-    args.split = split.value();
-  }
-  if (args.split == 1) args.mates = tuning.mates > 0 ? tuning.mates : row_blocks > 1 ? 2 : 1;
-  args.row_groups = (row_blocks + args.mates - 1) / args.mates;
-  args.items = product.groups * args.token_blocks * args.row_groups;
+  const int room = std::min(launch.limits.shared_bytes, launch.limits.all_shared_bytes / kernel.resident - 1024);
+  launch.shared = choose_stages(args, kernel, room);
+  if (launch.shared == 0) return Status(Code::kUsage, "this device has too little shared memory for the product");
+  ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
 
-  const int cluster = args.mates * args.split;
-  const Result<int> fit = clusters_that_fit(kernel, limits.value(), shared, cluster);
-  if (!fit.is_ok()) return fit.status();
-  if (args.split > 1 && args.items > fit.value()) {
-    return Status(Code::kUsage, "a product of " + std::to_string(args.items) + " items cannot be split into " +
-                                    std::to_string(args.split));
+  WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
+  const int items = product.groups * args.token_blocks * all.count;
+  const Result<int> split = tuning.split > 0 ? Result<int>(tuning.split) : choose_split(launch, items, args.col_tiles);
+  if (!split.is_ok()) return split.status();
+  all.split = split.value();
+  if (all.split == 1) all.mates = tuning.mates > 0 ? tuning.mates : all.count > 1 ? 2 : 1;
+  WideRange tail;
+  if (all.split == 1 && tuning.split == 0 && product.groups == 1) {
+    const Result<WideRange> cut = cut_tail(launch, args, all);
+    if (!cut.is_ok()) return cut.status();
+    tail = cut.value();
   }
-  CUtensorMap x;
-  ESPALIER_TRY(describe_x(product, kernel.tokens / args.mates, x));
-  cudaLaunchConfig_t config{};
-  cudaLaunchAttribute attributes[2]{};
-  set_shape(config, attributes, std::min(args.items, fit.value()), cluster);
-  config.dynamicSmemBytes = static_cast<size_t>(shared);
-  config.stream = stream;
-  ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&config, kernel.function, args, x));
-  return Status::ok();
+  ESPALIER_TRY(start(launch, args, all, stream));
+  return tail.count == 0 ? Status::ok() : start(launch, args, tail, stream);
 }
 
 }  // namespace espalier::cuda

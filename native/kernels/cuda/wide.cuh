@@ -7,6 +7,8 @@
 // (`mates`), or the same rows and different inputs (`split`), and add up in the end. Sums are made in the same order
 // whatever the grid is.
 //
+// Dense weights of more than 128 tokens are not turned into registers: wide_dense.cuh.
+//
 // A layout's struct Tile has, beside what product.cuh lists:
 //   Operand             registers of a tile, with load(tile) and multiply<kHalf>(sums, x) for half of its inputs
 #pragma once
@@ -25,6 +27,35 @@ namespace espalier::cuda {
 // What wgmma takes for a block of x: rows of 128 bytes, 8 of them 1024 bytes, swizzled.
 __device__ __forceinline__ uint64_t describe_x(uint32_t address) {
   return uint64_t{1} << 62 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
+}
+
+// Adds up what the blocks of a cluster have of the same rows and tokens; each ends with the eights that it stores.
+template <int kTokens>
+__device__ __forceinline__ void add_parts(const WideArgs& args, const WideRings& rings, uint32_t rank, int warp,
+                                          int lane, float (&sums)[kTokens / 2]) {
+  // All blocks of x have been read: their place is free for the sums, 16 bytes a thread for each 8 tokens.
+  const uint32_t place = rings.x + (warp * 32 + lane) * 16;
+  constexpr int kStep = kWideConsumers * 32 * 16;
+  ptx::named_barrier(1, kWideConsumers * 32);
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    ptx::store_shared_16(place + j * kStep, {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[4 * j + i] = 0;
+  }
+  ptx::cluster_barrier();
+  for (int from = 0; from < args.split; ++from) {
+    const uint32_t there = ptx::address_in(place, from);
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) {
+      if (j % args.split != static_cast<int>(rank)) continue;
+      const float4 part = ptx::load_cluster_16(there + j * kStep);
+      sums[4 * j] += part.x;
+      sums[4 * j + 1] += part.y;
+      sums[4 * j + 2] += part.z;
+      sums[4 * j + 3] += part.w;
+    }
+  }
 }
 
 // The two warpgroups that multiply.
@@ -121,31 +152,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
 #pragma unroll
     for (float& sum : sums) ptx::settle(sum);
 
-    if (args.split > 1) {
-      // All blocks of x have been read: their place is free for the sums, 16 bytes a thread for each 8 tokens.
-      const uint32_t place = rings.x + (warp * 32 + lane) * 16;
-      constexpr int kStep = kWideConsumers * 32 * 16;
-      ptx::named_barrier(1, kWideConsumers * 32);
-#pragma unroll
-      for (int j = 0; j < kTokens / 8; ++j) {
-        ptx::store_shared_16(place + j * kStep, {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[4 * j + i] = 0;
-      }
-      ptx::cluster_barrier();
-      for (int from = 0; from < args.split; ++from) {
-        const uint32_t there = ptx::address_in(place, from);
-#pragma unroll
-        for (int j = 0; j < kTokens / 8; ++j) {
-          if (j % args.split != static_cast<int>(rank)) continue;
-          const float4 part = ptx::load_cluster_16(there + j * kStep);
-          sums[4 * j] += part.x;
-          sums[4 * j + 1] += part.y;
-          sums[4 * j + 2] += part.z;
-          sums[4 * j + 3] += part.w;
-        }
-      }
-    }
+    if (args.split > 1) add_parts<kTokens>(args, rings, rank, warp, lane, sums);
     WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
     // There are as many clusters as items.
     if (args.split > 1) return;
@@ -153,7 +160,23 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
   if (args.split > 1) ptx::cluster_barrier();
 }
 
-template <class Tile, int kTokens>
+// How weights become operands. This one: from their tiles in shared memory to registers.
+template <class Tile>
+struct ByRegisters {
+  // Lanes that fetch, which announce a stage, and those that let go of it.
+  static constexpr int kFetchers = kWideRowTiles;
+  static constexpr int kReleases = kWideConsumers / 4;
+
+  __device__ static void fetch(const WideArgs& args, const WideRings& rings, uint32_t rank, int lane) {
+    fetch_weights<Tile>(args, rings, rank, lane);
+  }
+  template <int kTokens>
+  __device__ static void multiply(const WideArgs& args, const WideRings& rings, uint32_t rank, int warp, int lane) {
+    multiply_wide<Tile, kTokens>(args, rings, rank, warp, lane);
+  }
+};
+
+template <class Way, int kTokens>
 __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
   extern __shared__ __align__(1024) uint8_t wide_shared[];
   const int lane = threadIdx.x % 32;
@@ -173,8 +196,8 @@ __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
       ptx::barrier_init(rings.x_empty + 8 * i, kWideConsumers * args.mates);
     }
     for (int i = 0; i < args.stages; ++i) {
-      ptx::barrier_init(rings.weights_full + 8 * i, kWideRowTiles);
-      ptx::barrier_init(rings.weights_empty + 8 * i, kWideConsumers / 4);
+      ptx::barrier_init(rings.weights_full + 8 * i, Way::kFetchers);
+      ptx::barrier_init(rings.weights_empty + 8 * i, Way::kReleases);
     }
     ptx::barrier_init_fence();
   }
@@ -182,9 +205,9 @@ __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
   ptx::allow_next();
   if (warp < 4) {
     ptx::give_registers<40>();
-    if (warp == 0 && lane < kWideRowTiles) {
+    if (warp == 0 && lane < Way::kFetchers) {
       if (!args.early) ptx::wait_for_previous();
-      fetch_weights<Tile>(args, rings, rank, lane);
+      Way::fetch(args, rings, rank, lane);
     } else if (warp == 1 && lane == 0) {
       ptx::wait_for_previous();
       fetch_x<kTokens>(args, rings, x, rank);
@@ -194,18 +217,18 @@ __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
   } else {
     ptx::take_registers<(kWideResident<kTokens> > 1 ? 96 : 232)>();
     ptx::wait_for_previous();
-    multiply_wide<Tile, kTokens>(args, rings, rank, warp - 4, lane);
+    Way::template multiply<kTokens>(args, rings, rank, warp - 4, lane);
   }
   // Nobody leaves whose shared memory another one of the cluster may still use.
   ptx::cluster_barrier();
 }
 
 // Empty where the tensor cores have no products of warpgroups: such devices are not given it.
-template <class Tile, int kTokens>
+template <class Way, int kTokens>
 __global__ void __launch_bounds__(kWideThreads, kWideResident<kTokens>)
     wide_kernel(const __grid_constant__ WideArgs args, const __grid_constant__ CUtensorMap x) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  wide_block<Tile, kTokens>(args, x);
+  wide_block<Way, kTokens>(args, x);
 #endif
 }
 
@@ -214,11 +237,13 @@ struct WideKernel {
   void (*function)(WideArgs, CUtensorMap) = nullptr;
   int tokens = 0;
   int resident = 0;
+  // Whether a stage of weights is 64 inputs of 128 rows, see wide_dense.cuh; else 8 tiles.
+  bool by_rows = false;
 };
 
 template <class Tile, int kTokens>
 WideKernel make_wide() {
-  return {&wide_kernel<Tile, kTokens>, kTokens, kWideResident<kTokens>};
+  return {&wide_kernel<ByRegisters<Tile>, kTokens>, kTokens, kWideResident<kTokens>};
 }
 
 // The kernel of a layout for groups of so many tokens.

@@ -31,8 +31,9 @@ __device__ void fetch_weights(const WideArgs& args, const WideRings& rings, uint
     if (walk.more()) ahead.find(args, tile_at());
     ptx::barrier_wait(rings.weights_empty + 8 * place.stage, place.parity ^ 1);
     const uint32_t full = rings.weights_full + 8 * place.stage;
-    ptx::barrier_expect(full, source.bytes(args));
+    ptx::barrier_expect_more(full, source.bytes(args));
     source.copy(args, tile, rings.weights + (place.stage * kWideRowTiles + lane) * args.stage_bytes, full, policy);
+    ptx::barrier_arrive(full);
     place.next(args.stages);
   }
 }

@@ -5,8 +5,8 @@
 
 namespace espalier::cuda {
 
-// Stores what a warp has: of each eight tokens lane 4g + t has its rows g and g + 8 for 2t and 2t + 1, and stores two
-// neighbouring rows for one of them. With `split`, this block stores each split-th eight.
+// Stores what a warp has: of each eight tokens lane 4g + t has its rows g and g + 8 for 2t and 2t + 1, and stores four
+// neighbouring rows for one of them, gated ones two. With `split`, this block stores each split-th eight.
 template <int kTokens>
 class WideStore {
  public:
@@ -15,7 +15,8 @@ class WideStore {
         rank_(static_cast<int>(rank)),
         row_tile_(row_tile),
         odd_((lane & 4) != 0),
-        in_eight_(lane / 8 * 2) {
+        high_((lane & 8) != 0),
+        lane_(lane) {
     const int token = walk.token * kTokens + lane % 4 * 2 + (odd_ ? 1 : 0);
     row_of_y_ = static_cast<int64_t>(walk.group) * args.tokens + token;
     left_ = args.tokens - token;
@@ -37,29 +38,40 @@ class WideStore {
     const float other = __shfl_xor_sync(~0u, odd_ ? even_token : odd_token, 4);
     return odd_ ? float2{other, odd_token} : float2{even_token, other};
   }
-  __device__ static void put(float* to, float2 rows) { *reinterpret_cast<float2*>(to) = rows; }
+  // From neighbours of rows g and g + 8 to four rows: the first two of them, or the last.
+  __device__ float4 fours(float2 upper, float2 lower) const {
+    const float x = __shfl_xor_sync(~0u, high_ ? upper.x : lower.x, 8);
+    const float y = __shfl_xor_sync(~0u, high_ ? upper.y : lower.y, 8);
+    return high_ ? float4{x, y, lower.x, lower.y} : float4{upper.x, upper.y, x, y};
+  }
   __device__ static void put(__nv_bfloat16* to, float2 rows) {
     *reinterpret_cast<__nv_bfloat162*>(to) = __float22bfloat162_rn(rows);
+  }
+  __device__ static void put(float* to, float4 rows) { *reinterpret_cast<float4*>(to) = rows; }
+  __device__ static void put(__nv_bfloat16* to, float4 rows) {
+    struct alignas(8) Four {
+      __nv_bfloat162 pairs[2];
+    };
+    *reinterpret_cast<Four*>(to) = {__float22bfloat162_rn({rows.x, rows.y}), __float22bfloat162_rn({rows.z, rows.w})};
   }
 
   template <class T>
   __device__ __forceinline__ void store_rows(const float (&sums)[kTokens / 2], T* y) const {
-    const int row = row_tile_ * kTileHeight + in_eight_;
+    const int row = row_tile_ * kTileHeight + (high_ ? 8 : 0) + (lane_ & 16) / 4;
+    const int left = args_.rows - row;
     T* to = y + row_of_y_ * args_.rows + row;
-    const bool in_pairs = args_.rows % 2 == 0;
+    const bool in_fours = args_.rows % 4 == 0;
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j, to += static_cast<int64_t>(8) * args_.rows) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float2 pair = neighbours(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
-        const int left = args_.rows - row - 8 * half;
-        if (!mine(j) || left <= 0) continue;
-        if (in_pairs) {
-          put(to + 8 * half, pair);
-        } else {
-          to[8 * half] = static_cast<T>(pair.x);
-          if (left > 1) to[8 * half + 1] = static_cast<T>(pair.y);
-        }
+      const float4 rows = fours(neighbours(sums[4 * j], sums[4 * j + 1]), neighbours(sums[4 * j + 2], sums[4 * j + 3]));
+      if (!mine(j) || left <= 0) continue;
+      if (in_fours) {
+        put(to, rows);
+      } else {
+        to[0] = static_cast<T>(rows.x);
+        if (left > 1) to[1] = static_cast<T>(rows.y);
+        if (left > 2) to[2] = static_cast<T>(rows.z);
+        if (left > 3) to[3] = static_cast<T>(rows.w);
       }
     }
   }
@@ -68,15 +80,15 @@ class WideStore {
     const auto gated = [](float gate, float up) { return __fdividef(gate, 1.0f + expf(-gate)) * up; };
     const int parts = 1 + args_.two_parts;
     const int stride = args_.rows / 2;
-    auto* to =
-        static_cast<__nv_bfloat16*>(args_.y) + row_of_y_ * parts * stride + row_tile_ * (kTileHeight / 2) + in_eight_;
+    auto* to = static_cast<__nv_bfloat16*>(args_.y) + row_of_y_ * parts * stride + row_tile_ * (kTileHeight / 2) +
+               lane_ / 8 * 2;
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j, to += static_cast<int64_t>(8) * parts * stride) {
       const float2 pair = neighbours(gated(sums[4 * j], sums[4 * j + 2]), gated(sums[4 * j + 1], sums[4 * j + 3]));
       if (!mine(j) || row_tile_ >= args_.row_tiles) continue;
       const __nv_bfloat162 large = __float22bfloat162_rn(pair);
       *reinterpret_cast<__nv_bfloat162*>(to) = large;
-      if (parts == 2) put(to + stride, {rest(pair.x, large.x), rest(pair.y, large.y)});
+      if (parts == 2) put(to + stride, float2{rest(pair.x, large.x), rest(pair.y, large.y)});
     }
   }
   // Infinity stays infinity.
@@ -90,7 +102,8 @@ class WideStore {
   const int rank_;
   const int row_tile_;
   const bool odd_;
-  const int in_eight_;
+  const bool high_;
+  const int lane_;
 };
 
 }  // namespace espalier::cuda

@@ -1,15 +1,19 @@
 // What the warps of a product of many tokens go through, and the rings in shared memory between them.
 #pragma once
 
+#include <cuda.h>
+
 #include "kernels/cuda/product.cuh"
 
 namespace espalier::cuda {
 
 struct WideArgs : ProductArgs {
   int token_blocks;  // of a group
-  int row_groups;    // of a group: row blocks that mates take together
+  int first_row_tile;
+  int row_groups;  // of a group, from the first row tile on: row blocks that mates take together
   int mates;
   int x_stages;
+  CUtensorMap tensor;  // dense: the tiles, see wide_dense.cuh
 };
 
 inline constexpr int kWideRowTiles = 8;
@@ -67,6 +71,7 @@ class WideWalk {
       const int width = min(kWideBand, args_.row_groups - band * kWideBand);
       token = in_band / width;
       row_tile =
+          args_.first_row_tile +
           ((band * kWideBand + in_band - token * width) * args_.mates + (args_.mates > 1 ? rank_ : 0)) * kWideRowTiles;
       return;
     }

@@ -56,7 +56,17 @@ __device__ __forceinline__ void tensor_load(uint32_t to, const void* tensor, int
       : "memory");
 }
 
-// The same to the same place of all blocks whose bit is set in `blocks`, and towards the barriers there.
+// The same of four dimensions.
+__device__ __forceinline__ void tensor_load(uint32_t to, const void* tensor, int x, int y, int z, int w,
+                                            uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(to),
+      "l"(tensor), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+      : "memory");
+}
+
+// Three dimensions, to the same place of all blocks whose bit is set in `blocks`, and towards the barriers there.
 __device__ __forceinline__ void tensor_load_to(uint16_t blocks, uint32_t to, const void* tensor, int x, int y, int z,
                                                uint32_t barrier) {
   asm volatile(

@@ -57,6 +57,16 @@ __device__ __forceinline__ void warpgroup_product(float (&sums)[kTokens / 2], co
   }
 }
 
+// The same with a in shared memory.
+template <int kTokens>
+__device__ __forceinline__ void warpgroup_product(float (&sums)[kTokens / 2], uint64_t a, uint64_t b) {
+  static_assert(kTokens == 256);
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" ESPALIER_NAMES_128
+               "}, %128, %129, 1, 1, 1, 0, 0;"
+               : ESPALIER_SUMS_128(sums, 0)
+               : "l"(a), "l"(b));
+}
+
 // The same for a 64 × 32 of which two in four are stored: registers as those of mma.sp m16n8k32, where lanes
 // 2 · kSelector and 2 · kSelector + 1 of each four give the positions.
 template <int kTokens, int kSelector>

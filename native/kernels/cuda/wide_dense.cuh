@@ -1,0 +1,105 @@
+// Dense weights in products of many tokens: the copy engine lays tiles out as rows in shared memory, where the tensor
+// cores read them, so that no warp has to touch them.
+//
+// In memory tiles are 1 KiB blocks of 16 rows by 32 inputs, row after row (tile_codec.h): a tensor of 32 inputs, 16
+// rows, row tiles and blocks of inputs. A stage is 64 inputs of 128 rows, as two blocks of 128 rows of 64 bytes,
+// swizzled.
+#pragma once
+
+#include "kernels/cuda/wide.cuh"
+
+namespace espalier::cuda {
+
+inline constexpr int kBlockInputs = 32;
+inline constexpr int kBlockBytes = kTileHeight * kBlockInputs * 2;
+inline constexpr int kRowStageBytes = kWideRowTiles * kTileHeight * kWideInputs * 2;
+
+// What wgmma takes for 64 rows of 64 bytes: 8 of them 512 bytes, swizzled.
+__device__ __forceinline__ uint64_t describe_rows(uint32_t address) {
+  return uint64_t{2} << 62 | uint64_t{512 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
+}
+
+struct ByRows {
+  static constexpr int kFetchers = 1;
+  static constexpr int kReleases = kWideConsumers;
+
+  __device__ static void fetch(const WideArgs& args, const WideRings& rings, uint32_t rank, int) {
+    WidePlace place;
+    for (WideWalk walk(args, rank); walk.more(); walk.next()) {
+      const int row_tile = static_cast<int>(walk.expert) * args.row_tiles + walk.row_tile;
+      for (int half = 2 * walk.first_col; half < 2 * walk.last_col; ++half) {
+        ptx::barrier_wait(rings.weights_empty + 8 * place.stage, place.parity ^ 1);
+        const uint32_t full = rings.weights_full + 8 * place.stage;
+        ptx::barrier_expect(full, kRowStageBytes);
+        ptx::tensor_load(rings.weights + place.stage * kRowStageBytes, &args.tensor, 0, 0, row_tile, 2 * half, full);
+        place.next(args.stages);
+      }
+    }
+  }
+
+  template <int kTokens>
+  __device__ static void multiply(const WideArgs& args, const WideRings& rings, uint32_t rank, int warp, int lane) {
+    float sums[kTokens / 2];
+    WidePlace weights;
+    WidePlace x;
+    // The first ones that have not been let go.
+    WidePlace weights_read;
+    WidePlace x_read;
+    const auto release = [&] {
+      if (lane == 0) ptx::barrier_arrive(rings.weights_empty + 8 * weights_read.stage);
+      weights_read.next(args.stages);
+      for (int part = 0; part <= args.two_parts; ++part) {
+        if (lane < args.mates) {
+          ptx::barrier_arrive_in(rings.x_empty + 8 * x_read.stage, args.mates > 1 ? static_cast<uint32_t>(lane) : rank);
+        }
+        x_read.next(args.x_stages);
+      }
+    };
+    for (WideWalk walk(args, rank); walk.more(); walk.next()) {
+#pragma unroll
+      for (float& sum : sums) {
+        sum = 0;
+        ptx::settle(sum);
+      }
+      const int halves = 2 * (walk.last_col - walk.first_col);
+      for (int i = 0; i < halves; ++i) {
+        ptx::barrier_wait(rings.weights_full + 8 * weights.stage, weights.parity);
+        const uint64_t a =
+            describe_rows(rings.weights + weights.stage * kRowStageBytes + warp / 4 * kRowStageBytes / 4);
+        weights.next(args.stages);
+        for (int part = 0; part <= args.two_parts; ++part) {
+          ptx::barrier_wait(rings.x_full + 8 * x.stage, x.parity);
+          const uint64_t b = describe_x(rings.x + x.stage * kWideXBytes<kTokens>);
+          x.next(args.x_stages);
+          ptx::warpgroup_fence();
+#pragma unroll
+          for (int k = 0; k < kWideInputs / 16; ++k) {
+            // 16 inputs are 32 bytes of a row; the second 32 inputs are a block of their own.
+            ptx::warpgroup_product<kTokens>(sums, a + k / 2 * (kRowStageBytes / 2 / 16) + k % 2 * 2, b + 2 * k);
+          }
+        }
+        ptx::warpgroup_commit();
+        // The products of this stage run on while the one before is let go.
+        ptx::warpgroup_wait<1>();
+        if (i > 0) release();
+      }
+      ptx::warpgroup_wait<0>();
+      release();
+#pragma unroll
+      for (float& sum : sums) ptx::settle(sum);
+      if (args.split > 1) add_parts<kTokens>(args, rings, rank, warp, lane, sums);
+      WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
+      // There are as many clusters as items.
+      if (args.split > 1) return;
+    }
+    if (args.split > 1) ptx::cluster_barrier();
+  }
+};
+
+// For more than 128 tokens; of fewer, operands in registers are a little faster.
+inline WideKernel make_wide_by_rows() {
+  constexpr int kTokens = 256;
+  return {&wide_kernel<ByRows, kTokens>, kTokens, kWideResident<kTokens>, true};
+}
+
+}  // namespace espalier::cuda
