@@ -198,6 +198,9 @@ export interface NativeCudaSurvey {
   readonly compiled: boolean;
   readonly devices: readonly { readonly name: string; readonly capability: string; readonly memory: number }[];
   readonly reason: string;
+  /** Where there are GPUs: whether cuBLASLt is found for their dense products, and its version and file or why not. */
+  readonly hasCublasLt: boolean;
+  readonly cublasLt: string;
 }
 
 export interface NativeAddon {

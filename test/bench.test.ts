@@ -16,7 +16,7 @@ import type { ModelBenchReport } from '../lib/bench/model.ts';
 import { formatSupport, readCeiling, SparseMatrix } from '../lib/kernels.ts';
 import { median } from '../lib/median.ts';
 import { native } from '../lib/native.ts';
-import type { DoctorReport } from '../lib/report/doctor.ts';
+import { checkCublasLt, type DoctorReport } from '../lib/report/doctor.ts';
 import { demoModel, espalier } from './support/cli.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'espalier-bench-'));
@@ -299,5 +299,18 @@ describe('doctor', () => {
     const { code, stderr } = await espalier(args, { env });
     expect(code).toBe(2);
     expect(stderr).toMatch(/bitmap int8 cannot be measured: .*allowed here.*bitmap bf16/);
+  });
+
+  test('says where cuBLASLt is, or what to do about its absence', () => {
+    const survey = { compiled: true, devices: [], reason: '' };
+    const file = '13.1.0 in /usr/lib/libcublasLt.so.13';
+    expect(checkCublasLt({ ...survey, hasCublasLt: true, cublasLt: file })).toEqual({
+      name: 'cuBLASLt',
+      status: 'ok',
+      value: file,
+    });
+    const reason = 'cuBLASLt was not found: tried libcublasLt.so.13';
+    const check = checkCublasLt({ ...survey, hasCublasLt: false, cublasLt: reason });
+    expect(check).toMatchObject({ status: 'note', value: reason, advice: expect.stringContaining('nvidia-cublas') });
   });
 });

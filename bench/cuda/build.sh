@@ -12,7 +12,7 @@ if [ -n "${CUBLAS:-}" ]; then
 else
   cublas=(-lcublas)
 fi
-sources=("$root/bench/cuda/$1.cu" "$root"/native/kernels/cuda/*.cu "$root"/native/kernels/cuda/{tile_codec,code_tiles,tiled_weights,tiled_codes}.cc
+sources=("$root/bench/cuda/$1.cu" "$root"/native/kernels/cuda/*.cu "$root"/native/kernels/cuda/{tile_codec,code_tiles,tiled_weights,tiled_codes,cublaslt}.cc
   "$root"/native/core/{status,dtype,thread_pool}.cc)
 objects=()
 for source in "${sources[@]}"; do

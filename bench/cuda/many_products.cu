@@ -2,10 +2,14 @@
 // float64 with fresh random inputs, then timed: replayed CUDA graphs, weights from memory (consecutive launches read
 // different copies, more than the L2 cache holds), medians, all contenders in turns in one run.
 //
-//   bench/cuda/build.sh many_products && ./many_products [check|time|tune|experts] [seed]
+// "through Lt" expands the tiles and multiplies by cuBLASLt, "expand" is the first half of that alone.
+//
+//   bench/cuda/build.sh many_products && ./many_products [check|time|tune|dense|experts] [seed]
 #include <cmath>
 #include <numeric>
 
+#include "kernels/cuda/dense_products.h"
+#include "kernels/cuda/expand.h"
 #include "products.cuh"
 
 using namespace espalier;
@@ -81,6 +85,7 @@ bool check_all() {
     }
     take({4096, 14336, 1}, 48, 1, {});
     take({14336, 4096, 1}, 520, 1, {});
+    take({14336, 4096, 1}, 1000, 1, {});
     std::printf("checked: %s, relative error to float64 at most %.1e\n", pattern.name.c_str(), worst);
     std::fflush(stdout);
   }
@@ -115,6 +120,17 @@ class Bench {
               MUST(launch_wide_product(product, stream, tuning));
             }};
   }
+  Contender through_lt(size_t pattern, int tokens, DenseProducts& dense, const std::string& name) {
+    return {name, [this, pattern, tokens, &dense](int i, cudaStream_t stream) {
+              Product product{.weights = one_copy(pattern, i), .tokens = tokens, .x = x_.data(), .y = y_.data()};
+              MUST(dense.launch(product, stream));
+            }};
+  }
+  Contender expansion(size_t pattern, const DeviceArray<uint16_t>& room) {
+    return {"expand", [this, pattern, &room](int i, cudaStream_t stream) {
+              MUST(expand({one_copy(pattern, i), 0, shape_.rows, room.data()}, stream));
+            }};
+  }
   // Whether the GPU has room for such a split.
   bool takes(size_t pattern, int tokens, int split) {
     Product product = product_of(pattern, 0);
@@ -141,6 +157,21 @@ class Bench {
     product.experts_settled = true;
     product.y = y_.data();
     return product;
+  }
+
+  DeviceTiles one_copy(size_t pattern, int i) {
+    const Weights& weights = weights_[pattern];
+    const int64_t copy = i % kCopies;
+    DeviceTiles view = weights.device;
+    view.count = 1;
+    view.tile_bytes = static_cast<int64_t>(weights.host.tiles.size());
+    // Starts count from the first copy.
+    if (view.layout == TileLayout::kBitmap) {
+      view.starts += copy * weights.host.tile_count();
+    } else {
+      view.tiles += copy * view.tile_bytes;
+    }
+    return view;
   }
 
   Shape shape_;
@@ -183,6 +214,26 @@ void time_all(bool tune) {
       }
       measure(contenders, tokens > 1024 ? 4 : 16, tokens > 1024 ? 5 : 9);
       print(shape, tokens, contenders);
+    }
+  }
+}
+
+// Through cuBLASLt.
+void time_dense() {
+  Result<DenseProducts> dense = DenseProducts::create();
+  MUST(dense.status());
+  for (const Shape& shape : kShapes) {
+    Bench bench(shape);
+    const DeviceArray<uint16_t> room(static_cast<size_t>(shape.rows) * static_cast<size_t>(shape.cols));
+    for (const int tokens : {512, 1024, 2048, 4096, 8192}) {
+      for (size_t p = 0; p < std::size(kPatterns); ++p) {
+        if (kPatterns[p].layout != TileLayout::kBalanced && kPatterns[p].layout != TileLayout::kBitmap) continue;
+        std::vector<Contender> contenders = {bench.cublas(tokens), bench.wide(p, tokens, kPatterns[p].name),
+                                             bench.through_lt(p, tokens, dense.value(), "through Lt")};
+        if (tokens == 512) contenders.push_back(bench.expansion(p, room));
+        measure(contenders, tokens > 1024 ? 4 : 16, tokens > 1024 ? 5 : 9);
+        print(shape, tokens, contenders);
+      }
     }
   }
 }
@@ -233,6 +284,7 @@ int main(int argc, char** argv) {
   if ((mode == "check" || mode == "all") && !check_all()) return 1;
   if (mode == "time" || mode == "all") time_all(false);
   if (mode == "tune") time_all(true);
+  if (mode == "dense" || mode == "all") time_dense();
   if (mode == "experts" || mode == "all") time_experts();
   return 0;
 }

@@ -2,7 +2,7 @@
 import { accessSync, constants, statfsSync } from 'node:fs';
 import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
 import { sep } from 'node:path';
-import { addonFile, type NativeFeatures, native, packageRoot } from '../native.ts';
+import { addonFile, type NativeCudaSurvey, type NativeFeatures, native, packageRoot } from '../native.ts';
 import { version } from '../version.ts';
 import { formatBytes } from './format.ts';
 
@@ -28,7 +28,7 @@ export function examine(): DoctorReport {
     checkPlatform(),
     addon.check,
     ...checkProcessor(addon.features),
-    checkCuda(addon.features !== undefined),
+    ...checkCuda(addon.features !== undefined),
     checkMemory(),
     checkDisk(),
   ];
@@ -95,15 +95,26 @@ function checkFormats({ isa, expanded }: NativeFeatures): Check {
 }
 
 /** Models run on the CPU where there is none, so that its absence is nothing to mend. */
-function checkCuda(loaded: boolean): Check {
+function checkCuda(loaded: boolean): Check[] {
   const name = 'CUDA';
-  if (!loaded) return { name, status: 'ok', value: 'not known without the addon' };
-  const { compiled, devices, reason } = native().cudaDevices();
-  if (devices.length > 0) {
-    const list = devices.map((device) => `${device.name} (${device.capability}, ${formatBytes(device.memory)})`);
-    return { name, status: 'ok', value: `${list.join(', ')}: for --device cuda` };
+  if (!loaded) return [{ name, status: 'ok', value: 'not known without the addon' }];
+  const survey = native().cudaDevices();
+  if (survey.devices.length > 0) {
+    const list = survey.devices.map(
+      ({ name, capability, memory }) => `${name} (${capability}, ${formatBytes(memory)})`,
+    );
+    return [{ name, status: 'ok', value: `${list.join(', ')}: for --device cuda` }, checkCublasLt(survey)];
   }
-  return { name, status: 'ok', value: `${compiled ? 'kernels compiled, ' : 'off: '}${reason}; models run on the CPU` };
+  const kernels = survey.compiled ? 'kernels compiled, ' : 'off: ';
+  return [{ name, status: 'ok', value: `${kernels}${survey.reason}; models run on the CPU` }];
+}
+
+/** @internal Dense products of long prompts on the GPU go through it where it is found. */
+export function checkCublasLt({ hasCublasLt, cublasLt }: NativeCudaSurvey): Check {
+  const name = 'cuBLASLt';
+  if (hasCublasLt) return { name, status: 'ok', value: cublasLt };
+  const advice = "long prompts run faster with it: install the CUDA toolkit or NVIDIA's wheel nvidia-cublas";
+  return { name, status: 'note', value: cublasLt, advice };
 }
 
 function checkMemory(): Check {

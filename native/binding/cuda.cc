@@ -20,6 +20,8 @@ void export_cuda(Napi::Env env, Napi::Object exports) {
                 object.Set("compiled", survey.compiled);
                 object.Set("devices", devices);
                 object.Set("reason", survey.reason);
+                object.Set("hasCublasLt", survey.has_cublaslt);
+                object.Set("cublasLt", survey.cublaslt);
                 return object;
               }));
 }

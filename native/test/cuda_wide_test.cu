@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <memory>
 
+#include "engine/cuda/group_size.h"
 #include "gpu.h"
+#include "kernels/cuda/dense_products.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/routing.h"
 #include "tiling.h"
@@ -129,6 +131,42 @@ TEST_CASE("products of many tokens by experts") {
   }
 }
 
+TEST_CASE("a product whose last row blocks have a launch of their own") {
+  if (!has_products()) return;
+  ThreadPool pool(4);
+  // On 132 multiprocessors one round, and 16 blocks that split their inputs; several rounds on smaller devices.
+  constexpr int kRows = 1140;
+  constexpr int kCols = 2080;
+  constexpr int kTokens = 4000;
+  for (const Pattern& pattern : kPatterns) {
+    CAPTURE(layout_name(pattern.layout, pattern.n));
+    const Experts experts(pool, pattern, 1, kRows, kCols);
+    const std::vector<uint16_t> bits =
+        test::split_parts(floats(static_cast<size_t>(kTokens) * kCols), kTokens, kCols, 1);
+    const std::vector<double> seen = test::join_parts(bits, kTokens, kCols, 1);
+    const OnGpu<uint16_t> x(bits);
+    const OnGpu<float> y(static_cast<size_t>(kTokens) * kRows);
+    Product product;
+    product.weights = experts.view();
+    product.tokens = kTokens;
+    product.x = x.get();
+    product.y = y.get();
+    product.output = OutputType::kF32;
+    require(launch_wide_product(product, nullptr));
+    const std::vector<float> all = y.host();
+    std::vector<float> found;
+    std::vector<double> wanted;
+    for (int token = 0; token < kTokens; ++token) {
+      for (int row = token % 89; row < kRows; row += 89) {
+        found.push_back(all[static_cast<size_t>(token) * kRows + static_cast<size_t>(row)]);
+        wanted.push_back(experts.product(0, row, seen.data() + static_cast<ptrdiff_t>(token) * kCols));
+      }
+    }
+    CHECK(std::none_of(all.begin(), all.end(), [](float value) { return std::isnan(value); }));
+    CHECK(test::relative_error(found, wanted) < 1e-5);
+  }
+}
+
 TEST_CASE("gated products of many tokens, of rows gathered by expert") {
   if (!has_products()) return;
   ThreadPool pool(4);
@@ -185,6 +223,123 @@ TEST_CASE("gated products of many tokens, of rows gathered by expert") {
       CHECK(test::relative_error(found, wanted) < std::max(test::parts_error(parts), 2 * limit(pattern)));
     }
   }
+}
+
+TEST_CASE("products of many tokens through cuBLASLt") {
+  if (!test::has_gpu()) return;
+  Result<DenseProducts> whole = DenseProducts::create();
+  if (!whole.is_ok()) {
+    MESSAGE("skipped: " << whole.status().message());
+    return;
+  }
+  // Room for 272 rows of the widest, so that most matrices go in bands.
+  Result<DenseProducts> narrow = DenseProducts::create(int64_t{272} * 1152 * 2);
+  require(narrow.status());
+  ThreadPool pool(4);
+  struct Case {
+    int rows, cols, tokens, parts;
+    OutputType output;
+  };
+  const Case cases[] = {{64, 192, 19, 1, OutputType::kF32},    {33, 1056, 32, 2, OutputType::kF32},
+                        {416, 64, 50, 1, OutputType::kBf16},   {1000, 1120, 130, 2, OutputType::kF32},
+                        {1031, 1056, 65, 1, OutputType::kF32}, {784, 608, 300, 1, OutputType::kBf16}};
+  for (const Pattern& pattern : kPatterns) {
+    for (const Case& of : cases) {
+      for (DenseProducts* dense : {&whole.value(), &narrow.value()}) {
+        CAPTURE(layout_name(pattern.layout, pattern.n));
+        CAPTURE(of.rows);
+        CAPTURE(of.tokens);
+        CAPTURE(of.parts);
+        const Experts experts(pool, pattern, 1, of.rows, of.cols);
+        const std::vector<uint16_t> bits = test::split_parts(
+            floats(static_cast<size_t>(of.tokens) * static_cast<size_t>(of.cols)), of.tokens, of.cols, of.parts);
+        const std::vector<double> seen = test::join_parts(bits, of.tokens, of.cols, of.parts);
+        const OnGpu<uint16_t> x(bits);
+        const size_t outputs = static_cast<size_t>(of.tokens) * static_cast<size_t>(of.rows);
+        const OnGpu<float> floats_out(outputs);
+        const OnGpu<uint16_t> bits_out(outputs);
+        Product product;
+        product.weights = experts.view();
+        product.tokens = of.tokens;
+        product.parts = of.parts;
+        product.x = x.get();
+        product.output = of.output;
+        product.y = of.output == OutputType::kF32 ? static_cast<void*>(floats_out.get()) : bits_out.get();
+        if (pattern.layout == cuda::TileLayout::kTwoFour || pattern.layout == cuda::TileLayout::kDense) {
+          CHECK(dense->launch(product, nullptr).code() == Code::kUsage);
+          continue;
+        }
+        REQUIRE(DenseProducts::takes(product));
+        require(dense->launch(product, nullptr));
+        std::vector<float> found = floats_out.host();
+        if (of.output == OutputType::kBf16) {
+          const std::vector<uint16_t> all = bits_out.host();
+          std::transform(all.begin(), all.end(), found.begin(), bf16_to_float);
+        }
+        std::vector<double> wanted;
+        for (int token = 0; token < of.tokens; ++token) {
+          for (int r = 0; r < of.rows; ++r) {
+            wanted.push_back(experts.product(0, r, seen.data() + static_cast<ptrdiff_t>(token) * of.cols));
+          }
+        }
+        CHECK(test::relative_error(found, wanted) < (of.output == OutputType::kF32 ? 1e-5 : 3e-3));
+      }
+    }
+  }
+}
+
+TEST_CASE("how many tokens of an expert go through a product together") {
+  CHECK(expected_groups(2, 1) == doctest::Approx(2));
+  // 1 − e⁻³, and P(X > 8) of a mean of 3 once more.
+  CHECK(expected_groups(3, 8) == doctest::Approx(0.95021 + 0.00380).epsilon(1e-4));
+  CHECK(expected_groups(1000, 250) == doctest::Approx(4.5));
+  for (const Pattern& pattern : kPatterns) {
+    for (const int parts : {1, 2}) {
+      CAPTURE(layout_name(pattern.layout, pattern.n));
+      CAPTURE(parts);
+      const auto plan = [&](double average, int rows, bool has_wide = true) {
+        return plan_groups(pattern.layout, average, rows, parts, has_wide);
+      };
+      CHECK(plan(0.5, 4).tokens == std::min(4, kMostFewRows / 2 / parts));
+      CHECK(!plan(0.5, 4).wide);
+      CHECK(plan(20, 80).wide);
+      CHECK(plan(20, 80).tokens >= 32);
+      CHECK(plan(2000, 8000).tokens == 256);
+      const GroupPlan few = plan(2000, 8000, false);
+      CHECK(!few.wide);
+      CHECK(few.tokens * parts <= kMostFewRows);
+    }
+  }
+}
+
+TEST_CASE("what cuBLASLt is asked for") {
+  const int32_t list = 0;
+  Product product;
+  product.weights.layout = cuda::TileLayout::kBitmap;
+  product.weights.count = 1;
+  product.tokens = 4096;
+  product.output = OutputType::kF32;
+  CHECK(DenseProducts::is_faster(product));
+  const auto refuses = [&](const auto& change) {
+    Product other = product;
+    change(other);
+    return !DenseProducts::takes(other) && !DenseProducts::is_faster(other);
+  };
+  CHECK(refuses([](Product& p) { p.weights.layout = cuda::TileLayout::kDense; }));
+  CHECK(refuses([](Product& p) { p.weights.layout = cuda::TileLayout::kTwoFour; }));
+  CHECK(refuses([](Product& p) { p.weights.count = 2; }));
+  CHECK(refuses([](Product& p) { p.groups = 2; }));
+  CHECK(refuses([&](Product& p) { p.experts = &list; }));
+  CHECK(refuses([&](Product& p) { p.inputs = &list; }));
+  CHECK(refuses([](Product& p) { p.output = OutputType::kGated; }));
+  CHECK(refuses([](Product& p) {
+    p.output = OutputType::kBf16;
+    p.parts = 2;
+  }));
+  product.tokens = 500;
+  product.parts = 2;
+  CHECK(DenseProducts::takes(product));
+  CHECK(!DenseProducts::is_faster(product));
 }
 
 TEST_CASE("products of many tokens that no kernel takes") {

@@ -93,20 +93,39 @@ Status Forward::reserve(int rows, int splits) {
     if (need.bytes > need.memory->bytes()) ++moves_;
     ESPALIER_TRY(need.memory->ensure(need.bytes));
   }
+  find_dense(rows);
   ESPALIER_TRY(ensure_zeros(zeros_, kMostChosen * static_cast<int64_t>(sizeof(int32_t))));
   return ensure_zeros(unfinished_, count * static_cast<int64_t>(sizeof(int32_t)));
 }
 
-// One token has a group for each of its experts. Of many, a group has as many as an expert gets on average, so that few
-// places stay empty; products of few take no more than they can.
+// Whether a step of so many rows has products that are faster through cuBLASLt.
+bool Forward::wants_dense(int rows) const {
+  const auto wants = [&](const Matrices& matrix) {
+    return DenseProducts::is_faster(
+        {.weights = matrix.view, .tokens = rows, .parts = model_.parts, .output = OutputType::kF32});
+  };
+  return std::any_of(model_.layers.begin(), model_.layers.end(), [&](const Layer& layer) {
+    return wants(layer.qkv) || wants(layer.output) ||
+           std::any_of(layer.feed_forward.begin(), layer.feed_forward.end(),
+                       [&](const FeedForwardPart& part) { return !part.is_routed && wants(part.down); });
+  });
+}
+
+// Without it, our own kernels do its work.
+void Forward::find_dense(int rows) {
+  if (looked_for_dense_ || !wide_ || !wants_dense(rows)) return;
+  looked_for_dense_ = true;
+  Result<DenseProducts> found = DenseProducts::create();
+  if (found.is_ok()) dense_ = std::move(found.value());
+}
+
+// One token has a group for each of its experts.
 Forward::Plan Forward::plan(const FeedForwardPart& part, int rows) const {
   if (!part.is_routed) return {1, rows};
   if (rows == 1) return {1, part.routing.top_k};
-  const int average = (rows * part.routing.top_k + part.experts - 1) / part.experts;
-  const bool wide = is_wide(average);
-  const int tokens = wide ? choose_group(static_cast<double>(rows) * part.routing.top_k / part.experts)
-                          : std::min({round_up(average, 8 / model_.parts), kMostFewRows / model_.parts, rows});
-  return {tokens, most_groups(rows, part.routing.top_k, part.experts, tokens), wide};
+  const double average = static_cast<double>(rows) * part.routing.top_k / part.experts;
+  const GroupPlan of = plan_groups(part.gate_up.view.layout, average, rows, model_.parts, wide_);
+  return {of.tokens, most_groups(rows, part.routing.top_k, part.experts, of.tokens), of.wide};
 }
 
 PartRows Forward::part_rows(const DeviceMemory& memory, int64_t width) const {
@@ -124,6 +143,7 @@ Status Forward::multiply(const Matrices& matrix, const PartRows& x, int rows, vo
   product.output = output;
   if (is_wide(rows)) {
     product.tokens = rows;
+    if (dense_ && DenseProducts::is_faster(product)) return dense_->launch(product, stream);
     return launch_wide_product(product, stream);
   }
   product.tokens = std::min(kMostFewRows / x.parts, rows);

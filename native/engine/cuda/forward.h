@@ -1,11 +1,13 @@
 // The launches of a step, and the memory between them.
 #pragma once
 
+#include <optional>
 #include <span>
 
 #include "engine/cuda/model.h"
 #include "engine/cuda/one_row.h"
 #include "kernels/cuda/activations.h"
+#include "kernels/cuda/dense_products.h"
 
 namespace espalier::cuda {
 
@@ -69,6 +71,8 @@ class Forward {
   Status run_experts(const FeedForwardPart& part, const Plan& of_part, const PartRows& input,
                      const PartRows& activations, cudaStream_t stream);
   Status feed_forward(const FeedForwardPart& part, int rows, const float* next_norm, cudaStream_t stream);
+  bool wants_dense(int rows) const;
+  void find_dense(int rows);
   bool is_wide(int rows) const { return wide_ && rows * model_.parts > kMostFewRows; }
   Status multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output, cudaStream_t stream,
                   const Matrices* next = nullptr);
@@ -82,6 +86,9 @@ class Forward {
   DeviceMemory router_logits_, experts_, gates_, slots_, group_experts_, inputs_, zeros_, unfinished_;
   DeviceMemory gathered_, activations_, down_;
   DeviceMemory last_, logits_, scores_, likeliest_;
+  // From the first step on that has products for it, where cuBLASLt and memory for it are found.
+  std::optional<DenseProducts> dense_;
+  bool looked_for_dense_ = false;
   int64_t moves_ = 0;
 };
 

@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/device.h"
 
 namespace espalier::cuda {
@@ -48,7 +49,12 @@ DeviceSurvey survey_devices() {
   } else if (count == 0) {
     survey.reason = explain(cudaErrorNoDevice);
   }
-  if (!survey.devices.empty()) survey.reason.clear();
+  if (survey.devices.empty()) return survey;
+  survey.reason.clear();
+  const Result<CublasLt>& library = find_cublaslt();
+  survey.has_cublaslt = library.is_ok();
+  survey.cublaslt =
+      library.is_ok() ? library.value().version + " in " + library.value().file : library.status().message();
   return survey;
 }
 

@@ -24,6 +24,9 @@ struct DeviceSurvey {
   std::vector<Device> devices;
   // Why there are none; empty where there are.
   std::string reason;
+  // Where there are devices: whether cuBLASLt is found for their dense products, and its version and file or why not.
+  bool has_cublaslt = false;
+  std::string cublaslt;
 };
 
 // Starts the driver at its first call, where there is one.

@@ -1,6 +1,7 @@
 // n:32: every lane has n values in each of its rows. The values of its two rows are the halves of words that lie in the
 // lane's own bank, so that lanes at different places of their runs do not collide.
 #include "kernels/cuda/decode/decode_kernel.cuh"
+#include "kernels/cuda/expand.cuh"
 #include "kernels/cuda/tile_dense.cuh"
 #include "kernels/cuda/wide.cuh"
 
@@ -55,5 +56,6 @@ ProductKernel balanced_kernel(int tokens) {
 WideKernel balanced_wide(int tokens) { return choose_wide<BalancedTile>(tokens); }
 
 DecodeKernel balanced_decode(bool kv_is_bf16) { return choose_decode<DenseTile, BalancedTile>(kv_is_bf16); }
+ExpandKernel balanced_expand() { return make_expand<BalancedTile, 24>(); }
 
 }  // namespace espalier::cuda

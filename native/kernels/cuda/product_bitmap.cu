@@ -1,6 +1,7 @@
 // Bitmap: lanes have different numbers of values. The first words of each lie in its own bank as they come; the others
 // follow lane after lane, one scan of a warp finds where, and they are moved behind the first ones. Then every lane
 // walks its two rows, at conflict-free places, with no counting of bits.
+#include "kernels/cuda/expand.cuh"
 #include "kernels/cuda/wide.cuh"
 
 namespace espalier::cuda {
@@ -105,5 +106,7 @@ ProductKernel bitmap_kernel(int tokens) {
 }
 
 WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile>(tokens); }
+
+ExpandKernel bitmap_expand() { return make_expand<BitmapTile, 24>(); }
 
 }  // namespace espalier::cuda

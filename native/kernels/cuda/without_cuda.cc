@@ -5,7 +5,11 @@
 
 namespace espalier::cuda {
 
-DeviceSurvey survey_devices() { return {false, {}, "this addon was built without CUDA, as nvcc was not found"}; }
+DeviceSurvey survey_devices() {
+  DeviceSurvey survey;
+  survey.reason = "this addon was built without CUDA, as nvcc was not found";
+  return survey;
+}
 
 Result<std::unique_ptr<Engine>> load_engine(const ModelSpec&, const EngineOptions& options, const LoadProgress&,
                                             const std::atomic<bool>*) {

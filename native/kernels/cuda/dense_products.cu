@@ -1,0 +1,196 @@
+#include <library_types.h>
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/dense_products.h"
+#include "kernels/cuda/expand.h"
+#include "kernels/cuda/memory.h"
+#include "kernels/cuda/product_launch.h"
+#include "kernels/cuda/tile_codec.h"
+
+namespace espalier::cuda {
+namespace {
+
+// What NVIDIA recommends for Hopper.
+constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
+// Bands have a multiple of as many rows, so that the tiles of the library's products are full.
+constexpr int64_t kBandUnit = 256;
+
+// Rows of bf16 from which on this is faster than expanding in the product, see bench/RESULTS.md.
+constexpr int64_t kLeastRowsBitmap = 1024;
+constexpr int64_t kLeastRowsBalanced = 2048;
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+Status to_status(int error, const char* call) {
+  if (error == lt::kSuccess) return Status::ok();
+  return Status(Code::kDevice, std::string(call) + " failed: cuBLAS error " + std::to_string(error));
+}
+
+// The bytes, up to 256, that addresses and the distances between rows are multiples of.
+uint32_t alignment_of(const void* pointer) {
+  return static_cast<uint32_t>(std::gcd(reinterpret_cast<uintptr_t>(pointer), uintptr_t{lt::kAlignment}));
+}
+
+// Something of the library's that is let go when it goes out of scope.
+class Handle {
+ public:
+  explicit Handle(int (*destroy)(void*)) : destroy_(destroy) {}
+  Handle(Handle&& other) noexcept : data_(std::exchange(other.data_, nullptr)), destroy_(other.destroy_) {}
+  Handle& operator=(Handle&&) = delete;
+  ~Handle() {
+    if (data_ != nullptr) destroy_(data_);
+  }
+  void** out() { return &data_; }
+  void* get() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+  int (*destroy_)(void*);
+};
+
+// y = W x or, with `adds`, y += W x: W [rows][cols] bf16, x [tokens][cols] bf16, y [tokens][rows]; strides are those
+// from row to row, in elements.
+struct DenseTask {
+  const uint16_t* w;
+  int64_t w_stride;
+  const uint16_t* x;
+  int64_t x_stride;
+  void* y;
+  int64_t y_stride;
+  cudaDataType_t y_type;
+  uint64_t rows;
+  uint64_t cols;
+  uint64_t tokens;
+  bool adds;
+};
+
+}  // namespace
+
+struct DenseProducts::State {
+  State(const CublasLt& library, DeviceMemory weights, DeviceMemory workspace)
+      : library(library), handle(library.destroy), weights(std::move(weights)), workspace(std::move(workspace)) {}
+
+  const CublasLt& library;
+  Handle handle;
+  DeviceMemory weights;
+  DeviceMemory workspace;
+
+  Status multiply(const DenseTask& task, cudaStream_t stream) const;
+};
+
+DenseProducts::DenseProducts(std::unique_ptr<State> state) : state_(std::move(state)) {}
+DenseProducts::DenseProducts(DenseProducts&&) noexcept = default;
+DenseProducts& DenseProducts::operator=(DenseProducts&&) noexcept = default;
+DenseProducts::~DenseProducts() = default;
+
+Result<DenseProducts> DenseProducts::create(int64_t room_bytes) {
+  const Result<CublasLt>& library = find_cublaslt();
+  if (!library.is_ok()) return library.status();
+  Result<DeviceMemory> weights = DeviceMemory::allocate(room_bytes);
+  if (!weights.is_ok()) return weights.status();
+  Result<DeviceMemory> workspace = DeviceMemory::allocate(kWorkspaceBytes);
+  if (!workspace.is_ok()) return workspace.status();
+  auto state = std::make_unique<State>(library.value(), std::move(weights.value()), std::move(workspace.value()));
+  ESPALIER_TRY(to_status(library.value().create(state->handle.out()), "cublasLtCreate"));
+  return DenseProducts(std::move(state));
+}
+
+bool DenseProducts::takes(const Product& product) {
+  const bool one = product.weights.count == 1 && product.groups == 1 && product.experts == nullptr;
+  const bool output = product.output == OutputType::kF32 || (product.output == OutputType::kBf16 && product.parts == 1);
+  const TileLayout layout = product.weights.layout;
+  const bool expands = layout == TileLayout::kBalanced || layout == TileLayout::kBitmap;
+  return one && output && expands && product.inputs == nullptr;
+}
+
+bool DenseProducts::is_faster(const Product& product) {
+  const int64_t least = product.weights.layout == TileLayout::kBitmap ? kLeastRowsBitmap : kLeastRowsBalanced;
+  return takes(product) && product.tokens * int64_t{product.parts} >= least;
+}
+
+Status DenseProducts::State::multiply(const DenseTask& task, cudaStream_t stream) const {
+  Handle product(library.task_destroy);
+  Handle w(library.layout_destroy);
+  Handle x(library.layout_destroy);
+  Handle y(library.layout_destroy);
+  Handle preference(library.preference_destroy);
+  // Matrices of columns, as the library has them: those of w and x are our rows.
+  ESPALIER_TRY(to_status(library.task_create(product.out(), lt::kCompute32F, CUDA_R_32F), "cublasLtMatmulDescCreate"));
+  const int32_t transposed = lt::kTransposed;
+  ESPALIER_TRY(to_status(library.task_set(product.get(), lt::kTransposeA, &transposed, sizeof transposed),
+                         "cublasLtMatmulDescSetAttribute"));
+  const auto layout = [&](Handle& to, cudaDataType_t type, uint64_t rows, uint64_t cols, int64_t stride) {
+    return to_status(library.layout_create(to.out(), type, rows, cols, stride), "cublasLtMatrixLayoutCreate");
+  };
+  ESPALIER_TRY(layout(w, CUDA_R_16BF, task.cols, task.rows, task.w_stride));
+  ESPALIER_TRY(layout(x, CUDA_R_16BF, task.cols, task.tokens, task.x_stride));
+  ESPALIER_TRY(layout(y, task.y_type, task.rows, task.tokens, task.y_stride));
+  ESPALIER_TRY(to_status(library.preference_create(preference.out()), "cublasLtMatmulPreferenceCreate"));
+  const auto prefer = [&](int attribute, const auto& value) {
+    return to_status(library.preference_set(preference.get(), attribute, &value, sizeof value),
+                     "cublasLtMatmulPreferenceSetAttribute");
+  };
+  ESPALIER_TRY(prefer(lt::kMaxWorkspace, static_cast<uint64_t>(workspace.bytes())));
+  int attribute = lt::kFirstAlignment;
+  for (const void* pointer : {static_cast<const void*>(task.w), static_cast<const void*>(task.x),
+                              static_cast<const void*>(task.y), static_cast<const void*>(task.y)}) {
+    ESPALIER_TRY(prefer(attribute++, alignment_of(pointer)));
+  }
+  lt::Choice choice{};
+  int found = 0;
+  const int chosen = library.choose(handle.get(), product.get(), w.get(), x.get(), y.get(), y.get(), preference.get(),
+                                    1, &choice, &found);
+  ESPALIER_TRY(to_status(chosen, "cublasLtMatmulAlgoGetHeuristic"));
+  if (found < 1) {
+    return Status(Code::kDevice, "cuBLASLt " + library.version + " has no product of " + std::to_string(task.rows) +
+                                     "×" + std::to_string(task.cols) + " by " + std::to_string(task.tokens));
+  }
+  const float alpha = 1;
+  const float beta = task.adds ? 1 : 0;
+  return to_status(library.multiply(handle.get(), product.get(), &alpha, task.w, w.get(), task.x, x.get(), &beta,
+                                    task.y, y.get(), task.y, y.get(), choice.algorithm, workspace.data(),
+                                    static_cast<size_t>(workspace.bytes()), stream),
+                   "cublasLtMatmul");
+}
+
+Status DenseProducts::launch(const Product& product, cudaStream_t stream) {
+  ESPALIER_TRY(check_sizes(product));
+  if (!takes(product)) {
+    return Status(Code::kUsage,
+                  "a product through cuBLASLt takes one n:32 or bitmap matrix and rows in order, and gives float32, or "
+                  "bf16 of one part");
+  }
+  const DeviceTiles& weights = product.weights;
+  const int64_t stride = round_up(weights.cols, kTileWidth);
+  const int64_t most = state_->weights.bytes() / (stride * 2) / kTileHeight * kTileHeight;
+  if (most < 1) return Status(Code::kUsage, "there is no room for 16 expanded rows of " + std::to_string(stride));
+  const int64_t bands = (weights.rows + most - 1) / most;
+  const int64_t each = std::min(most, round_up((weights.rows + bands - 1) / bands, kBandUnit));
+  auto* const expanded = state_->weights.as<uint16_t>();
+  const int64_t y_bytes = product.output == OutputType::kF32 ? 4 : 2;
+  for (int64_t first = 0; first < weights.rows; first += each) {
+    const int64_t rows = std::min(each, weights.rows - first);
+    ESPALIER_TRY(expand({weights, static_cast<int>(first), static_cast<int>(rows), expanded}, stream));
+    for (int part = 0; part < product.parts; ++part) {
+      ESPALIER_TRY(state_->multiply({.w = expanded,
+                                     .w_stride = stride,
+                                     .x = product.x + part * weights.cols,
+                                     .x_stride = product.parts * weights.cols,
+                                     .y = static_cast<uint8_t*>(product.y) + first * y_bytes,
+                                     .y_stride = weights.rows,
+                                     .y_type = product.output == OutputType::kF32 ? CUDA_R_32F : CUDA_R_16BF,
+                                     .rows = static_cast<uint64_t>(rows),
+                                     .cols = static_cast<uint64_t>(weights.cols),
+                                     .tokens = static_cast<uint64_t>(product.tokens),
+                                     .adds = part > 0},
+                                    stream));
+    }
+  }
+  return Status::ok();
+}
+
+}  // namespace espalier::cuda
