@@ -118,12 +118,17 @@
       "native/kernels/cuda/decode/decode.cu",
       "native/kernels/cuda/gemm.cu",
       "native/kernels/cuda/calibration.cu",
+      "native/kernels/cuda/gemm_double.cu",
+      "native/kernels/cuda/triangular_inverse.cu",
+      "native/kernels/cuda/rank_search.cu",
+      "native/kernels/cuda/sparsegpt.cu",
       "native/engine/cuda/upload.cu",
       "native/engine/cuda/one_row.cu",
       "native/engine/cuda/forward.cu",
       "native/engine/cuda/cuda_engine.cu",
       "native/prune/cuda/device_layer.cu",
       "native/prune/cuda/device_statistics.cu",
+      "native/prune/cuda/device_walk.cu",
       "native/prune/cuda/layer_runner.cu"
     ],
     "no_cuda_sources": [
@@ -184,7 +189,8 @@
       "native/test/cuda_attention_test.cu",
       "native/test/cuda_routing_test.cu",
       "native/test/cuda_gemm_test.cu",
-      "native/test/cuda_calibration_test.cu"
+      "native/test/cuda_calibration_test.cu",
+      "native/test/cuda_sparsegpt_test.cu"
     ]
   }
 }

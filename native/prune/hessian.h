@@ -17,6 +17,20 @@ struct Shrinkage {
   const SiteStatistics* pooled = nullptr;
 };
 
+// What a Gram matrix is multiplied by to become H.
+struct HessianScale {
+  bool usable = false;        // false where inputs were not finite or no column is live; the others say nothing then
+  double own = 1;             // of the expert's own Gram matrix
+  double pooled = 0;          // of the pooled one
+  double diagonal = 1;        // of the own diagonal, beside `own`
+  double shrunk = 0;          // the share s; 0 without shrinkage
+  std::vector<int64_t> dead;  // columns that no token of the expert activated
+
+  // From the diagonals of both; that of the pooled one is empty where there is none.
+  static HessianScale of(const std::vector<float>& diagonal, const std::vector<float>& pooled_diagonal, int64_t tokens,
+                         double strength);
+};
+
 // H, scaled to a mean diagonal of 1 over its live columns (no result depends on the scale); the diagonal of dead
 // columns, which no token activated, is 1. Refers to `statistics`, whose Gram matrix must be finished.
 class Hessian {
@@ -24,24 +38,14 @@ class Hessian {
   Hessian(const SiteStatistics& statistics, const Shrinkage& shrinkage);
 
   int64_t width() const { return own_.width(); }
-  // Columns that no token of the expert activated.
-  const std::vector<int64_t>& dead() const { return dead_; }
-  // False where inputs were not finite or no column is live.
-  bool is_usable() const { return usable_; }
-  // The share s; 0 without shrinkage.
-  double shrunk() const { return shrunk_; }
+  const HessianScale& scale() const { return scale_; }
   // i <= j.
   double at(int64_t i, int64_t j) const;
 
  private:
   const SiteStatistics& own_;
   const SiteStatistics* pooled_;
-  double scale_ = 1;         // of the expert's own Gram matrix
-  double pooled_scale_ = 0;  // of the pooled one
-  double diagonal_ = 1;      // factor of the own diagonal
-  double shrunk_ = 0;
-  bool usable_ = false;
-  std::vector<int64_t> dead_;
+  HessianScale scale_;
 };
 
 }  // namespace espalier

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/aligned.h"
@@ -19,8 +20,14 @@ struct InverseFactor {
   double damping = 0;           // what was added, as a fraction of the mean diagonal
 };
 
-// `hessian` must be usable. Where it is not positive definite in spite of its damping, the damping is raised tenfold,
-// up to 1. kNonFinite where the inputs were not finite, kOutOfMemory.
+// Where H is not positive definite in spite of its damping, the damping is raised tenfold, up to 1. `factor` tries one
+// and says whether it was enough. Returns what was; kNonFinite, and what `factor` gives.
+Result<double> enough_damping(double damping, const std::function<Result<bool>(double)>& factor);
+
+// kNonFinite where `scale` is not usable.
+Status check_usable(const HessianScale& scale);
+
+// With enough damping. kNonFinite where the inputs were not finite, kOutOfMemory.
 Result<InverseFactor> factor_inverse(ThreadPool& pool, const Hessian& hessian, double damping);
 
 }  // namespace espalier

@@ -78,9 +78,7 @@ Result<double> LayerPruner::outlier_share(double multiple, const std::atomic<boo
   return static_cast<double>(above) / static_cast<double>(count);
 }
 
-Result<PreparedSite> LayerPruner::prepare(const MethodPlan& plan, SiteStatistics* statistics,
-                                          const SiteStatistics* pooled, const MatrixId& id) {
-  Result<PreparedSite> prepared = prepare_site(*pool_, plan, statistics, pooled);
+Result<PreparedSite> LayerPruner::settle(Result<PreparedSite> prepared, const MatrixId& id) const {
   if (prepared.is_ok()) return prepared;
   if (prepared.status().code() != Code::kNonFinite || !allow_nonfinite_) {
     return Status(prepared.status()).with_tensor(weights_.ref(id).name);
@@ -105,11 +103,12 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
       if (!found.is_ok()) return found.status();
       shares[static_cast<size_t>(role)] = std::move(found.value());
     }
+    const bool elsewhere = used != nullptr && !plan.permute_channels && used->prepares(plan);
     const bool shrinks = plan.update != Update::kNone && plan.shrinkage > 0;
-    const SiteStatistics* pooled = used != nullptr && shrinks ? used->pooled(part) : nullptr;
+    const SiteStatistics* pooled = used != nullptr && shrinks && !elsewhere ? used->pooled(part) : nullptr;
     for (int expert = 0; expert < weights_.experts(part); ++expert) {
       std::optional<SiteStatistics> input, activation;
-      if (used != nullptr) {
+      if (used != nullptr && !elsewhere) {
         Result<ExpertStatistics> taken = used->take(part, expert);
         if (!taken.is_ok()) return taken.status();
         input = std::move(taken.value().input);
@@ -121,9 +120,10 @@ Result<std::vector<ExpertMatrixReport>> LayerPruner::prune(const MethodPlan& pla
       const auto prune_site = [&](std::optional<SiteStatistics>& site, const SiteStatistics* layer,
                                   std::initializer_list<Role> roles) -> Status {
         ESPALIER_TRY(check_cancelled(cancel));
-        const int64_t tokens = site ? site->tokens() : 0;
-        const Result<PreparedSite> prepared =
-            prepare(plan, site ? &*site : nullptr, layer, {part, expert, *roles.begin()});
+        const int64_t tokens = elsewhere ? used->lengths(part, expert).input.tokens() : site ? site->tokens() : 0;
+        const MatrixId first{part, expert, *roles.begin()};
+        const Result<PreparedSite> prepared = settle(
+            elsewhere ? used->prepare(plan, first) : prepare_site(*pool_, plan, site ? &*site : nullptr, layer), first);
         if (!prepared.is_ok()) return prepared.status();
         site.reset();
         for (const Role role : roles) {

@@ -154,9 +154,8 @@ class LayerPruner {
   // Of the matrices of one role, one an expert: what each loses under the plan.
   Result<std::vector<double>> sparsities(const MethodPlan& plan, const GatheredStatistics* statistics, int part,
                                          Role role);
-  // Of a site that the matrix reads; null as prepare_site has it.
-  Result<PreparedSite> prepare(const MethodPlan& plan, SiteStatistics* statistics, const SiteStatistics* pooled,
-                               const MatrixId& id);
+  // A site that the matrix reads; where it could not be prepared, one without statistics if the layer may hold NaN.
+  Result<PreparedSite> settle(Result<PreparedSite> prepared, const MatrixId& id) const;
   // Puts an expert's inner channels, and the statistics of its activation (may be null), in the order that keeps most
   // of the plan's scores of its down projection.
   Status permute_channels(const MethodPlan& plan, SiteStatistics* activation, int part, int expert,

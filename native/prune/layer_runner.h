@@ -6,6 +6,8 @@
 #include <string>
 
 #include "engine/decoder_layer.h"
+#include "prune/expert_weights.h"
+#include "prune/prune_matrix.h"
 #include "prune/statistics.h"
 
 namespace espalier {
@@ -32,6 +34,13 @@ class GatheredStatistics {
   virtual const ExpertStatistics& lengths(int part, int expert) const = 0;
   // What all experts of a part read, each token as often as it was read; null where that was not asked for.
   virtual const SiteStatistics* pooled(int part) = 0;
+  // Whether prepare() is to be called for the experts in the place of take().
+  virtual bool prepares(const MethodPlan&) const { return false; }
+  // The site that a matrix reads, prepared where its statistics are, which are forgotten. Of each site once; the last
+  // one before is not used any more. As prepare_site has it, and the errors of the device.
+  virtual Result<PreparedSite> prepare(const MethodPlan&, const MatrixId&) {
+    return Status(Code::kInternal, "statistics on the CPU are prepared by prepare_site");
+  }
   // The expert's weights must still be those of the run.
   virtual Result<ExpertStatistics> take(int part, int expert) = 0;
 };

@@ -1,12 +1,12 @@
 #include "prune/prune_matrix.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <mutex>
 #include <string>
 
 #include "prune/score.h"
-#include "prune/sparsegpt.h"
 #include "prune/value_grid.h"
 
 namespace espalier {
@@ -136,6 +136,15 @@ Status check_plan(const MethodPlan& plan) {
   return check_budget(plan.budget, plan.budget.is_grouped() ? plan.budget.group : 1);
 }
 
+Result<bool> says_nothing(int64_t tokens, const std::vector<double>& squared_norms) {
+  double total = 0;
+  for (const double norm : squared_norms) total += norm;
+  if (!std::isfinite(total)) {
+    return Status(Code::kNonFinite, "the calibration inputs are NaN or infinite: the model's activations overflow");
+  }
+  return tokens == 0 || total == 0;
+}
+
 Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, SiteStatistics* statistics,
                                   const SiteStatistics* pooled) {
   ESPALIER_TRY(check_plan(plan));
@@ -147,12 +156,9 @@ Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, Site
                                     ? "a weight update needs the Gram matrix of the inputs: collect statistics with it"
                                     : "this method needs statistics of its inputs: run calibration first");
   }
-  double total = 0;
-  for (const double norm : statistics->squared_norms()) total += norm;
-  if (!std::isfinite(total)) {
-    return Status(Code::kNonFinite, "the calibration inputs are NaN or infinite: the model's activations overflow");
-  }
-  site.fallback = statistics->tokens() == 0 || total == 0;
+  const Result<bool> nothing = says_nothing(statistics->tokens(), statistics->squared_norms());
+  if (!nothing.is_ok()) return nothing.status();
+  site.fallback = nothing.value();
   if (updates && !site.fallback) {
     statistics->finish(pool);
     // Inputs so small that their squares are zero in float32 say as little as none.
@@ -163,7 +169,7 @@ Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, Site
   if (site.fallback) return site;
   if (updates) {
     const Hessian hessian(*statistics, {plan.shrinkage, pooled});
-    site.shrunk = hessian.shrunk();
+    site.shrunk = hessian.scale().shrunk;
     site.starved = statistics->tokens() < statistics->width();
     double damping = plan.damping;
     if (plan.update == Update::kSparseGpt || is_quantised(plan.values)) {
@@ -219,14 +225,19 @@ Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, cons
       walk.keep_zeros = true;
     }
     if (plan.update == Update::kSparseGpt || is_quantised(plan.values)) {
-      ESPALIER_TRY(prune_sparsegpt(pool, site.factor, walk, weights, rows));
+      ESPALIER_TRY(site.walk != nullptr ? site.walk->prune(walk, weights, rows)
+                                        : prune_sparsegpt(pool, site.factor, walk, weights, rows));
       report.damping = site.factor.damping;
     }
   } else {
     ESPALIER_TRY(apply_mask(pool, plan, site, weights, rows, cols));
     if (is_quantised(plan.values)) round_to_nearest(pool, plan.values, weights, rows, cols);
   }
-  for (int64_t i = 0; i < rows * cols; ++i) report.zeros += weights[i] == 0.0f ? 1 : 0;
+  std::atomic<int64_t> zeros{0};
+  pool.parallel_for(rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+    zeros += std::count(weights + begin * cols, weights + end * cols, 0.0f);
+  });
+  report.zeros = zeros;
   report.kept = rows * cols - report.zeros;
   report.sparsity = static_cast<double>(report.zeros) / static_cast<double>(rows * cols);
   return report;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/status.h"
@@ -11,6 +12,7 @@
 #include "prune/alps.h"
 #include "prune/inverse_factor.h"
 #include "prune/mask.h"
+#include "prune/sparsegpt.h"
 #include "prune/statistics.h"
 #include "sparse/format.h"
 
@@ -76,10 +78,16 @@ struct PreparedSite {
   bool fallback = false;     // the method needs statistics and no token reached the expert
   std::vector<float> norms;  // ‖X_j‖, for Score::kActivation and kRelative
   InverseFactor factor;      // for Update::kSparseGpt, and to round with compensation after kAlps
-  ScaledHessian hessian;     // for Update::kAlps
-  double shrunk = 0;         // share of H that is not the expert's own Gram matrix
-  bool starved = false;      // its Gram matrix is of fewer tokens than it has columns
+  // Where it is not null it has the matrix of `factor`, which is empty, and prunes by it.
+  std::shared_ptr<SparseGptWalk> walk;
+  ScaledHessian hessian;  // for Update::kAlps
+  double shrunk = 0;      // share of H that is not the expert's own Gram matrix
+  bool starved = false;   // its Gram matrix is of fewer tokens than it has columns
 };
+
+// Whether inputs say nothing about the weights behind them: no token came, or zeros only. kNonFinite where they were
+// not finite.
+Result<bool> says_nothing(int64_t tokens, const std::vector<double>& squared_norms);
 
 // `statistics` may be null for a plan that needs none; it is finished here. An update needs its Gram matrix (kUsage
 // without). `pooled`, or null: what its Gram matrix is shrunk to. kNonFinite where calibration inputs were not finite,

@@ -40,7 +40,7 @@ void ScaledHessian::store_tile(float* tile, int64_t count, float* weights) const
 }
 
 Result<ScaledHessian> scale_hessian(ThreadPool& pool, const Hessian& hessian, double damping) {
-  if (!hessian.is_usable()) {
+  if (!hessian.scale().usable) {
     return Status(Code::kNonFinite,
                   "the calibration inputs have no finite Gram matrix: the model's activations overflow");
   }

@@ -166,14 +166,13 @@ float block_threshold(ThreadPool& pool, const Block& block, double sparsity, con
   return select_threshold(pool, scores, rows, block.width, block.width, sparsity);
 }
 
-// Whole groups of the budget and of the values.
+}  // namespace
+
 int64_t block_width(const SparseGptPlan& plan) {
   const int64_t chosen = plan.budget.is_grouped() && !plan.keep_zeros ? plan.budget.group : 1;
   const int64_t unit = std::max<int64_t>(1, is_quantised(plan.values) ? std::lcm<int64_t>(chosen, kGroup) : chosen);
   return std::max(unit, plan.block / unit * unit);
 }
-
-}  // namespace
 
 Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const SparseGptPlan& plan, float* weights,
                        int64_t rows) {

@@ -32,4 +32,15 @@ struct SparseGptPlan {
 Status prune_sparsegpt(ThreadPool& pool, const InverseFactor& factor, const SparseGptPlan& plan, float* weights,
                        int64_t rows);
 
+// Columns of a block of the walk: whole groups of the budget and of the values.
+int64_t block_width(const SparseGptPlan& plan);
+
+// The walk where the factor of a site is not in memory of the CPU.
+class SparseGptWalk {
+ public:
+  virtual ~SparseGptWalk() = default;
+  // As prune_sparsegpt, and the errors of the device.
+  virtual Status prune(const SparseGptPlan& plan, float* weights, int64_t rows) = 0;
+};
+
 }  // namespace espalier

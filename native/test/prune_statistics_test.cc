@@ -219,8 +219,8 @@ TEST_CASE("a Gram matrix of few tokens is shrunk towards the pooled one, or its 
   const Hessian plain(own, {});
   const Hessian towards_layer(own, {2, &pooled});
   const Hessian towards_diagonal(own, {2, nullptr});
-  CHECK(plain.shrunk() == 0);
-  CHECK(towards_layer.shrunk() == doctest::Approx(share));
+  CHECK(plain.scale().shrunk == 0);
+  CHECK(towards_layer.scale().shrunk == doctest::Approx(share));
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = i; j < n; ++j) {
       const double mine = static_cast<double>(own.gram(i, j)) * 40 / trace_of(own);

@@ -159,12 +159,64 @@ Status DeviceStatistics::pool_inputs(Part& part) {
   Result<SiteStatistics> pooled = fetch(&sum, width, width, tokens, std::move(squares));
   if (!pooled.is_ok()) return pooled.status();
   part.pooled = std::move(pooled.value());
+  part.pooled_gram = std::move(sum);
   return Status::ok();
 }
 
 const SiteStatistics* DeviceStatistics::pooled(int part) {
   std::optional<SiteStatistics>& pooled = parts_[static_cast<size_t>(part)].pooled;
   return pooled ? &*pooled : nullptr;
+}
+
+bool DeviceStatistics::prepares(const MethodPlan& plan) const { return request_.gram && DeviceWalk::takes(plan); }
+
+Result<PreparedSite> DeviceStatistics::prepare(const MethodPlan& plan, const MatrixId& id) {
+  ESPALIER_TRY(check_plan(plan));
+  ESPALIER_CUDA_TRY(cudaSetDevice(device_));
+  Part& part = parts_[static_cast<size_t>(id.part)];
+  const auto e = static_cast<size_t>(id.expert);
+  const bool is_down = id.role == Role::kDown;
+  Site& site = is_down ? part.activation : part.input;
+  const SiteStatistics& lengths =
+      is_down ? this->lengths(id.part, id.expert).activation : this->lengths(id.part, id.expert).input;
+  const DeviceMemory gram = std::move(site.grams[e]);
+  PreparedSite prepared;
+  const Result<bool> nothing = says_nothing(lengths.tokens(), lengths.squared_norms());
+  if (!nothing.is_ok()) return nothing.status();
+  prepared.fallback = nothing.value();
+  if (prepared.fallback) return Result<PreparedSite>(std::move(prepared));
+  std::vector<float> diagonal(static_cast<size_t>(lengths.width()));
+  ESPALIER_CUDA_TRY(cudaMemcpy2D(diagonal.data(), sizeof(float), gram.data(),
+                                 static_cast<size_t>(site.width + 1) * sizeof(float), sizeof(float), diagonal.size(),
+                                 cudaMemcpyDeviceToHost));
+  // Inputs so small that their squares are zero in float32 say as little as none.
+  prepared.fallback = std::all_of(diagonal.begin(), diagonal.end(), [](float d) { return d == 0; });
+  if (prepared.fallback) return Result<PreparedSite>(std::move(prepared));
+  const bool is_pooled = !is_down && plan.shrinkage > 0 && part.pooled;
+  std::vector<float> pooled_diagonal;
+  for (int64_t j = 0; is_pooled && j < lengths.width(); ++j) pooled_diagonal.push_back(part.pooled->gram(j, j));
+  HessianScale scale = HessianScale::of(diagonal, pooled_diagonal, lengths.tokens(), plan.shrinkage);
+  ESPALIER_TRY(check_usable(scale));
+  HessianTask task{.gram = gram.as<float>(),
+                   .stride = site.width,
+                   .pooled = is_pooled ? part.pooled_gram.as<float>() : nullptr,
+                   .width = lengths.width(),
+                   .scale = scale.own,
+                   .pooled_scale = scale.pooled,
+                   .diagonal = scale.diagonal};
+  const Result<double> damping = enough_damping(plan.damping, [&](double tried) {
+    task.damping = tried;
+    return walk_->factor(task);
+  });
+  if (!damping.is_ok()) return damping.status();
+  walk_->set_dead(scale.dead);
+  prepared.factor.width = lengths.width();
+  prepared.factor.dead = std::move(scale.dead);
+  prepared.factor.damping = damping.value();
+  prepared.walk = walk_;
+  prepared.shrunk = scale.shrunk;
+  prepared.starved = lengths.tokens() < lengths.width();
+  return Result<PreparedSite>(std::move(prepared));
 }
 
 Result<ExpertStatistics> DeviceStatistics::take(int part, int expert) {

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/calibration.h"
 #include "kernels/cuda/memory.h"
+#include "prune/cuda/device_walk.h"
 #include "prune/layer_runner.h"
 
 namespace espalier::cuda {
@@ -36,6 +37,9 @@ class DeviceStatistics final : public GatheredStatistics {
   Status finish() override;
   const ExpertStatistics& lengths(int part, int expert) const override { return lengths_[number(part, expert)]; }
   const SiteStatistics* pooled(int part) override;
+  // SparseGPT without rounding, in blocks of up to kWalked columns.
+  bool prepares(const MethodPlan& plan) const override;
+  Result<PreparedSite> prepare(const MethodPlan& plan, const MatrixId& id) override;
   Result<ExpertStatistics> take(int part, int expert) override;
 
  private:
@@ -51,10 +55,15 @@ class DeviceStatistics final : public GatheredStatistics {
     std::vector<int64_t> tokens;  // of the experts, so far
     Site input, activation;
     std::optional<SiteStatistics> pooled;
+    DeviceMemory pooled_gram;  // the same, float [width of input][the same]
   };
 
   DeviceStatistics(int device, ThreadPool& pool, cudaStream_t stream, const StatisticsRequest& request)
-      : device_(device), pool_(pool), stream_(stream), request_(request) {}
+      : device_(device),
+        pool_(pool),
+        stream_(stream),
+        request_(request),
+        walk_(std::make_shared<DeviceWalk>(device, pool, stream)) {}
   size_t number(int part, int expert) const {
     return static_cast<size_t>(parts_[static_cast<size_t>(part)].first_expert + expert);
   }
@@ -74,6 +83,7 @@ class DeviceStatistics final : public GatheredStatistics {
   std::vector<Part> parts_;
   std::vector<ExpertStatistics> lengths_;  // of every expert, when finished
   DeviceMemory transposed_, group_;
+  std::shared_ptr<DeviceWalk> walk_;
 };
 
 }  // namespace espalier::cuda
