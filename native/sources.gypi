@@ -121,6 +121,7 @@
       "native/kernels/cuda/gemm_double.cu",
       "native/kernels/cuda/triangular_inverse.cu",
       "native/kernels/cuda/rank_search.cu",
+      "native/kernels/cuda/mask.cu",
       "native/kernels/cuda/sparsegpt.cu",
       "native/engine/cuda/upload.cu",
       "native/engine/cuda/one_row.cu",
@@ -129,6 +130,7 @@
       "native/prune/cuda/device_layer.cu",
       "native/prune/cuda/device_statistics.cu",
       "native/prune/cuda/device_walk.cu",
+      "native/prune/cuda/device_masks.cu",
       "native/prune/cuda/layer_runner.cu"
     ],
     "no_cuda_sources": [
@@ -190,7 +192,9 @@
       "native/test/cuda_routing_test.cu",
       "native/test/cuda_gemm_test.cu",
       "native/test/cuda_calibration_test.cu",
-      "native/test/cuda_sparsegpt_test.cu"
+      "native/test/cuda_sparsegpt_test.cu",
+      "native/test/cuda_mask_test.cu",
+      "native/test/cuda_prune_test.cu"
     ]
   }
 }

@@ -13,7 +13,7 @@ Status LayerPruner::prune_one(const MethodPlan& plan, const PreparedSite& site, 
                               ExpertMatrixReport& report) {
   const WeightRef& ref = weights_.ref(report.id);
   current(report.id, values);
-  Result<MatrixReport> pruned = prune_matrix(*pool_, plan, site, values.data(), ref.rows, ref.cols);
+  Result<MatrixReport> pruned = prune_matrix(*pool_, plan, site, values.data(), ref.rows, ref.cols, runner_->masks());
   if (pruned.is_ok()) {
     report.matrix = pruned.value();
   } else if (pruned.status().code() == Code::kNonFinite && allow_nonfinite_) {

@@ -55,6 +55,8 @@ class LayerRunner {
   // Advances `states` [batch.rows][hidden], some rows of states(), by the layer; `statistics`, or else `observer`, sees
   // what its experts do. Both may be null.
   virtual Status forward(const Batch& batch, float* states, GatheredStatistics* statistics, Observer* observer) = 0;
+  // What chooses masks in the place of the CPU; null where that is the CPU. Belongs to this.
+  virtual MatrixMasks* masks() { return nullptr; }
   // The layer is not what it was at the last forward: other weights, experts or routers.
   virtual void layer_changed() = 0;
 };

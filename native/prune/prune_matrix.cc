@@ -36,8 +36,14 @@ Status check_finite(ThreadPool& pool, const float* weights, int64_t rows, int64_
 
 // Score, choice, and zeros where the mask says so.
 Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights, int64_t rows,
-                  int64_t cols) {
+                  int64_t cols, MatrixMasks* masks) {
   if (plan.comparison == Comparison::kGiven) return Status::ok();
+  if (masks != nullptr) {
+    const bool has_norms = plan.score == Score::kActivation && !site.fallback;
+    const Result<bool> applied = masks->apply(plan, has_norms ? site.norms.data() : nullptr, weights, rows, cols);
+    if (!applied.is_ok()) return applied.status();
+    if (applied.value()) return Status::ok();
+  }
   const auto size = static_cast<size_t>(rows * cols);
   AlignedBuffer<float> scores(size);
   AlignedBuffer<uint8_t> mask(size);
@@ -201,7 +207,7 @@ void score_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& 
 }
 
 Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights,
-                                  int64_t rows, int64_t cols) {
+                                  int64_t rows, int64_t cols, MatrixMasks* masks) {
   ESPALIER_TRY(check_plan(plan));
   if (rows < 1 || cols < 1) {
     return Status(Code::kUsage, "a " + std::to_string(rows) + " x " + std::to_string(cols) + " matrix has no weights");
@@ -230,7 +236,7 @@ Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, cons
       report.damping = site.factor.damping;
     }
   } else {
-    ESPALIER_TRY(apply_mask(pool, plan, site, weights, rows, cols));
+    ESPALIER_TRY(apply_mask(pool, plan, site, weights, rows, cols, masks));
     if (is_quantised(plan.values)) round_to_nearest(pool, plan.values, weights, rows, cols);
   }
   std::atomic<int64_t> zeros{0};

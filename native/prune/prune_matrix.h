@@ -100,6 +100,16 @@ Result<PreparedSite> prepare_site(ThreadPool& pool, const MethodPlan& plan, Site
 void score_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, const float* weights,
                   int64_t rows, int64_t cols, float* scores);
 
+// Where masks are chosen if not on the CPU.
+class MatrixMasks {
+ public:
+  virtual ~MatrixMasks() = default;
+  // Zeroes the weights that the plan's choice among |W_ij| · norms[j] does not keep (`norms` null: |W_ij|), the same
+  // ones as the CPU. False where such plans are left to the CPU: nothing is done then. The errors of the device.
+  virtual Result<bool> apply(const MethodPlan& plan, const float* norms, float* weights, int64_t rows,
+                             int64_t cols) = 0;
+};
+
 struct MatrixReport {
   int64_t zeros = 0;      // weights that are zero now
   int64_t kept = 0;       // the others
@@ -113,8 +123,8 @@ struct MatrixReport {
 // Prunes `weights` [rows, cols], one row for each output, in place: pruned weights become +0, and what is kept changes
 // only through the update and rounding (a site to fall back on rounds without compensation). kNonFinite where a weight
 // is not finite (nothing is changed then), kUsage where plan, site and matrix do not fit, kOutOfMemory. The result is
-// the same bytes for any number of threads.
+// the same bytes for any number of threads. `masks`, or null: what is asked first for the choice without update.
 Result<MatrixReport> prune_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& site, float* weights,
-                                  int64_t rows, int64_t cols);
+                                  int64_t rows, int64_t cols, MatrixMasks* masks = nullptr);
 
 }  // namespace espalier

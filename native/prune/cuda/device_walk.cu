@@ -3,19 +3,13 @@
 #include "kernels/cuda/rank_search.h"
 #include "kernels/cuda/sparsegpt.h"
 #include "prune/cuda/device_walk.h"
+#include "prune/cuda/parallel_copy.h"
 
 namespace espalier::cuda {
 namespace {
 
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 constexpr auto kDoubleBytes = static_cast<int64_t>(sizeof(double));
-constexpr int64_t kCopied = int64_t{1} << 20;
-
-void copy(ThreadPool& pool, const float* from, float* to, int64_t count) {
-  pool.parallel_for((count + kCopied - 1) / kCopied, 1, [&](int64_t begin, int64_t end) {
-    std::copy(from + begin * kCopied, from + std::min(count, end * kCopied), to + begin * kCopied);
-  });
-}
 
 int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
@@ -57,7 +51,7 @@ Status DeviceWalk::prune(const SparseGptPlan& plan, float* weights, int64_t rows
   const int64_t bytes = rows * columns_ * kFloatBytes;
   ESPALIER_TRY(host_.ensure(bytes));
   ESPALIER_TRY(weights_.ensure(bytes));
-  copy(pool_, weights, host_.as<float>(), rows * columns_);
+  parallel_copy(pool_, weights, host_.as<float>(), rows * columns_);
   ESPALIER_CUDA_TRY(
       cudaMemcpyAsync(weights_.data(), host_.as<void>(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_));
   const Status walked = walk(plan, rows);
@@ -69,7 +63,7 @@ Status DeviceWalk::prune(const SparseGptPlan& plan, float* weights, int64_t rows
   ESPALIER_TRY(walked);
   ESPALIER_TRY(copied);
   ESPALIER_TRY(ended);
-  copy(pool_, host_.as<float>(), weights, rows * columns_);
+  parallel_copy(pool_, host_.as<float>(), weights, rows * columns_);
   return Status::ok();
 }
 

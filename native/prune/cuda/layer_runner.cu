@@ -4,6 +4,7 @@
 #include "kernels/cuda/activations.h"
 #include "kernels/cuda/device.h"
 #include "prune/cuda/device_layer.h"
+#include "prune/cuda/device_masks.h"
 #include "prune/cuda/device_statistics.h"
 #include "prune/cuda/layer_runner.h"
 
@@ -22,7 +23,11 @@ bool is_whole(const DeviceMemory& norm, int head_dim) { return norm.bytes() != h
 class CudaLayerRunner final : public LayerRunner {
  public:
   CudaLayerRunner(int device, const RunnableLayer& layer, Stream stream)
-      : device_(device), layer_(layer), stream_(std::move(stream)), uploader_(stream_.get()) {}
+      : device_(device),
+        layer_(layer),
+        stream_(std::move(stream)),
+        uploader_(stream_.get()),
+        masks_(device, layer.pool, stream_.get()) {}
 
   Status load() { return uploader_.attention(layer_, weights_); }
 
@@ -47,6 +52,8 @@ class CudaLayerRunner final : public LayerRunner {
     const Status ended = stream_.wait();
     return ran.is_ok() ? ended : ran;
   }
+
+  MatrixMasks* masks() override { return &masks_; }
 
   void layer_changed() override { is_current_ = false; }
 
@@ -347,6 +354,7 @@ class CudaLayerRunner final : public LayerRunner {
   DeviceLayer weights_;
   bool is_current_ = false;  // the feed-forward of weights_
   LayerUploader uploader_;
+  DeviceMasks masks_;
   PinnedMemory states_;
   DeviceMemory hidden_, input_, input_floats_, output_;
   std::vector<int32_t> positions_;  // what the following four are of
