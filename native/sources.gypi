@@ -129,6 +129,7 @@
       "native/engine/cuda/cuda_engine.cu",
       "native/prune/cuda/device_layer.cu",
       "native/prune/cuda/device_statistics.cu",
+      "native/prune/cuda/layer_products.cu",
       "native/prune/cuda/device_walk.cu",
       "native/prune/cuda/device_masks.cu",
       "native/prune/cuda/layer_runner.cu"

@@ -6,6 +6,7 @@
 #include "prune/cuda/device_layer.h"
 #include "prune/cuda/device_masks.h"
 #include "prune/cuda/device_statistics.h"
+#include "prune/cuda/layer_products.h"
 #include "prune/cuda/layer_runner.h"
 
 namespace espalier::cuda {
@@ -27,6 +28,7 @@ class CudaLayerRunner final : public LayerRunner {
         layer_(layer),
         stream_(std::move(stream)),
         uploader_(stream_.get()),
+        products_(stream_.get()),
         masks_(device, layer.pool, stream_.get()) {}
 
   Status load() { return uploader_.attention(layer_, weights_); }
@@ -94,54 +96,7 @@ class CudaLayerRunner final : public LayerRunner {
 
   template <class T>
   Status send(const std::vector<T>& list, DeviceMemory& to) {
-    const auto bytes = static_cast<int64_t>(list.size() * sizeof(T));
-    ESPALIER_TRY(to.ensure(bytes));
-    return to_status(
-        cudaMemcpyAsync(to.data(), list.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()),
-        "cudaMemcpyAsync");
-  }
-
-  // y [rows][matrix.rows] = x · matrixᵀ.
-  Status multiply(const DeviceMatrix& matrix, const PartRows& x, int64_t rows, DeviceMemory& y) {
-    std::vector<GemmGroup> group = {
-        {.weights = matrix.memory.as<uint16_t>(), .first_row = 0, .rows = static_cast<int32_t>(rows)}};
-    const int32_t tiles = place_tiles(group, matrix.rows);
-    ESPALIER_TRY(send(group, one_group_));
-    ESPALIER_TRY(y.ensure(rows * matrix.rows * kFloatBytes));
-    return gemm({.groups = one_group_.as<GemmGroup>(),
-                 .group_count = 1,
-                 .tiles = tiles,
-                 .x = x.data,
-                 .depth = part_stride(matrix.cols),
-                 .cols = static_cast<int32_t>(matrix.rows),
-                 .weight_parts = matrix.parts,
-                 .y = y.as<float>()},
-                stream_.get());
-  }
-
-  // Rows by those of the matrices, one for each of the groups.
-  Status multiply(const std::vector<const DeviceMatrix*>& matrices, std::vector<GemmGroup>& groups,
-                  DeviceMemory& device, const PartRows& x, const int32_t* rows, DeviceMemory& y, int64_t slots) {
-    const DeviceMatrix& first = *matrices.front();
-    for (size_t e = 0; e < groups.size(); ++e) {
-      if (matrices[e]->parts != first.parts) {
-        return {Code::kUsage, "experts of one layer have different element types: prune on the CPU (device: cpu)"};
-      }
-      groups[e].weights = matrices[e]->memory.as<uint16_t>();
-    }
-    const int32_t tiles = place_tiles(groups, first.rows);
-    ESPALIER_TRY(send(groups, device));
-    ESPALIER_TRY(y.ensure(slots * first.rows * kFloatBytes));
-    return gemm({.groups = device.as<GemmGroup>(),
-                 .group_count = static_cast<int32_t>(groups.size()),
-                 .tiles = tiles,
-                 .x = x.data,
-                 .rows = rows,
-                 .depth = part_stride(first.cols),
-                 .cols = static_cast<int32_t>(first.rows),
-                 .weight_parts = first.parts,
-                 .y = y.as<float>()},
-                stream_.get());
+    return send_list(list, to, stream_.get());
   }
 
   Status send_places(const Batch& batch) {
@@ -184,7 +139,7 @@ class CudaLayerRunner final : public LayerRunner {
                   .epsilon = layer_.norm_epsilon,
                   .out = input.value()};
     ESPALIER_TRY(add_and_norm(norm, stream_.get()));
-    ESPALIER_TRY(multiply(weights_.qkv, input.value(), rows, qkv_));
+    ESPALIER_TRY(products_.multiply(weights_.qkv, input.value(), rows, qkv_));
     ESPALIER_TRY(queries_.ensure(rows * weights_.query_width() * kFloatBytes));
     const RowPlaces places{rows, positions_device_.as<int32_t>(), tables_.as<int32_t>(), blocks_.as<int32_t>()};
     const KvCache cache{keys_.data(), values_.data(), false};
@@ -213,7 +168,7 @@ class CudaLayerRunner final : public LayerRunner {
                          .queries = queries_.as<float>(),
                          .out = mixed.value()},
                         stream_.get()));
-    ESPALIER_TRY(multiply(weights_.output, mixed.value(), rows, output_));
+    ESPALIER_TRY(products_.multiply(weights_.output, mixed.value(), rows, output_));
     norm.source = output_.as<float>();
     norm.bias = optional(weights_.output_bias);
     norm.weight = weights_.feed_forward_norm.as<float>();
@@ -235,7 +190,8 @@ class CudaLayerRunner final : public LayerRunner {
     const DeviceMatrix& router = weights_.feed_forward[static_cast<size_t>(part)].router;
     std::vector<float> logits;
     if (router.rows > 0) {
-      ESPALIER_TRY(multiply(router, {input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)}, rows, logits_));
+      ESPALIER_TRY(
+          products_.multiply(router, {input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)}, rows, logits_));
       ESPALIER_TRY(fetch(logits_, rows, router.rows, logits));
     }
     Slots slots;
@@ -284,8 +240,9 @@ class CudaLayerRunner final : public LayerRunner {
       down.push_back(&mlp.down);
     }
     const PartRows input{input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)};
-    ESPALIER_TRY(multiply(gate, slots.groups, gate_groups_, input, tokens_.as<int32_t>(), activation_, count));
-    ESPALIER_TRY(multiply(up, slots.groups, up_groups_, input, tokens_.as<int32_t>(), up_, count));
+    ESPALIER_TRY(
+        products_.multiply(gate, slots.groups, gate_groups_, input, tokens_.as<int32_t>(), activation_, count));
+    ESPALIER_TRY(products_.multiply(up, slots.groups, up_groups_, input, tokens_.as<int32_t>(), up_, count));
     const Result<PartRows> activation = room(activation_parts_, count, weights.width);
     if (!activation.is_ok()) return activation.status();
     ESPALIER_TRY(gate_rows({.rows = count,
@@ -302,7 +259,7 @@ class CudaLayerRunner final : public LayerRunner {
                                           .gates = slot_gates_.as<float>(),
                                           .activation = activation_.as<float>()}));
     }
-    ESPALIER_TRY(multiply(down, slots.groups, down_groups_, activation.value(), nullptr, down_, count));
+    ESPALIER_TRY(products_.multiply(down, slots.groups, down_groups_, activation.value(), nullptr, down_, count));
     if (observer != nullptr && is_routed) ESPALIER_TRY(show(part, slots, weights.width, *observer));
     return add_and_norm({.rows = static_cast<int>(rows),
                          .width = static_cast<int>(layer_.hidden),
@@ -354,13 +311,14 @@ class CudaLayerRunner final : public LayerRunner {
   DeviceLayer weights_;
   bool is_current_ = false;  // the feed-forward of weights_
   LayerUploader uploader_;
+  LayerProducts products_;
   DeviceMasks masks_;
   PinnedMemory states_;
   DeviceMemory hidden_, input_, input_floats_, output_;
   std::vector<int32_t> positions_;  // what the following four are of
   DeviceMemory positions_device_, tables_, blocks_, cosines_, sines_;
   DeviceMemory qkv_, queries_, keys_, values_, mixed_;
-  DeviceMemory one_group_, gate_groups_, up_groups_, down_groups_;
+  DeviceMemory gate_groups_, up_groups_, down_groups_;
   DeviceMemory logits_, tokens_, slot_gates_, slots_of_, gates_;
   DeviceMemory activation_, activation_parts_, up_, down_;
   std::vector<float> host_input_;
