@@ -14,7 +14,9 @@ constexpr int kMostStages = 3;
 ExpandKernel find_kernel(TileLayout layout) {
   switch (layout) {
     case TileLayout::kDense:
-    case TileLayout::kTwoFour: break;
+    case TileLayout::kTwoFour:
+    case TileLayout::kDenseInt8:
+    case TileLayout::kTwoFourInt8: break;
     case TileLayout::kBalanced: return balanced_expand();
     case TileLayout::kBitmap: return bitmap_expand();
   }
@@ -28,7 +30,7 @@ Status expand(const ExpandTask& task, cudaStream_t stream) {
   ESPALIER_TRY(check_sizes(product));
   const ExpandKernel kernel = find_kernel(task.weights.layout);
   if (kernel.function == nullptr)
-    return Status(Code::kUsage, "dense and 2:4 weights are multiplied as they are, not expanded");
+    return Status(Code::kUsage, "only n:32 and bitmap weights are expanded; others are multiplied as they are");
   if (task.first_row < 0 || task.first_row % kTileHeight != 0 || task.rows < 1 ||
       task.first_row + int64_t{task.rows} > task.weights.rows) {
     return Status(Code::kUsage, "rows " + std::to_string(task.first_row) + " and " + std::to_string(task.rows) +

@@ -67,7 +67,9 @@ struct TwoFourCodesTile {
 };
 
 struct TwoFourCodesOperand : TwoFourValues {
-  __device__ __forceinline__ void load(TwoFourCodesTile& tile, int) {
+  // A template, as all of what only products of many tokens call: not all architectures have those.
+  template <class Tile>
+  __device__ __forceinline__ void load(Tile& tile, int) {
     load_half<0>(tile);
     load_half<1>(tile);
     positions[0] = tile.positions_.x;
