@@ -73,8 +73,8 @@ export type NativePrecision = 'source' | 'bf16' | 'int8' | 'int4';
 export type NativeActivations = 'float32' | 'bf16';
 
 export interface NativeEngineOptions {
-  /** Number of the CUDA device to run on; undefined: the CPU. */
-  readonly gpu: number | undefined;
+  /** Numbers of the CUDA devices to run on, as many as it takes, of none on all; undefined: the CPU. */
+  readonly gpus: Int32Array | undefined;
   /** 0: one for each core. */
   readonly threads: number;
   /** Run matrices with enough zeros in a sparse format. */
@@ -151,6 +151,8 @@ export interface NativeEngineInfo {
   /** Of the KV cache when it is full. */
   readonly kvBytes: number;
   readonly formats: string[];
+  /** The GPUs that it runs on and what each has of it, in the order of the layers; none: it runs on the CPU. */
+  readonly gpus: readonly { readonly gpu: number; readonly layers: number; readonly weightBytes: number }[];
 }
 
 /** What the header of a packed matrix says. */

@@ -81,6 +81,8 @@ const refused: [args: string, ...says: string[]][] = [
   ['inspect MODEL other', 'too many arguments'],
   ['inspect MODEL --sparsity 0.5', '--sparsity'],
   ['inspect MODEL --device cuda', '--device', 'cpu'],
+  ['generate MODEL text --device cuda:0,0', '--device', '"cuda:0,0"', 'cuda:0,1'],
+  ['prune MODEL --output OUT --device cuda:0,1', '--device', '"cuda:0,1"', 'cuda:1'],
   ['inspect MODEL --weights int2', '--weights', 'bf16', 'int8', 'int4'],
   ['inspect MODEL --threads 2x', '--threads', '2x', '0 to 1024'],
   ['inspect MODEL --threads -1', '--threads', '-1', '0 to 1024'],

@@ -40,7 +40,8 @@ test('a device that there is not is refused with the reason', async () => {
     const refusal = Model.load(demoModel, { device: 'cuda' });
     await expect(refusal).rejects.toThrow(reason);
   }
-  for (const device of ['gpu', 'cuda:', 'cuda:-1', 'cuda:x'] as LoadOptions['device'][]) {
+  await expect(Model.load(demoModel, { device: 'cuda:0,99' })).rejects.toMatchObject({ code: 'DEVICE' });
+  for (const device of ['gpu', 'cuda:', 'cuda:-1', 'cuda:x', 'cuda:0,', 'cuda:1,0,1'] as LoadOptions['device'][]) {
     await expect(Model.load(demoModel, { device })).rejects.toMatchObject({ code: 'USAGE', field: 'device' });
   }
 });

@@ -1,10 +1,11 @@
-// Decode of a whole model on one GPU against what reading its active weights takes: the engine's own steps, a call of
-// the host for each, greedy. Weights are random, of real shapes, packed once and copied to every expert and layer, so
-// that each lies in memory of its own.
+// Decode of a whole model against what reading its active weights takes: the engine's own steps, a call of the host for
+// each, greedy. Weights are random, of real shapes, packed once and copied to every expert and layer, so that each lies
+// in memory of its own.
 //
-//   ./decode_model [qwen3-30b-a3b|mixtral-8x7b] [PATTERN] [context] [steps] [batch,…] [layers] [parts]
-//   built by CMake with -DESPALIER_CUDA_BENCH=ON; PATTERN is dense, 2:4, 16:32 or bitmap of bf16, or int8 or 2:4-int8;
-//   the last two arguments are layers and parts of activations (2: float32)
+//   ./decode_model [qwen3-30b-a3b|mixtral-8x7b] [PATTERN] [context] [steps] [batch,…] [layers] [parts] [gpu,…]
+//   built by CMake with -DESPALIER_CUDA_BENCH=ON; PATTERN is dense, 2:4, 16:32 or bitmap of bf16, or int8 or 2:4-int8.
+//   `parts` is of activations (2: float32). Each of the GPUs listed is a stage with an equal share of the layers; one
+//   may be there several times.
 #include <chrono>
 #include <cmath>
 #include <random>
@@ -123,13 +124,15 @@ Matrices copies(const TiledWeights& one, int count) {
   return out;
 }
 
-Model build(const Shape& shape, const std::string& pattern, int layers, int64_t kv_blocks, int parts) {
+// A stage: layers [first, last) of so many.
+Model build(const Shape& shape, const std::string& pattern, int first, int last, int layers, int64_t kv_blocks,
+            int parts) {
   Model model;
   model.hidden = shape.hidden;
   model.vocabulary = shape.vocabulary;
   model.norm_epsilon = 1e-6f;
   model.parts = parts;
-  model.embedding.memory = on_device(random_matrix(shape.vocabulary, shape.hidden, "dense"));
+  if (first == 0) model.embedding.memory = on_device(random_matrix(shape.vocabulary, shape.hidden, "dense"));
   std::vector<float> frequencies;
   for (int i = 0; i < shape.head_dim / 2; ++i) {
     frequencies.push_back(std::pow(1e6f, -2.0f * static_cast<float>(i) / static_cast<float>(shape.head_dim)));
@@ -137,9 +140,11 @@ Model build(const Shape& shape, const std::string& pattern, int layers, int64_t 
   model.rope_half = static_cast<int>(frequencies.size());
   model.inverse_frequencies = on_device(frequencies);
   const std::vector<float> ones(static_cast<size_t>(shape.hidden), 1.0f);
-  model.final_norm = on_device(ones);
   const std::string rest = is_int8(pattern) ? "int8" : "dense";
-  model.head = copies(tile(shape.vocabulary, shape.hidden, rest), 1);
+  if (last == layers) {
+    model.final_norm = on_device(ones);
+    model.head = copies(tile(shape.vocabulary, shape.hidden, rest), 1);
+  }
   const int q_width = shape.heads * shape.head_dim;
   const int kv_width = shape.kv_heads * shape.head_dim;
   const TiledWeights qkv = tile(q_width + 2 * kv_width, shape.hidden, rest);
@@ -148,7 +153,7 @@ Model build(const Shape& shape, const std::string& pattern, int layers, int64_t 
   const TiledWeights down = tile(shape.hidden, shape.width, pattern);
   std::vector<int32_t> map;
   for (int e = 0; e < shape.experts; ++e) map.push_back(e);
-  for (int i = 0; i < layers; ++i) {
+  for (int i = first; i < last; ++i) {
     Layer& layer = model.layers.emplace_back();
     layer.attention_norm = on_device(ones);
     layer.feed_forward_norm = on_device(ones);
@@ -225,6 +230,13 @@ double read_ceiling() {
   return best / 1e9;
 }
 
+// Of a list with commas.
+std::vector<int> numbers(std::string list) {
+  std::vector<int> out;
+  for (list += ","; !list.empty(); list.erase(0, list.find(',') + 1)) out.push_back(std::stoi(list));
+  return out;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -236,26 +248,34 @@ int main(int argc, char** argv) {
   const std::string pattern = argument(2, "2:4");
   const int64_t context = std::stol(argument(3, "1024"));
   const int steps = std::stoi(argument(4, "64"));
-  std::vector<int> batches;
-  for (std::string list = argument(5, "1") + ","; !list.empty(); list.erase(0, list.find(',') + 1)) {
-    batches.push_back(std::stoi(list));
-  }
+  const std::vector<int> batches = numbers(argument(5, "1"));
   const int layers = argc > 6 ? std::stoi(argv[6]) : shape->layers;
   const int parts = argc > 7 ? std::stoi(argv[7]) : 2;
+  const std::vector<int> gpus = numbers(argument(8, "0"));
+  MUST(cudaSetDevice(gpus.front()));
   const double ceiling = read_ceiling();
   const int most = *std::max_element(batches.begin(), batches.end());
   const int64_t blocks_each = (context + steps + 16) / kKvTokens + 1;
+  std::vector<StageModel> stages;
+  const auto count = static_cast<int>(gpus.size());
+  for (int s = 0; s < count; ++s) {
+    const int gpu = gpus[static_cast<size_t>(s)];
+    MUST(cudaSetDevice(gpu));
+    stages.push_back(
+        {gpu, build(*shape, pattern, layers * s / count, layers * (s + 1) / count, layers, blocks_each * most, parts)});
+  }
   Result<std::unique_ptr<Engine>> made =
-      make_engine(0, ThreadPool::shared(0), {shape->vocabulary, 1 << 20, blocks_each * most},
-                  build(*shape, pattern, layers, blocks_each * most, parts));
+      make_engine(ThreadPool::shared(0), {shape->vocabulary, 1 << 20, blocks_each * most}, std::move(stages));
   MUST(made.status());
   Engine& engine = *made.value();
   const EngineInfo& info = engine.info();
   const double active = static_cast<double>(info.active_bytes);
   std::printf(
-      "%s, %d layers, experts %s, %.2f GB, %.3f GB active, activations %s, context %ld; read ceiling %.0f GB/s\n",
-      shape->name, layers, info.formats.front().c_str(), static_cast<double>(info.weight_bytes) / 1e9, active / 1e9,
-      parts == 2 ? "float32" : "bf16", static_cast<long>(context), ceiling);
+      "%s, %d layers on GPU %s, experts %s, %.2f GB, %.3f GB active, activations %s, context %ld; read ceiling %.0f "
+      "GB/s\n",
+      shape->name, layers, argument(8, "0").c_str(), info.formats.front().c_str(),
+      static_cast<double>(info.weight_bytes) / 1e9, active / 1e9, parts == 2 ? "float32" : "bf16",
+      static_cast<long>(context), ceiling);
   std::mt19937 random(1);
   const double prefill = [&] {
     double total = 0;

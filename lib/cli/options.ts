@@ -1,7 +1,7 @@
 /** Options that several commands share, and the strict reading of their values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type ActivationType, activationTypes, type KvCacheType, kvCacheTypes } from '../runtime/arithmetic.ts';
-import { type DeviceName, gpuOf } from '../runtime/device.ts';
+import { type DeviceName, gpuOf, gpusOf } from '../runtime/device.ts';
 import { parseWeights, precisions, type Weights } from '../runtime/weights.ts';
 
 export interface GlobalOptions {
@@ -15,13 +15,15 @@ export interface GlobalOptions {
   quiet?: boolean;
 }
 
+/** Whether a command runs on GPUs, too. */
+type GpuUse = 'none' | 'one' | 'several';
+
 /**
- * Adds what every command takes; `json` says whether its document may go to a file, beside the text on stdout, `gpu`
- * whether it runs on a GPU too.
+ * Adds what every command takes; `json` says whether its document may go to a file, beside the text on stdout.
  */
 export function addGlobalOptions(
   command: Command,
-  { json = 'stream', gpu = false }: { json?: 'stream' | 'stream or file'; gpu?: boolean } = {},
+  { json = 'stream', gpu = 'none' }: { json?: 'stream' | 'stream or file'; gpu?: GpuUse } = {},
 ): Command {
   return command
     .optionsGroup('Options of every command:')
@@ -40,14 +42,19 @@ export function addGlobalOptions(
     .option('--quiet', 'no progress and notes');
 }
 
-function deviceOption(gpu: boolean): Option {
-  if (!gpu) return new Option('--device <device>', 'where the model runs').choices(['cpu']).default('cpu');
-  return new Option('--device <device>', 'where the model runs: cpu, cuda, or a GPU such as cuda:1')
+function deviceOption(gpu: GpuUse): Option {
+  if (gpu === 'none') return new Option('--device <device>', 'where the model runs').choices(['cpu']).default('cpu');
+  const devices =
+    gpu === 'one'
+      ? 'cpu, cuda, or a GPU such as cuda:1'
+      : 'cpu, cuda (as many GPUs as it needs), or some such as cuda:1 or cuda:0,1';
+  return new Option('--device <device>', `where the model runs: ${devices}`)
     .argParser((text) => {
       try {
-        gpuOf(text);
+        if (gpu === 'one') gpuOf(text);
+        else gpusOf(text);
       } catch {
-        throw new InvalidArgumentError('It must be cpu, cuda, or a GPU such as cuda:1.');
+        throw new InvalidArgumentError(`It must be ${devices}.`);
       }
       return text;
     })

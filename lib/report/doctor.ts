@@ -103,7 +103,9 @@ function checkCuda(loaded: boolean): Check[] {
     const list = survey.devices.map(
       ({ name, capability, memory }) => `${name} (${capability}, ${formatBytes(memory)})`,
     );
-    return [{ name, status: 'ok', value: `${list.join(', ')}: for --device cuda` }, checkCublasLt(survey)];
+    const several = survey.devices.length > 1 ? ', which uses as many as a model needs' : '';
+    const value = `${list.join(', ')}: for --device cuda${several}`;
+    return [{ name, status: 'ok', value }, checkCublasLt(survey)];
   }
   const kernels = survey.compiled ? 'kernels compiled, ' : 'off: ';
   return [{ name, status: 'ok', value: `${kernels}${survey.reason}; models run on the CPU` }];

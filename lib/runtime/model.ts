@@ -17,7 +17,7 @@ import {
 import { type ChatTemplate, loadChatTemplate, readChatTemplate } from '../tokenizer/chat-template.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type ActivationType, activationTypes, checkChoice, type KvCacheType, kvCacheTypes } from './arithmetic.ts';
-import { type DeviceName, gpuOf } from './device.ts';
+import { type DeviceName, gpusOf } from './device.ts';
 import { skippingExperts } from './gate-ratios.ts';
 import {
   type GeneratedPiece,
@@ -35,8 +35,8 @@ import { type ResolvedWeights, resolveWeights, type Weights } from './weights.ts
 
 export interface LoadOptions {
   /**
-   * Where it runs. A GPU takes bf16 and int8 weights (`weights` of source, bf16 or int8), and a KV cache of float32 or
-   * bf16, all of which it has memory for from the start. @default 'cpu'
+   * Where it runs. GPUs take bf16 and int8 weights (`weights` of source, bf16 or int8), and a KV cache of float32 or
+   * bf16, all of which they have memory for from the start. @default 'cpu'
    */
   device?: DeviceName | undefined;
   /** Threads of the native code; 0: one for each core. @default 0 */
@@ -127,7 +127,7 @@ export class Model {
 
   /**
    * Reads a checkpoint folder and packs its weights for this machine, or maps those of a packed one. Throws what openCheckpoint and describeModel say of
-   * a bad checkpoint, `OUT_OF_MEMORY`, `ABORTED`, and `DEVICE` where the GPU that was asked for cannot be used.
+   * a bad checkpoint, `OUT_OF_MEMORY`, `ABORTED`, and `DEVICE` where a GPU that was asked for cannot be used.
    */
   static async load(path: string, options: LoadOptions = {}): Promise<Model> {
     checkLoadOptions(options);
@@ -147,7 +147,7 @@ export class Model {
           nativeModel(checkpoint, spec),
           [...checkpoint.files],
           {
-            gpu: gpuOf(options.device ?? 'cpu'),
+            gpus: gpuList(options.device),
             threads: options.threads ?? 0,
             sparse: options.format !== 'dense',
             mapped: options.mapped ?? false,
@@ -219,9 +219,14 @@ export class Model {
   }
 }
 
+function gpuList(device: DeviceName = 'cpu'): Int32Array | undefined {
+  const gpus = gpusOf(device);
+  return gpus && Int32Array.from(gpus);
+}
+
 function checkLoadOptions(options: LoadOptions): void {
   const { device = 'cpu', threads = 0, kvTokens, kvCache = 'float32', activations = 'float32' } = options;
-  gpuOf(device);
+  gpusOf(device);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
     throw new EspalierError(
       'USAGE',

@@ -115,13 +115,13 @@ KvType read_kv_type(const Napi::Value& value) {
   return name == "bf16" ? KvType::kBf16 : name == "int8" ? KvType::kInt8 : KvType::kF32;
 }
 
-// engineLoad(spec, files, { gpu, threads, sparse, mapped, experts, rest, kvBlocks, kvCache, activations }, onProgress?)
-// → job of a handle
+// engineLoad(spec, files, { gpus, threads, sparse, mapped, experts, rest, kvBlocks, kvCache, activations },
+// onProgress?) → job of a handle
 Napi::Value load(const Napi::CallbackInfo& info) {
   const Files files = read_files(info[1].As<Napi::Array>());
   const auto object = info[2].As<Napi::Object>();
   EngineOptions options;
-  if (object.Get("gpu").IsNumber()) options.gpu = object.Get("gpu").As<Napi::Number>().Int32Value();
+  if (object.Get("gpus").IsTypedArray()) options.gpus = read_ids(object, "gpus");
   options.threads = object.Get("threads").As<Napi::Number>().Int32Value();
   options.kv_type = read_kv_type(object.Get("kvCache"));
   options.activations = read_activations(object.Get("activations"));
@@ -181,6 +181,15 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   Napi::Array formats = Napi::Array::New(info.Env());
   for (size_t i = 0; i < engine.formats.size(); ++i) formats.Set(static_cast<uint32_t>(i), engine.formats[i]);
   object.Set("formats", formats);
+  Napi::Array gpus = Napi::Array::New(info.Env());
+  for (size_t i = 0; i < engine.gpus.size(); ++i) {
+    Napi::Object share = Napi::Object::New(info.Env());
+    share.Set("gpu", engine.gpus[i].gpu);
+    share.Set("layers", engine.gpus[i].layers);
+    share.Set("weightBytes", static_cast<double>(engine.gpus[i].weight_bytes));
+    gpus.Set(static_cast<uint32_t>(i), share);
+  }
+  object.Set("gpus", gpus);
   return object;
 }
 

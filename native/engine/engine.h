@@ -16,13 +16,22 @@
 namespace espalier {
 
 struct EngineOptions {
-  std::optional<int> gpu;  // number of the CUDA device that it runs on; without one, on the CPU
-  int threads = 0;         // 0: one for each usable core
-  WeightPolicy experts;    // of the routed experts
-  WeightPolicy rest;       // of attention, head, dense and shared parts; routers are never quantised
-  int64_t kv_blocks = 0;   // blocks of kKvBlock tokens in the cache
+  // Numbers of CUDA devices, of which it runs on the first ones that have room for it; of an empty list on all that
+  // there are; without one, on the CPU.
+  std::optional<std::vector<int>> gpus;
+  int threads = 0;        // 0: one for each usable core
+  WeightPolicy experts;   // of the routed experts
+  WeightPolicy rest;      // of attention, head, dense and shared parts; routers are never quantised
+  int64_t kv_blocks = 0;  // blocks of kKvBlock tokens in the cache
   KvType kv_type = KvType::kF32;
   Activations activations = Activations::kFloat32;
+};
+
+// What a GPU has of a model.
+struct GpuShare {
+  int gpu = 0;
+  int layers = 0;
+  int64_t weight_bytes = 0;
 };
 
 struct EngineInfo {
@@ -31,6 +40,7 @@ struct EngineInfo {
   int64_t active_bytes = 0;          // weights that one token of decode reads
   int64_t kv_bytes = 0;              // of the KV cache when it is full
   std::vector<std::string> formats;  // the distinct formats of the routed experts
+  std::vector<GpuShare> gpus;        // in the order of the layers; none: it runs on the CPU
 };
 
 // Of layers done, of how many.

@@ -1,8 +1,10 @@
 // A prompt in one step, by the kernels for many rows, and row by row, by the kernel for one, against the same prompt a
-// few rows at a time; a model of int8 codes against its twin of bf16 weights.
+// few rows at a time; a model of int8 codes against its twin of bf16 weights; a model in one stage against the same model
+// in several.
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <span>
 
 #include "engine/cuda/model_engine.h"
 #include "engine/cuda/upload.h"
@@ -23,6 +25,7 @@ constexpr int kKvHeads = 2;
 constexpr int kHeadDim = 32;
 constexpr int kWidth = 96;
 constexpr int kExperts = 4;
+constexpr int kLayers = 3;
 constexpr int kVocabulary = 160;
 constexpr int kBlocks = 32;
 
@@ -114,7 +117,7 @@ Model random_model(int parts, Weights weights) {
   model.head = random_matrices(weights, 1, kVocabulary, kHidden, false);
   std::vector<int32_t> map(kExperts);
   std::iota(map.begin(), map.end(), 0);
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kLayers; ++i) {
     Layer& layer = model.layers.emplace_back();
     layer.attention_norm = on_gpu(ones);
     layer.feed_forward_norm = on_gpu(ones);
@@ -155,11 +158,54 @@ std::vector<float> step(Engine& engine, const std::vector<int32_t>& prompt, cons
   return result.value().logits;
 }
 
-std::unique_ptr<Engine> random_engine(int parts, Weights weights = Weights::kBf16) {
+struct Cut {
+  int device;
+  int layers;
+};
+const std::vector<Cut> kWhole = {{0, kLayers}};
+
+// A random model in stages of so many layers. Those made from the same state of the generator are the same.
+std::unique_ptr<Engine> random_engine(int parts, Weights weights = Weights::kBf16,
+                                      const std::vector<Cut>& cuts = kWhole) {
+  std::vector<StageModel> stages;
+  const std::mt19937 state = test::generator();
+  int done = 0;
+  for (const Cut& cut : cuts) {
+    test::generator() = state;
+    REQUIRE(cudaSetDevice(cut.device) == cudaSuccess);
+    Model model = random_model(parts, weights);
+    model.layers.erase(model.layers.begin(), model.layers.begin() + done);
+    model.layers.resize(static_cast<size_t>(cut.layers));
+    done += cut.layers;
+    if (&cut != &cuts.front()) model.embedding = {};
+    if (&cut != &cuts.back()) model.head = {};
+    stages.push_back({cut.device, std::move(model)});
+  }
   Result<std::unique_ptr<Engine>> made =
-      make_engine(0, ThreadPool::shared(0), {kVocabulary, 4096, kBlocks}, random_model(parts, weights));
+      make_engine(ThreadPool::shared(0), {kVocabulary, 4096, kBlocks}, std::move(stages));
   require(made.status());
   return std::move(made.value());
+}
+
+// A second GPU, or the first again.
+int other_gpu() {
+  const bool has_two = check_device(1).is_ok();
+  if (!has_two) MESSAGE("skipped between devices: there is one GPU");
+  return has_two ? 1 : 0;
+}
+
+// All memory of the current device that is left.
+std::vector<DeviceMemory> take_memory() {
+  std::vector<DeviceMemory> taken;
+  for (int64_t size = int64_t{1} << 38; size >= 512;) {
+    Result<DeviceMemory> memory = DeviceMemory::allocate(size);
+    if (memory.is_ok()) {
+      taken.push_back(std::move(memory.value()));
+    } else {
+      size /= 2;
+    }
+  }
+  return taken;
 }
 
 // A prompt, and the logits of its rows in steps of some counts.
@@ -230,4 +276,52 @@ TEST_CASE("a model of codes has the logits of one of the weights that they stand
     test::generator() = before;
     check_rows(prompt.logits(*random_engine(parts, Weights::kGridAsCodes), steps), wanted, parts);
   }
+}
+
+TEST_CASE("a model in several stages has the bits of the same model in one") {
+  if (!test::has_gpu()) return;
+  const int other = other_gpu();
+  const std::vector<std::vector<Cut>> all_cuts = {{{0, 1}, {0, kLayers - 1}},
+                                                  {{0, 1}, {other, 1}, {0, kLayers - 2}},
+                                                  {{other, kLayers - 1}, {0, 1}},
+                                                  // The embedding and the head alone.
+                                                  {{0, 0}, {other, kLayers}, {0, 0}}};
+  for (const int parts : {2, 1}) {
+    const Prompt prompt;
+    // Many rows, then the same shapes often enough that they become graphs.
+    const std::vector<int> steps = {prompt.rows() - 24, 1, 1, 1, 1, 5, 5, 5, 5};
+    const std::mt19937 state = test::generator();
+    const std::vector<float> wanted = prompt.logits(*random_engine(parts), steps);
+    CHECK(std::all_of(wanted.begin(), wanted.end(), [](float logit) { return std::isfinite(logit); }));
+    for (const std::vector<Cut>& cuts : all_cuts) {
+      CAPTURE(parts);
+      CAPTURE(&cuts - all_cuts.data());
+      test::generator() = state;
+      const std::unique_ptr<Engine> engine = random_engine(parts, Weights::kBf16, cuts);
+      CHECK(engine->info().gpus.size() == cuts.size());
+      CHECK(prompt.logits(*engine, steps) == wanted);
+    }
+  }
+}
+
+TEST_CASE("a step that finds no memory fails, and the next one runs") {
+  if (!test::has_gpu()) return;
+  const int other = other_gpu();
+  const Prompt prompt;
+  const std::mt19937 state = test::generator();
+  const std::unique_ptr<Engine> engine = random_engine(2, Weights::kBf16, {{0, 1}, {other, kLayers - 1}});
+  const std::vector<float> before = step(*engine, prompt.tokens, prompt.blocks, 0, 3);
+  {
+    REQUIRE(cudaSetDevice(other) == cudaSuccess);
+    const std::vector<DeviceMemory> taken = take_memory();
+    StepRequest request;
+    request.batch.rows = prompt.rows();
+    request.batch.slices.push_back({0, prompt.rows(), 0, prompt.blocks});
+    request.tokens = prompt.tokens;
+    CHECK(engine->step(request, nullptr).status().code() == Code::kOutOfMemory);
+  }
+  CHECK(step(*engine, prompt.tokens, prompt.blocks, 0, 3) == before);
+  const std::vector<float> found = step(*engine, prompt.tokens, prompt.blocks, 0, prompt.rows());
+  test::generator() = state;
+  CHECK(found == step(*random_engine(2), prompt.tokens, prompt.blocks, 0, prompt.rows()));
 }

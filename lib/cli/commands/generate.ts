@@ -64,7 +64,7 @@ export function defineGenerate(program: Command, start: Start): void {
       text,
     ])
     .option('--ignore-eos', 'go on past ends of text');
-  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: true }), run);
+  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: 'several' }), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {

@@ -17,7 +17,7 @@ export function definePerplexity(program: Command, start: Start): void {
     .requiredOption('--data <file>', 'text, .jsonl, .parquet, or token ids as .u16 or .u32', path)
     .option('--sequence-length <n>', 'tokens of a window (default: 2048, at most the context)', integer(2, 1_048_576))
     .option('--max-windows <n>', 'only the first so many (default: all)', integer(1, Number.MAX_SAFE_INTEGER));
-  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: true }), run);
+  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: 'several' }), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {

@@ -94,7 +94,7 @@ export function definePrune(program: Command, start: Start): void {
     .option('--overwrite', 'replace a checkpoint that is there, discard an unfinished run')
     .option('--allow-nonfinite', 'leave matrices with NaN or infinity as they are')
     .option('--dry-run', 'check everything and say what would be done');
-  start<Options>(addGlobalOptions(command, { gpu: true }), run);
+  start<Options>(addGlobalOptions(command, { gpu: 'one' }), run);
 }
 
 function pattern(text: string): string {

@@ -34,7 +34,7 @@ export function defineServe(program: Command, start: Start): void {
     .option('--shutdown-timeout <s>', 'seconds that answers have to end after SIGTERM', integer(0, 86_400), 30)
     .option('--no-page', 'do not answer GET / with a page to chat and to watch the load')
     .addOption(new Option('--log-level <level>', 'least that is logged, on stderr').choices(logLevels).default('info'));
-  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: true }), run);
+  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: 'several' }), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {

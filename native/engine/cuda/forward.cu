@@ -11,11 +11,6 @@ namespace {
 constexpr int kRowUnit = 64;
 static_assert(kMostLogitRows % kRowUnit == 0);
 
-struct Need {
-  DeviceMemory* memory;
-  int64_t bytes;
-};
-
 int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
 Status ensure_zeros(DeviceMemory& memory, int64_t bytes) {
@@ -32,9 +27,8 @@ T* optional(const DeviceMemory& memory) {
 
 }  // namespace
 
-Status Forward::reserve(int rows, int splits) {
-  if (!is_prepared_) ESPALIER_TRY(one_row_.prepare(model_));
-  is_prepared_ = true;
+// Of buffers whose contents do not matter.
+std::vector<Forward::Need> Forward::needs(int rows, int splits) {
   // Products of one matrix write whole groups.
   const int64_t count = round_up(rows, kRowUnit);
   const auto floats = [](int64_t elements) { return elements * static_cast<int64_t>(sizeof(float)); };
@@ -61,7 +55,8 @@ Status Forward::reserve(int rows, int splits) {
   }
   const auto& layers = model_.layers;
   const int64_t queries = widest(layers, [](const Layer& layer) { return layer.query_width(); });
-  const Need needs[] = {
+  const int64_t answers = model_.has_head() ? kMostLogitRows : 0;
+  return {
       {&hidden_, floats(count * model_.hidden)},
       {&cosines_, floats(count * model_.rope_half)},
       {&sines_, floats(count * model_.rope_half)},
@@ -84,18 +79,29 @@ Status Forward::reserve(int rows, int splits) {
       {&gathered_, gathered},
       {&activations_, activations},
       {&down_, floats(down)},
-      {&last_, kMostLogitRows * parts(model_.hidden)},
-      {&logits_, floats(static_cast<int64_t>(kMostLogitRows) * model_.vocabulary)},
-      {&scores_, kMostLogitRows * static_cast<int64_t>(sizeof(double))},
-      {&likeliest_, kMostLogitRows * static_cast<int64_t>(sizeof(int32_t))},
+      {&last_, answers * parts(model_.hidden)},
+      {&logits_, floats(answers * model_.vocabulary)},
+      {&scores_, answers * static_cast<int64_t>(sizeof(double))},
+      {&likeliest_, answers * static_cast<int64_t>(sizeof(int32_t))},
   };
-  for (const Need& need : needs) {
+}
+
+Status Forward::reserve(int rows, int splits) {
+  if (!is_prepared_) ESPALIER_TRY(one_row_.prepare(model_));
+  is_prepared_ = true;
+  for (const Need& need : needs(rows, splits)) {
     if (need.bytes > need.memory->bytes()) ++moves_;
     ESPALIER_TRY(need.memory->ensure(need.bytes));
   }
   find_dense(rows);
   ESPALIER_TRY(ensure_zeros(zeros_, kMostChosen * static_cast<int64_t>(sizeof(int32_t))));
-  return ensure_zeros(unfinished_, count * static_cast<int64_t>(sizeof(int32_t)));
+  return ensure_zeros(unfinished_, round_up(rows, kRowUnit) * static_cast<int64_t>(sizeof(int32_t)));
+}
+
+int64_t Forward::scratch_bytes(int rows, int splits) {
+  int64_t bytes = 0;
+  for (const Need& need : needs(rows, splits)) bytes += need.bytes;
+  return bytes;
 }
 
 // Whether a step of so many rows has products that are faster through cuBLASLt.
@@ -180,6 +186,7 @@ Status Forward::run(const StepRows& rows, cudaStream_t stream) {
                       .cosines = cosines_.as<float>(),
                       .sines = sines_.as<float>()},
                      stream));
+  if (model_.layers.empty()) return Status::ok();
   if (count == 1 && one_row_.takes_model()) {
     return one_row_.run(rows.places, cosines_.as<float>(), sines_.as<float>(), hidden_.as<float>(), stream);
   }

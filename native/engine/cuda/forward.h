@@ -42,12 +42,17 @@ class Forward {
 
   // Makes room for steps of so many rows. kOutOfMemory. What it frees must not be in use.
   Status reserve(int rows, int splits);
-  // Starts layer after layer, from tokens to hidden states.
+  // Bytes that steps of so many rows take.
+  int64_t scratch_bytes(int rows, int splits);
+  // Starts layer after layer: from tokens to hidden states where the model embeds, else from hidden states in
+  // `hidden()`.
   Status run(const StepRows& rows, cudaStream_t stream);
   // Starts the head on rows of the hidden states: `logits()` [count][vocabulary], and `scores()` and `likeliest()`
   // [count] where they are wanted.
   Status run_head(const LogitRows& rows, cudaStream_t stream);
 
+  // The residual stream, [rows][hidden].
+  float* hidden() const { return hidden_.as<float>(); }
   float* logits() const { return logits_.as<float>(); }
   double* scores() const { return scores_.as<double>(); }
   int32_t* likeliest() const { return likeliest_.as<int32_t>(); }
@@ -62,6 +67,11 @@ class Forward {
     bool wide = false;
     int64_t slots() const { return static_cast<int64_t>(groups) * group_tokens; }
   };
+  struct Need {
+    DeviceMemory* memory;
+    int64_t bytes;
+  };
+  std::vector<Need> needs(int rows, int splits);
   Plan plan(const FeedForwardPart& part, int rows) const;
   PartRows part_rows(const DeviceMemory& memory, int64_t width) const;
   Status norm(const float* weight, const NormTask& added, int rows, cudaStream_t stream);

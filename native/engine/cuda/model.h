@@ -60,6 +60,7 @@ struct Layer {
   int query_width() const { return heads.heads * heads.head_dim; }
 };
 
+// A whole model, or what one device has of it: the first also embeds, the last also has the head.
 struct Model {
   int hidden = 0;
   int vocabulary = 0;
@@ -73,6 +74,14 @@ struct Model {
   bool kv_is_bf16 = false;
   int parts = 1;  // of activations
   std::vector<Layer> layers;
+
+  bool embeds() const { return embedding.memory.bytes() > 0; }
+  bool has_head() const { return head.bytes() > 0; }
+};
+
+struct StageModel {
+  int device = 0;  // that it lies on
+  Model model;
 };
 
 // The widest of something that layers or their parts have.

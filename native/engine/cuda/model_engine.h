@@ -2,14 +2,16 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "engine/cuda/model.h"
 #include "engine/engine.h"
 
 namespace espalier::cuda {
 
-// The model must be on the device of that number.
-Result<std::unique_ptr<Engine>> make_engine(int device, std::shared_ptr<ThreadPool> pool, const StepLimits& limits,
-                                            Model model);
+// The stages in order, each on its device; several may be on the same one. The first must embed, the last one alone
+// have a head.
+Result<std::unique_ptr<Engine>> make_engine(std::shared_ptr<ThreadPool> pool, const StepLimits& limits,
+                                            std::vector<StageModel> stages);
 
 }  // namespace espalier::cuda

@@ -23,7 +23,7 @@ Status upload_elements(ThreadPool& pool, const WeightRef& ref, Elements& out) {
   return Status::ok();
 }
 
-// The work of `upload`, layer by layer.
+// The work of the functions below, matrix by matrix.
 class Uploader {
  public:
   Uploader(ThreadPool& pool, const EngineOptions& options) : pool_(pool), options_(options) {}
@@ -177,8 +177,7 @@ Result<Matrices> upload_codes(ThreadPool& pool, std::span<const CodeMatrix> matr
   return upload_tiles(tile_codes(pool, layout, matrices));
 }
 
-Result<Model> upload(ThreadPool& pool, const ModelSpec& spec, const EngineOptions& options,
-                     const LoadProgress& progress, const std::atomic<bool>* cancel) {
+Result<Model> begin_model(const ModelSpec& spec, const EngineOptions& options) {
   ESPALIER_TRY(check_options(spec, options));
   Model model;
   model.hidden = static_cast<int>(spec.hidden_size);
@@ -188,18 +187,21 @@ Result<Model> upload(ThreadPool& pool, const ModelSpec& spec, const EngineOption
   model.rope_scale = spec.rope.scale;
   model.kv_is_bf16 = options.kv_type == KvType::kBf16;
   model.parts = options.activations == Activations::kBf16 ? 1 : 2;
-  Uploader uploader(pool, options);
-  ESPALIER_TRY(upload_elements(pool, spec.embedding, model.embedding));
   ESPALIER_TRY(upload_list(spec.rope.inverse_frequencies, model.inverse_frequencies));
-  ESPALIER_TRY(upload_vector(spec.final_norm, model.final_norm));
-  ESPALIER_TRY(uploader.stack(options.rest, {&spec.head}, model.head));
-  const auto count = static_cast<int64_t>(spec.layers.size());
-  for (int64_t i = 0; i < count; ++i) {
-    if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) return Status(Code::kAborted, "stopped");
-    ESPALIER_TRY(uploader.layer(spec.layers[static_cast<size_t>(i)], model.layers.emplace_back()));
-    if (progress) progress(i + 1, count);
-  }
   return Result<Model>(std::move(model));
+}
+
+Status upload_embedding(ThreadPool& pool, const ModelSpec& spec, Elements& out) {
+  return upload_elements(pool, spec.embedding, out);
+}
+
+Status upload_layer(ThreadPool& pool, const LayerSpec& spec, const EngineOptions& options, Layer& out) {
+  return Uploader(pool, options).layer(spec, out);
+}
+
+Status upload_head(ThreadPool& pool, const ModelSpec& spec, const EngineOptions& options, Model& model) {
+  ESPALIER_TRY(upload_vector(spec.final_norm, model.final_norm));
+  return Uploader(pool, options).stack(options.rest, {&spec.head}, model.head);
 }
 
 }  // namespace espalier::cuda

@@ -18,7 +18,8 @@ __global__ void embed_kernel(const __grid_constant__ EmbedTask task) {
   begin_kernel();
   const int64_t row = blockIdx.x;
   const int64_t from = static_cast<int64_t>(task.tokens[row]) * task.width;
-  for (int i = threadIdx.x; i < task.width; i += blockDim.x) {
+  const int width = task.table != nullptr ? task.width : 0;
+  for (int i = threadIdx.x; i < width; i += blockDim.x) {
     task.hidden[row * task.width + i] = task.table_is_bf16
                                             ? __bfloat162float(static_cast<const __nv_bfloat16*>(task.table)[from + i])
                                             : static_cast<const float*>(task.table)[from + i];

@@ -22,7 +22,7 @@ struct EmbedTask {
   int width = 0;
   const int32_t* tokens = nullptr;
   const int32_t* positions = nullptr;
-  const void* table = nullptr;  // [vocabulary][width]
+  const void* table = nullptr;  // [vocabulary][width]; without: `hidden` stays as it is
   bool table_is_bf16 = true;    // else float
   float* hidden = nullptr;      // [rows][width]
   const float* inverse_frequencies = nullptr;

@@ -1,5 +1,7 @@
 #include "kernels/cuda/device.h"
 
+#include <algorithm>
+
 namespace espalier::cuda {
 
 Status check_device(int number) {
@@ -11,6 +13,22 @@ Status check_device(int number) {
   }
   if (survey.devices.empty()) return {Code::kDevice, "no GPU can be used: " + survey.reason};
   return {Code::kDevice, "there is no GPU " + std::to_string(number) + " that can be used; there is " + usable};
+}
+
+Result<std::vector<int>> choose_devices(const std::vector<int>& numbers) {
+  if (numbers.empty()) {
+    std::vector<int> all;
+    for (const Device& device : survey_devices().devices) all.push_back(device.number);
+    if (all.empty()) return check_device(0);
+    return all;
+  }
+  for (auto number = numbers.begin(); number != numbers.end(); ++number) {
+    if (std::find(numbers.begin(), number, *number) != number) {
+      return Status(Code::kUsage, "GPU " + std::to_string(*number) + " is named twice");
+    }
+    ESPALIER_TRY(check_device(*number));
+  }
+  return numbers;
 }
 
 }  // namespace espalier::cuda

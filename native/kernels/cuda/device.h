@@ -35,4 +35,8 @@ DeviceSurvey survey_devices();
 // kDevice, which says why, if the kernels do not run on CUDA's device of that number.
 Status check_device(int number);
 
+// The devices of these numbers, or all that the kernels run on if there are no numbers. kDevice if there are none;
+// kUsage for a number that is there twice.
+Result<std::vector<int>> choose_devices(const std::vector<int>& numbers);
+
 }  // namespace espalier::cuda

@@ -1,4 +1,4 @@
-// Device memory and streams that free themselves; every error is a Status.
+// Device memory, streams and events that free themselves; every error is a Status.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -124,6 +124,31 @@ class Stream {
 
  private:
   cudaStream_t stream_ = nullptr;
+};
+
+class Event {
+ public:
+  Event() = default;
+  Event(Event&& other) noexcept { *this = std::move(other); }
+  Event& operator=(Event&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+  ~Event() {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+  }
+
+  // `flags`: cudaEventDefault for one that tells the time.
+  static Result<Event> create(unsigned flags = cudaEventDisableTiming) {
+    Event event;
+    ESPALIER_CUDA_TRY(cudaEventCreateWithFlags(&event.event_, flags));
+    return Result<Event>(std::move(event));
+  }
+
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
 };
 
 }  // namespace espalier::cuda

@@ -13,7 +13,7 @@ DeviceSurvey survey_devices() {
 
 Result<std::unique_ptr<Engine>> load_engine(const ModelSpec&, const EngineOptions& options, const LoadProgress&,
                                             const std::atomic<bool>*) {
-  return check_device(options.gpu.value_or(0));
+  return choose_devices(*options.gpus).status();
 }
 
 Result<std::unique_ptr<LayerRunner>> make_layer_runner(int device, const RunnableLayer&) {
