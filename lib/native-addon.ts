@@ -194,11 +194,44 @@ export interface NativeFeatures {
   readonly expanded: string[];
 }
 
+export interface NativeGpu {
+  /** Among all that CUDA sees. */
+  readonly number: number;
+  readonly name: string;
+  readonly capability: string;
+  readonly memory: number;
+}
+
+export interface NativeProductMeasure {
+  readonly format: NativeFormat;
+  readonly rows: number;
+  readonly cols: number;
+  /** Of bitmaps. */
+  readonly sparsity: number;
+  /** 32 bits. */
+  readonly seed: number;
+  /** So many, each in memory of its own, are multiplied by one after the other. */
+  readonly matrices: number;
+  readonly batches: Int32Array;
+  readonly activations: NativeActivations;
+  readonly threads: number;
+}
+
+export interface NativeProductTimes {
+  /** Of one matrix as packed. */
+  readonly bytes: number;
+  /** Bytes a second of a plain read of all matrices. */
+  readonly ceiling: number;
+  /** Of one product, for each batch. */
+  readonly seconds: Float64Array;
+  readonly samples: Int32Array;
+}
+
 /** GPUs that the kernels run on, and why there are none. */
 export interface NativeCudaSurvey {
   /** Whether the kernels are in this build. */
   readonly compiled: boolean;
-  readonly devices: readonly { readonly name: string; readonly capability: string; readonly memory: number }[];
+  readonly devices: readonly NativeGpu[];
   readonly reason: string;
   /** Where there are GPUs: whether cuBLASLt is found for their dense products, and its version and file or why not. */
   readonly hasCublasLt: boolean;
@@ -210,6 +243,9 @@ export interface NativeAddon {
   features(): NativeFeatures;
   /** Starts the driver, where there is one. */
   cudaDevices(): NativeCudaSurvey;
+  /** Bytes a second of a plain read of a buffer of so many bytes. */
+  cudaReadCeiling(gpu: number, bytes: number): NativeJob<number>;
+  cudaMeasureProducts(gpu: number, measure: NativeProductMeasure): NativeJob<NativeProductTimes>;
   /** `spec` as lib/runtime/native-spec.ts makes it. */
   engineLoad(
     spec: object,

@@ -117,6 +117,7 @@
       "native/kernels/cuda/product_bitmap.cu",
       "native/kernels/cuda/decode/decode.cu",
       "native/kernels/cuda/gemm.cu",
+      "native/kernels/cuda/measure.cu",
       "native/kernels/cuda/calibration.cu",
       "native/kernels/cuda/gemm_double.cu",
       "native/kernels/cuda/triangular_inverse.cu",

@@ -2,12 +2,14 @@
 import { formatPercent } from '../report/format.ts';
 import { type Column, formatTable } from '../report/table.ts';
 import type { KernelBenchReport, KernelBenchRow } from './kernels.ts';
+import { machineText } from './measure.ts';
 
 type Shown = readonly [title: string, of: (row: KernelBenchRow) => string];
 
 /** A line on the machine and the sizes, then a row for each measurement; columns that would not vary are left out. */
 export function describeKernelBench(report: KernelBenchReport): string {
-  const { processor, isa, threads, rows, skipped, activations, matrixUnitGigaflopsPerSecond: peak } = report;
+  const { device, rows, skipped, activations, matrixUnitGigaflopsPerSecond: peak } = report;
+  const onCpu = device === 'cpu';
   const sizes = [...new Set(rows.map(describeSize))];
   const batches = new Set(rows.map(({ batch }) => batch));
   const columns: Shown[] = [
@@ -19,11 +21,11 @@ export function describeKernelBench(report: KernelBenchReport): string {
     ['GB/s', ({ gigabytesPerSecond }) => gigabytesPerSecond.toFixed(1)],
     ['best read GB/s', ({ ceilingGigabytesPerSecond }) => ceilingGigabytesPerSecond.toFixed(1)],
     ['of it', ({ fractionOfCeiling }) => formatPercent(fractionOfCeiling, 0)],
-    ['plain read GB/s', ({ plainReadGigabytesPerSecond }) => plainReadGigabytesPerSecond.toFixed(1)],
-    ['of it', ({ fractionOfPlainRead }) => formatPercent(fractionOfPlainRead, 0)],
+    ...when(onCpu, ['plain read GB/s', ({ plainReadGigabytesPerSecond: rate }) => rate.toFixed(1)]),
+    ...when(onCpu, ['of it', ({ fractionOfPlainRead }) => formatPercent(fractionOfPlainRead, 0)]),
     ['× dense', ({ timesDense }) => timesDense?.toFixed(2) ?? '–'],
     ['× dense bf16 at best', ({ timesIdealDenseBf16 }) => timesIdealDenseBf16.toFixed(2)],
-    ['at plain read', ({ timesPlainDenseBf16 }) => timesPlainDenseBf16.toFixed(2)],
+    ...when(onCpu, ['at plain read', ({ timesPlainDenseBf16 }) => timesPlainDenseBf16.toFixed(2)]),
     ...when(!batches.has(1) || batches.size > 1, [
       'GFLOP/s',
       ({ denseGigaflopsPerSecond }) => denseGigaflopsPerSecond.toFixed(0),
@@ -42,7 +44,7 @@ export function describeKernelBench(report: KernelBenchReport): string {
   );
   const batch = batches.size === 1 ? `, batch ${[...batches][0]}` : '';
   return [
-    `${processor}, ${isa}, ${threads} threads; ${sizes.join(', ')}${batch}, activations ${activations}` +
+    `${machineText(report)}; ${sizes.join(', ')}${batch}, activations ${activations}` +
       (peak === null ? '' : `; matrix units ${peak.toFixed(0)} GFLOP/s`),
     '',
     table,

@@ -1,11 +1,16 @@
 import { Bench } from 'tinybench';
 import { native } from '../native.ts';
+import type { DeviceName } from '../runtime/device.ts';
+import { describeGpu } from './gpu.ts';
 
 /** What a figure was measured on. */
 export interface Machine {
+  readonly device: DeviceName;
+  /** The CPU, or the GPU, of several the first. */
   readonly processor: string;
-  /** Instruction set of the kernels. */
+  /** Instruction set of the kernels, on a GPU its compute capability. */
   readonly isa: string;
+  /** Of the CPU; beside a GPU they only prepare what it is given. */
   readonly threads: number;
 }
 
@@ -34,8 +39,19 @@ export function measure(run: () => void): Timing {
   return { seconds: result.latency.p50 / 1000, samples: result.latency.samplesCount };
 }
 
-/** This machine with so many threads; 0: one for each core. */
-export function describeMachine(threads: number): Machine {
+/** This machine with so many threads, 0: one for each core, and where there is one the GPU. */
+export function describeMachine(threads: number, device: DeviceName, gpu: number | undefined): Machine {
   const { model, isa, threads: cores } = native().features();
-  return { processor: model, isa, threads: threads === 0 ? cores : threads };
+  return {
+    device,
+    processor: model,
+    isa,
+    ...(gpu !== undefined && describeGpu(gpu)),
+    threads: threads === 0 ? cores : threads,
+  };
+}
+
+/** The beginning of a table's first line. */
+export function machineText({ device, processor, isa, threads }: Machine): string {
+  return `${processor}, ${isa}${device === 'cpu' ? `, ${threads} threads` : ''}`;
 }

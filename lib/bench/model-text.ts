@@ -2,11 +2,12 @@
 import { basename } from 'node:path';
 import { formatPercent } from '../report/format.ts';
 import { formatTable } from '../report/table.ts';
+import { machineText } from './measure.ts';
 import type { ModelBenchReport } from './model.ts';
 
 /** A line on the machine, then a row for each model and batch size. */
 export function describeModelBench(report: ModelBenchReport): string {
-  const { processor, isa, threads, promptTokens, decodeSteps, kvCache, activations, models } = report;
+  const { promptTokens, decodeSteps, kvCache, activations, models } = report;
   const titles = ['model', 'weights', 'experts as', 'load s', 'MB/token', 'prefill tok/s', 'batch', 'decode tok/s'];
   const columns = [...titles, 'ms/step', 'GB/s', 'of ceiling', ...(models.length > 1 ? ['× first'] : [])];
   const rows = models.flatMap((of) =>
@@ -30,9 +31,11 @@ export function describeModelBench(report: ModelBenchReport): string {
       ];
     }),
   );
+  const gpus = Math.max(...models.map((of) => of.gpus.length));
+  const onGpus = gpus > 1 ? ` (${gpus} GPUs)` : '';
   const ceilings = models.map(({ ceilingGigabytesPerSecond }) => ceilingGigabytesPerSecond.toFixed(1)).join(', ');
   return [
-    `${processor}, ${isa}, ${threads} threads; activations ${activations}, KV cache ${kvCache}, prompt ${promptTokens}, ${decodeSteps} decode steps; ` +
+    `${machineText(report)}${onGpus}; activations ${activations}, KV cache ${kvCache}, prompt ${promptTokens}, ${decodeSteps} decode steps; ` +
       `read ceiling ${ceilings} GB/s`,
     '',
     formatTable(

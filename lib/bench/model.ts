@@ -3,13 +3,18 @@ import { throwIfAborted } from '../abort.ts';
 import { EspalierError } from '../errors.ts';
 import { readCeiling } from '../kernels.ts';
 import { median } from '../median.ts';
+import { type NativeEngineInfo, native } from '../native.ts';
 import type { ActivationType, KvCacheType } from '../runtime/arithmetic.ts';
+import { type DeviceName, gpusOf } from '../runtime/device.ts';
 import { KV_BLOCK, KvSequence } from '../runtime/kv-blocks.ts';
 import { Model } from '../runtime/model.ts';
 import { resolveWeights, type Weights } from '../runtime/weights.ts';
+import { gpuReadCeiling } from './gpu.ts';
 import { describeMachine, type Machine } from './measure.ts';
 
 export interface ModelBenchOptions {
+  /** Where models run, as in `Model.load`. @default 'cpu' */
+  device?: DeviceName | undefined;
   /** Checkpoints and what their weights are held as. All are in memory together and take turns. */
   models: readonly { readonly path: string; readonly weights?: Weights | undefined }[];
   /** Sequences that decode together, a token each in a step. @default [1] */
@@ -56,7 +61,12 @@ export interface ModelFigures {
   readonly kvBytes: number;
   /** Weights that one token reads when it is decoded alone. */
   readonly bytesPerToken: number;
-  /** Reading a buffer as large as the weights, at most 1.5 GB, the better of before and after. */
+  /** The GPUs that it ran on and what each had of it; none: it ran on the CPU. */
+  readonly gpus: NativeEngineInfo['gpus'];
+  /**
+   * Reading a buffer as large as the weights, at most 1.5 GB, the better of before and after. On a GPU, of several the
+   * first, a plain read of 1.5 GB before the models are loaded.
+   */
   readonly ceilingGigabytesPerSecond: number;
   /** One sequence, median. */
   readonly prefillTokensPerSecond: number;
@@ -79,9 +89,10 @@ const minPrefills = 3;
 const rounds = 4;
 const maxCeilingBytes = 1.5e9;
 
-/** Measures each model. Throws `USAGE`, `ABORTED` and what `Model.load` throws. */
+/** Measures each model. Throws `USAGE`, `DEVICE`, `ABORTED` and what `Model.load` throws. */
 export async function benchModels(options: ModelBenchOptions): Promise<ModelBenchReport> {
   const {
+    device = 'cpu',
     models: given,
     batch = [1],
     prompt = 512,
@@ -100,12 +111,15 @@ export async function benchModels(options: ModelBenchOptions): Promise<ModelBenc
     throwIfAborted(signal);
     options.onProgress?.(done++ / total, doing);
   };
+  const gpu = firstGpu(device);
+  const gpuCeiling = gpu === undefined ? undefined : await gpuReadCeiling(gpu, signal);
   try {
     for (const { path, weights } of given) {
       step(`loading ${path}`);
       const kvTokens = largest * Math.ceil((prompt + tokens) / KV_BLOCK) * KV_BLOCK;
       const begin = performance.now();
       const model = await Model.load(path, {
+        device,
         threads,
         weights,
         kvTokens,
@@ -118,7 +132,7 @@ export async function benchModels(options: ModelBenchOptions): Promise<ModelBenc
       runs.push(new ModelRun(model, { weights, loadSeconds, prompt, tokens, sequences: largest, seed, signal }));
     }
     step('measuring the read ceiling');
-    for (const run of runs) run.measureCeiling(threads);
+    for (const run of runs) run.measureCeiling(threads, gpuCeiling);
     for (let i = 0; i < Math.max(largest, minPrefills); i++) {
       step(`prefill of ${prompt} tokens`);
       for (const run of runs) await run.prefill(i % largest);
@@ -131,13 +145,13 @@ export async function benchModels(options: ModelBenchOptions): Promise<ModelBenc
       }
     }
     step('measuring the read ceiling');
-    for (const run of runs) run.measureCeiling(threads);
+    for (const run of runs) run.measureCeiling(threads, gpuCeiling);
   } finally {
     for (const { model } of runs) model.dispose();
   }
   const first = runs[0]!;
   return {
-    ...describeMachine(threads),
+    ...describeMachine(threads, device, gpu),
     promptTokens: prompt,
     decodeSteps: tokens,
     kvCache,
@@ -184,9 +198,9 @@ class ModelRun {
     }
   }
 
-  measureCeiling(threads: number): void {
+  measureCeiling(threads: number, ofGpu: number | undefined): void {
     const bytes = Math.min(this.model.info.weightBytes, maxCeilingBytes);
-    this.#ceiling = Math.max(this.#ceiling, readCeiling({ bytes, threads }));
+    this.#ceiling = Math.max(this.#ceiling, ofGpu ?? readCeiling({ bytes, threads }));
   }
 
   /** Fills the cache of a sequence with its prompt. */
@@ -235,6 +249,7 @@ class ModelRun {
       weightBytes: info.weightBytes,
       kvBytes: info.kvBytes,
       bytesPerToken: info.activeBytes,
+      gpus: info.gpus,
       ceilingGigabytesPerSecond: this.#ceiling / 1e9,
       prefillTokensPerSecond: prompt / median(this.#prefillSeconds),
       decode: batch.map((size) => {
@@ -256,6 +271,12 @@ class ModelRun {
   stepSeconds(batch: number): number {
     return median(this.#stepSeconds.get(batch) ?? []);
   }
+}
+
+/** The number of the first GPU that a device names. */
+function firstGpu(device: DeviceName): number | undefined {
+  const gpus = gpusOf(device);
+  return gpus === undefined ? undefined : (gpus[0] ?? native().cudaDevices().devices[0]?.number ?? 0);
 }
 
 function greedy(row: number) {

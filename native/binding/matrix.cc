@@ -45,24 +45,6 @@ std::shared_ptr<ThreadPool> read_pool(const Napi::Value& threads) {
   return ThreadPool::shared(static_cast<int>(integer(threads)));
 }
 
-// { storage, values, n, m }; a storage of `auto` reads as dense.
-Format read_format(const Napi::Value& value) {
-  const auto object = value.As<Napi::Object>();
-  const std::string storage = object.Get("storage").As<Napi::String>().Utf8Value();
-  const std::string values = object.Get("values").As<Napi::String>().Utf8Value();
-  Format format;
-  format.storage = storage == "bitmap" ? Storage::kBitmap : storage == "n:m" ? Storage::kNm : Storage::kDense;
-  format.values = values == "f32"    ? Values::kF32
-                  : values == "int8" ? Values::kInt8
-                  : values == "int4" ? Values::kInt4
-                                     : Values::kBf16;
-  if (format.storage == Storage::kNm) {
-    format.n = static_cast<int>(integer(object.Get("n")));
-    format.m = static_cast<int>(integer(object.Get("m")));
-  }
-  return format;
-}
-
 void check_taken(Napi::Env env, const Format& format) {
   if (!cpu_kernels().takes(format)) throw usage(env, "this machine has no product for the format " + format.name());
 }

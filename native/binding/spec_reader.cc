@@ -106,6 +106,23 @@ Activations read_activations(const Napi::Value& value) {
   return value.As<Napi::String>().Utf8Value() == "bf16" ? Activations::kBf16 : Activations::kFloat32;
 }
 
+Format read_format(const Napi::Value& value) {
+  const auto object = value.As<Napi::Object>();
+  const std::string storage = object.Get("storage").As<Napi::String>().Utf8Value();
+  const std::string values = object.Get("values").As<Napi::String>().Utf8Value();
+  Format format;
+  format.storage = storage == "bitmap" ? Storage::kBitmap : storage == "n:m" ? Storage::kNm : Storage::kDense;
+  format.values = values == "f32"    ? Values::kF32
+                  : values == "int8" ? Values::kInt8
+                  : values == "int4" ? Values::kInt4
+                                     : Values::kBf16;
+  if (format.storage == Storage::kNm) {
+    format.n = static_cast<int>(integer(object, "n"));
+    format.m = static_cast<int>(integer(object, "m"));
+  }
+  return format;
+}
+
 WeightRef read_weight(const Napi::Value& value, const Files& files) {
   WeightRef ref;
   if (value.IsUndefined()) return ref;

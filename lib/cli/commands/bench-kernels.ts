@@ -19,8 +19,14 @@ export function defineBenchKernels(bench: Command, start: Start): void {
   const command = bench
     .command('kernels')
     .description('Products of random matrices in packed formats. Measures best when nothing else runs.')
-    .option('--sizes <list>', 'such as 14336x4096,4096x14336 (default: 4096 columns, rows by --gigabytes)')
-    .option('--formats <list>', 'such as "dense bf16,bitmap int4,2:4 int8" (default: all three of bf16, int8 and int4)')
+    .option(
+      '--sizes <list>',
+      'such as 14336x4096,4096x14336 (default: 4096 columns, rows by --gigabytes; GPU: 14336x4096)',
+    )
+    .option(
+      '--formats <list>',
+      'such as "dense bf16,bitmap int4,2:4 int8" (default: all three of bf16, int8 and int4; GPU: of bf16)',
+    )
     .option('--batch <list>', 'tokens multiplied at once, such as 1,4,16', '1')
     .option(
       '--gigabytes <g>',
@@ -35,15 +41,16 @@ export function defineBenchKernels(bench: Command, start: Start): void {
       0.5,
     )
     .addOption(activationsOption());
-  start<Options>(addGlobalOptions(command, { json: 'stream or file' }), run);
+  start<Options>(addGlobalOptions(command, { json: 'stream or file', gpu: 'one' }), run);
 }
 
 async function run({ options, terminal, signal }: Context<Options>): Promise<undefined> {
   const { parseBatch, parseFormats, parseSizes } = await import('../../bench/lists.ts');
   const { benchKernels } = await import('../../bench/kernels.ts');
   const { describeKernelBench } = await import('../../bench/kernels-text.ts');
-  const { gigabytes, sparsity, activations, threads, seed, json } = options;
+  const { device, gigabytes, sparsity, activations, threads, seed, json } = options;
   const report = await benchKernels({
+    device,
     sizes: options.sizes === undefined ? undefined : parseSizes(options.sizes),
     formats: options.formats === undefined ? undefined : parseFormats(options.formats),
     batch: parseBatch(options.batch),

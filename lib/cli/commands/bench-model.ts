@@ -21,15 +21,16 @@ export function defineBenchModel(bench: Command, start: Start): void {
     .option('--batch <list>', 'sequences that decode together, such as 1,4,16', '1')
     .option('--prompt <n>', 'tokens before the first one decoded', integer(1, maxTokens), 512)
     .option('--tokens <n>', 'decode steps at each batch size', integer(4, maxTokens), 64);
-  start<Options>(addGlobalOptions(addArithmeticOptions(command)), run);
+  start<Options>(addGlobalOptions(addArithmeticOptions(command), { gpu: 'several' }), run);
 }
 
 async function run({ args, options, terminal, signal }: Context<Options>): Promise<undefined> {
   const { parseBatch } = await import('../../bench/lists.ts');
   const { benchModels } = await import('../../bench/model.ts');
   const { describeModelBench } = await import('../../bench/model-text.ts');
-  const { batch, prompt, tokens, threads, seed, weights, kvCache, activations } = options;
+  const { batch, prompt, tokens, device, threads, seed, weights, kvCache, activations } = options;
   const report = await benchModels({
+    device,
     models: args.map((arg) => parseModel(arg, weights)),
     batch: parseBatch(batch),
     prompt,
