@@ -2,7 +2,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <fstream>
 #include <memory>
 #include <numeric>
 
@@ -29,13 +28,15 @@ constexpr int64_t kBlocks = kLayerBytes / (2 * kKvBlock * kHeads * kHeadDim * 4)
 
 // A file of random bf16 numbers, of which weights are parts.
 class RandomFile {
+  static constexpr int64_t kNumbers = 2 * kHidden * kHidden;
+
  public:
   RandomFile() {
     char path[] = "/tmp/espalier-placement-XXXXXX";
     const int descriptor = mkstemp(path);
     REQUIRE(descriptor >= 0);
     path_ = path;
-    for (const float value : floats(kVocabulary * kHidden, 0.1f)) {
+    for (const float value : floats(kNumbers, 0.1f)) {
       const uint16_t bits = float_to_bf16(value);
       REQUIRE(write(descriptor, &bits, sizeof(bits)) == sizeof(bits));
     }
@@ -47,8 +48,7 @@ class RandomFile {
   ~RandomFile() { unlink(path_.c_str()); }
 
   WeightRef weight(int64_t rows, int64_t cols) const {
-    const int64_t size = static_cast<int64_t>(file_->size()) / 2;
-    const int64_t first = draw(0, static_cast<int>(size - rows * cols));
+    const int64_t first = draw(0, static_cast<int>(kNumbers - rows * cols));
     return {"weight", DType::kBF16, rows, cols, {file_, 2 * first, 2 * rows * cols}, {}};
   }
 
