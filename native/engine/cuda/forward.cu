@@ -87,7 +87,7 @@ std::vector<Forward::Need> Forward::needs(int rows, int splits) {
 }
 
 Status Forward::reserve(int rows, int splits) {
-  if (!is_prepared_) ESPALIER_TRY(one_row_.prepare(model_));
+  if (!is_prepared_ && !model_.layers.empty()) ESPALIER_TRY(one_row_.prepare(model_));
   is_prepared_ = true;
   for (const Need& need : needs(rows, splits)) {
     if (need.bytes > need.memory->bytes()) ++moves_;
