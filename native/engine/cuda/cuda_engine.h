@@ -4,6 +4,11 @@
 // sends them in one copy; every kernel of the step then follows on one stream without the host, and what is asked of
 // logits comes back in one copy. All weights, the KV cache and the residual stream stay on the device.
 //
+// A model that one device has no room for is a pipeline (stage.h, placement.h): each device has a run of layers with
+// their part of the KV cache, gets the same lists, and the rows' hidden states from the one before. Events on the
+// streams order that, not the host, and a step's bits are those of one device. Stages wait for each other, so that a
+// step takes no less time than on one device that had room.
+//
 //   embed → for each layer: norm → Wq, Wk, Wv as one product → bias, norms, rotation, cache → attention → Wo →
 //   add, norm → router → gate and up of the chosen experts as one product → SwiGLU → down → weighted sum → … → head
 //
