@@ -81,8 +81,8 @@ inline constexpr int kMostFewRows = 16;
 // allocated.
 Status launch_product(const Product& product, CUstream_st* stream, const ProductTuning& tuning = {});
 
-// How a launch for many tokens uses the GPU; 0 lets the launcher choose. The result's bits depend on how rows are split,
-// which the launcher may do differently for the last ones.
+// How a launch for many tokens uses the GPU; 0 lets the launcher choose. The result's bits depend on how rows are
+// split, which the launcher may do differently for the last ones.
 struct WideTuning {
   // Blocks of a cluster, up to 8, that share the inputs of 128 rows.
   int split = 0;
