@@ -70,7 +70,7 @@ Powers central_sums(const float* weights, int64_t begin, int64_t end, double mea
   });
   Powers out{};
   for (int power = 0; power < 3; ++power) {
-    for (int64_t l = 0; l < kLanes; ++l) out[static_cast<size_t>(power + 2)] += sums[power][l];
+    for (int64_t l = 0; l < kLanes; ++l) out[static_cast<size_t>(power) + 2] += sums[power][l];
   }
   return out;
 }
