@@ -128,6 +128,7 @@
       "native/engine/cuda/placement.cu",
       "native/engine/cuda/one_row.cu",
       "native/engine/cuda/forward.cu",
+      "native/engine/cuda/forward_room.cu",
       "native/engine/cuda/stage.cu",
       "native/engine/cuda/cuda_engine.cu",
       "native/prune/cuda/device_layer.cu",

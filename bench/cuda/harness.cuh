@@ -14,8 +14,11 @@
 
 #include "core/status.h"
 #include "kernels/cuda/memory.h"
+#include "kernels/cuda/read.cuh"
 
 namespace bench {
+
+using espalier::cuda::read_kernel;
 
 inline void must(cudaError_t error, const char* call, int line) {
   if (error == cudaSuccess) return;
@@ -78,22 +81,6 @@ static __global__ void reference_kernel(const __nv_bfloat16* w, const __nv_bfloa
     for (int i = 0; i < 128; ++i) total += parts[i];
     y[static_cast<int64_t>(token) * rows + row] = total;
   }
-}
-
-// Reads `size` blocks of 16 bytes, the plainest thing that can be done with them.
-static __global__ void __launch_bounds__(512) read_kernel(const uint4* data, int64_t size, uint32_t* sink) {
-  uint32_t seen = 0;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (; i + 7 * stride < size; i += 8 * stride) {
-    uint4 v[8];
-#pragma unroll
-    for (int u = 0; u < 8; ++u) v[u] = __ldcs(data + i + u * stride);
-#pragma unroll
-    for (int u = 0; u < 8; ++u) seen |= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
-  }
-  for (; i < size; i += stride) seen |= __ldcs(data + i).x;
-  if (seen == 0x9e3779b9u) *sink = seen;
 }
 
 // Something measured: `launch` starts its i-th run on the stream; runs differ in the memory they read.

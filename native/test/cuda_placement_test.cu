@@ -1,7 +1,6 @@
 // A model that one GPU has no room for goes to several, or is refused with what it would take.
-#include <unistd.h>
-
-#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <numeric>
 
@@ -31,21 +30,22 @@ class RandomFile {
   static constexpr int64_t kNumbers = 2 * kHidden * kHidden;
 
  public:
-  RandomFile() {
-    char path[] = "/tmp/espalier-placement-XXXXXX";
-    const int descriptor = mkstemp(path);
-    REQUIRE(descriptor >= 0);
-    path_ = path;
+  RandomFile()
+      : path_(std::filesystem::temp_directory_path() / ("espalier-placement-" + std::to_string(test::generator()()))) {
+    std::ofstream out(path_, std::ios::binary);
     for (const float value : floats(kNumbers, 0.1f)) {
       const uint16_t bits = float_to_bf16(value);
-      REQUIRE(write(descriptor, &bits, sizeof(bits)) == sizeof(bits));
+      out.write(reinterpret_cast<const char*>(&bits), sizeof(bits));
     }
-    close(descriptor);
+    out.close();
+    REQUIRE(out.good());
     auto opened = MappedFile::open(path_);
     require(opened.status());
     file_ = opened.value();
   }
-  ~RandomFile() { unlink(path_.c_str()); }
+  ~RandomFile() { std::filesystem::remove(path_); }
+  RandomFile(const RandomFile&) = delete;
+  RandomFile& operator=(const RandomFile&) = delete;
 
   WeightRef weight(int64_t rows, int64_t cols) const {
     const int64_t first = draw(0, static_cast<int>(kNumbers - rows * cols));

@@ -22,16 +22,8 @@ double silu(double x) { return x / (1 + std::exp(-x)); }
 TEST_CASE("products of experts by index, of inputs in one and two parts") {
   if (!test::has_gpu()) return;
   ThreadPool pool(4);
-  const test::Tiling patterns[] = {
-      {cuda::TileLayout::kDense, 0, {Storage::kDense, Values::kBf16}, 1.0},
-      {cuda::TileLayout::kTwoFour, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
-      {cuda::TileLayout::kBalanced, 16, {Storage::kNm, Values::kBf16, 16, 32}, 0.5},
-      {cuda::TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.5},
-      {cuda::TileLayout::kDenseInt8, 0, {Storage::kDense, Values::kBf16}, 1.0},
-      {cuda::TileLayout::kTwoFourInt8, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
-  };
   constexpr int kExperts = 5;
-  for (const test::Tiling& pattern : patterns) {
+  for (const test::Tiling& pattern : test::all_tilings(0.5)) {
     for (const auto& [rows, cols] : {std::pair{64, 192}, {33, 1056}, {416, 64}}) {
       std::vector<std::vector<float>> matrices;
       const Result<TiledWeights> tiled =

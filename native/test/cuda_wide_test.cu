@@ -25,14 +25,7 @@ bool has_products() {
   return false;
 }
 
-const test::Tiling kPatterns[] = {
-    {cuda::TileLayout::kDense, 0, {Storage::kDense, Values::kBf16}, 1.0},
-    {cuda::TileLayout::kTwoFour, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
-    {cuda::TileLayout::kBalanced, 16, {Storage::kNm, Values::kBf16, 16, 32}, 0.5},
-    {cuda::TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, 0.4},
-    {cuda::TileLayout::kDenseInt8, 0, {Storage::kDense, Values::kBf16}, 1.0},
-    {cuda::TileLayout::kTwoFourInt8, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
-};
+const std::vector<test::Tiling> kPatterns = test::all_tilings(0.4);
 
 // Experts of one shape on the host and, as tiles, on the device.
 struct Experts {

@@ -13,6 +13,18 @@ struct Tiling {
   double density;
 };
 
+// One of each layout that products take; bitmaps store the more the larger their `density`.
+inline std::vector<Tiling> all_tilings(double density) {
+  return {
+      {cuda::TileLayout::kDense, 0, {Storage::kDense, Values::kBf16}, 1.0},
+      {cuda::TileLayout::kTwoFour, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
+      {cuda::TileLayout::kBalanced, 16, {Storage::kNm, Values::kBf16, 16, 32}, 0.5},
+      {cuda::TileLayout::kBitmap, 0, {Storage::kBitmap, Values::kBf16}, density},
+      {cuda::TileLayout::kDenseInt8, 0, {Storage::kDense, Values::kBf16}, 1.0},
+      {cuda::TileLayout::kTwoFourInt8, 0, {Storage::kNm, Values::kBf16, 2, 4}, 0.5},
+  };
+}
+
 // Matrices of one shape; `matrices` becomes the weights that they stand for.
 inline Result<cuda::TiledWeights> tile_random(std::mt19937& random, ThreadPool& pool, const Tiling& tiling, int count,
                                               int64_t rows, int64_t cols, std::vector<std::vector<float>>& matrices) {

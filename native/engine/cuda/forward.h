@@ -75,15 +75,14 @@ class Forward {
   Plan plan(const FeedForwardPart& part, int rows) const;
   PartRows part_rows(const DeviceMemory& memory, int64_t width) const;
   Status norm(const float* weight, const NormTask& added, int rows, cudaStream_t stream);
-  // `after` is the next matrix that is known before the router chooses.
   Status mix(const Layer& layer, const StepRows& rows, const PartRows& out, cudaStream_t stream);
+  // `after` is the next matrix that is known before the router chooses.
   Status attention(const Layer& layer, const Matrices& after, const StepRows& rows, cudaStream_t stream);
   Status run_experts(const FeedForwardPart& part, const Plan& of_part, const PartRows& input,
                      const PartRows& activations, cudaStream_t stream);
   Status feed_forward(const FeedForwardPart& part, int rows, const float* next_norm, cudaStream_t stream);
   bool wants_dense(int rows) const;
   void find_dense(int rows);
-  bool is_wide(int rows) const { return wide_ && rows * model_.parts > kMostFewRows; }
   Status multiply(const Matrices& matrix, const PartRows& x, int rows, void* y, OutputType output, cudaStream_t stream,
                   const Matrices* next = nullptr);
 

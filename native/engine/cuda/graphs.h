@@ -1,13 +1,10 @@
-// Steps of the same shape as CUDA graphs: one call of the host for some hundreds of kernels.
+// Steps of the same shape as CUDA graphs.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
-#include <cstdint>
 #include <map>
 #include <tuple>
 
-#include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/graph.h"
 
 namespace espalier::cuda {
 
@@ -16,54 +13,27 @@ using StepShape = std::tuple<int, int, int, int>;
 
 class StepGraphs {
  public:
-  StepGraphs() = default;
-  StepGraphs(const StepGraphs&) = delete;
-  StepGraphs& operator=(const StepGraphs&) = delete;
-  ~StepGraphs() { clear(); }
-
   // Forgets all graphs, as must be done when memory that their kernels use moves.
-  void clear() {
-    for (auto& [shape, entry] : entries_) {
-      if (entry.graph != nullptr) cudaGraphExecDestroy(entry.graph);
-    }
-    entries_.clear();
-  }
+  void clear() { graphs_.clear(); }
 
   // Starts on the stream what `launch` starts: from the second step of a shape on as its graph.
   template <class Launch>
   Status run(const StepShape& shape, cudaStream_t stream, const Launch& launch) {
-    const auto found = entries_.find(shape);
-    if (found == entries_.end()) {
-      if (entries_.size() >= kMostEntries) clear();
-      entries_[shape] = {};
+    const auto found = graphs_.find(shape);
+    if (found == graphs_.end()) {
+      if (graphs_.size() >= kMostGraphs) clear();
+      graphs_.try_emplace(shape);
       return launch();
     }
-    Entry& entry = found->second;
-    if (entry.graph == nullptr) ESPALIER_TRY(capture(stream, launch, entry));
-    ESPALIER_CUDA_TRY(cudaGraphLaunch(entry.graph, stream));
-    return Status::ok();
+    Graph& graph = found->second;
+    if (!graph.is_captured()) ESPALIER_TRY(graph.capture(stream, launch));
+    return graph.launch(stream);
   }
 
  private:
-  static constexpr size_t kMostEntries = 64;
-  struct Entry {
-    cudaGraphExec_t graph = nullptr;
-  };
+  static constexpr size_t kMostGraphs = 64;
 
-  template <class Launch>
-  static Status capture(cudaStream_t stream, const Launch& launch, Entry& entry) {
-    ESPALIER_CUDA_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    const Status launched = launch();
-    cudaGraph_t graph = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
-    ESPALIER_TRY(launched);
-    ESPALIER_TRY(to_status(ended, "cudaStreamEndCapture"));
-    const cudaError_t made = cudaGraphInstantiate(&entry.graph, graph, 0);
-    cudaGraphDestroy(graph);
-    return to_status(made, "cudaGraphInstantiate");
-  }
-
-  std::map<StepShape, Entry> entries_;
+  std::map<StepShape, Graph> graphs_;
 };
 
 }  // namespace espalier::cuda

@@ -84,28 +84,17 @@ void decode_dense_codes(const uint8_t* data, CodeTile& tile) {
 
 bool encode_two_four_codes(const CodeTile& tile, uint8_t* out) {
   for (int u = 0; u < 4; ++u) {
-    int8_t kept[kTileHeight][16];
+    Halved<int8_t> kept[kTileHeight];
     for (int row = 0; row < kTileHeight; ++row) {
-      uint32_t positions = 0;
-      for (int group = 0; group < 8; ++group) {
-        const int8_t* four = tile.at[row] + u * 32 + group * 4;
-        int where[2];
-        if (!find_two(four, where)) return false;
-        kept[row][2 * group] = four[where[0]];
-        kept[row][2 * group + 1] = four[where[1]];
-        positions |= static_cast<uint32_t>(where[0] | where[1] << 2) << (4 * group);
-      }
-      for (int half = 0; half < 2; ++half) {
-        const auto part = static_cast<uint16_t>(positions >> (16 * half));
-        std::memcpy(out + positions_at(row, u, half), &part, 2);
-      }
+      if (!halve(tile.at[row] + u * 32, kept[row])) return false;
+      store_positions(out, kept[row].positions, [&](int half) { return positions_at(row, u, half); });
     }
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int word = 0; word < 2; ++word) {
         int8_t codes[4];
         for (int j = 0; j < 2; ++j) {
           const Fragment from = fragment(lane, 2 * word + j);
-          std::memcpy(codes + 2 * j, &kept[from.row][from.value], 2);
+          std::memcpy(codes + 2 * j, &kept[from.row].values[from.value], 2);
         }
         const uint32_t joined = join(codes);
         std::memcpy(out + word_at(lane, u, word), &joined, 4);
@@ -119,7 +108,7 @@ bool encode_two_four_codes(const CodeTile& tile, uint8_t* out) {
 bool decode_two_four_codes(const uint8_t* data, CodeTile& tile) {
   std::memset(tile.at, 0, sizeof tile.at);
   for (int u = 0; u < 4; ++u) {
-    int8_t kept[kTileHeight][16];
+    Halved<int8_t> kept[kTileHeight];
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int word = 0; word < 2; ++word) {
         uint32_t joined;
@@ -128,21 +117,13 @@ bool decode_two_four_codes(const uint8_t* data, CodeTile& tile) {
         split(joined, codes);
         for (int j = 0; j < 2; ++j) {
           const Fragment to = fragment(lane, 2 * word + j);
-          std::memcpy(&kept[to.row][to.value], codes + 2 * j, 2);
+          std::memcpy(&kept[to.row].values[to.value], codes + 2 * j, 2);
         }
       }
     }
     for (int row = 0; row < kTileHeight; ++row) {
-      for (int group = 0; group < 8; ++group) {
-        uint16_t positions;
-        std::memcpy(&positions, data + positions_at(row, u, group / 4), 2);
-        const int pair = positions >> (4 * (group % 4));
-        const int first = pair & 3;
-        const int second = pair >> 2 & 3;
-        if (first >= second) return false;
-        tile.at[row][u * 32 + group * 4 + first] = kept[row][2 * group];
-        tile.at[row][u * 32 + group * 4 + second] = kept[row][2 * group + 1];
-      }
+      kept[row].positions = load_positions(data, [&](int half) { return positions_at(row, u, half); });
+      if (!restore(kept[row], tile.at[row] + u * 32)) return false;
     }
   }
   decode_scales(data + kTwoFourCodesBytes - kScaleBytes, tile);

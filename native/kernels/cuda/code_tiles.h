@@ -11,9 +11,8 @@
 //     256      64 bits a lane: the positions for v = 0 and v = 1, as in a tile of bf16
 //     64       the scales of four lanes each: f16 of row g and row g + 8 for v = 0, then for v = 1
 //   dense  2112 bytes
-//     4 × 512  for inputs 32u … 32u + 31: 16 bytes a lane, its inputs 32u + 8t … 32u + 8t + 3 in row g and in row g +
-//     8,
-//              then the next four
+//     4 × 512  for inputs 32u … 32u + 31: 16 bytes a lane, its inputs 32u + 8t … 32u + 8t + 3 in row g and in
+//              row g + 8, then the next four
 //     64       scales
 #pragma once
 

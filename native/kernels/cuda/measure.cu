@@ -2,10 +2,12 @@
 #include <string>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/graph.h"
 #include "kernels/cuda/measure.h"
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/parts.h"
 #include "kernels/cuda/product.h"
+#include "kernels/cuda/read.cuh"
 #include "sparse/random_matrix.h"
 
 namespace espalier::cuda {
@@ -16,23 +18,6 @@ constexpr int kLeastSamples = 9;
 constexpr double kLeastSeconds = 0.1;
 // What one sample of a read goes through at least, so that its launches do not count.
 constexpr int64_t kLeastRead = int64_t{1} << 30;
-constexpr int kReadThreads = 512;
-
-// Reads `size` blocks of 16 bytes, the plainest thing that can be done with them.
-__global__ void __launch_bounds__(kReadThreads) read_kernel(const uint4* data, int64_t size, uint32_t* sink) {
-  uint32_t seen = 0;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (; i + 7 * stride < size; i += 8 * stride) {
-    uint4 v[8];
-#pragma unroll
-    for (int u = 0; u < 8; ++u) v[u] = __ldcs(data + i + u * stride);
-#pragma unroll
-    for (int u = 0; u < 8; ++u) seen |= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
-  }
-  for (; i < size; i += stride) seen |= __ldcs(data + i).x;
-  if (seen == 0x9e3779b9u) *sink = seen;
-}
 
 // Times work on a stream of its own.
 class Timer {
@@ -76,33 +61,6 @@ class Timer {
  private:
   Stream stream_;
   Event begin_, end_;
-};
-
-class Graph {
- public:
-  Graph() = default;
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  ~Graph() {
-    if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
-  }
-
-  template <class Launch>
-  Status capture(cudaStream_t stream, const Launch& launch) {
-    ESPALIER_CUDA_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    const Status launched = launch();
-    cudaGraph_t graph = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
-    ESPALIER_TRY(launched);
-    ESPALIER_TRY(to_status(ended, "cudaStreamEndCapture"));
-    const cudaError_t made = cudaGraphInstantiate(&graph_, graph, 0);
-    cudaGraphDestroy(graph);
-    return to_status(made, "cudaGraphInstantiate");
-  }
-  Status launch(cudaStream_t stream) const { return to_status(cudaGraphLaunch(graph_, stream), "cudaGraphLaunch"); }
-
- private:
-  cudaGraphExec_t graph_ = nullptr;
 };
 
 // Bytes a second of reading `bytes`, a multiple of 16.
@@ -170,17 +128,6 @@ class Copies {
   std::vector<DeviceTiles> views_;
 };
 
-// A product of so many tokens, as a step has it (engine/cuda/forward.h).
-Status start_product(Product product, int tokens, bool wide, cudaStream_t stream) {
-  if (wide) {
-    product.tokens = tokens;
-    return launch_wide_product(product, stream);
-  }
-  product.tokens = std::min(kMostFewRows / product.parts, tokens);
-  product.groups = (tokens + product.tokens - 1) / product.tokens;
-  return launch_product(product, stream);
-}
-
 Result<ProductTimes::Time> time_products(const Timer& timer, int device, const ProductMeasure& measure,
                                          const Copies& copies, int tokens) {
   // Products of few write whole groups.
@@ -193,16 +140,17 @@ Result<ProductTimes::Time> time_products(const Timer& timer, int device, const P
   // Each element 0x3d3d, a bf16 number near 0.05.
   ESPALIER_CUDA_TRY(cudaMemset(x.value().data(), 0x3d, static_cast<size_t>(x_bytes)));
   ESPALIER_CUDA_TRY(cudaDeviceSynchronize());
-  const bool wide = tokens * measure.parts > kMostFewRows && has_wide_products(device);
+  const bool has_wide = has_wide_products(device);
   const auto launch = [&]() -> Status {
     for (const DeviceTiles& weights : copies.views()) {
       Product product;
       product.weights = weights;
+      product.tokens = tokens;
       product.parts = measure.parts;
       product.x = x.value().as<uint16_t>();
       product.y = y.value().data();
       product.output = OutputType::kF32;
-      ESPALIER_TRY(start_product(product, tokens, wide, timer.stream()));
+      ESPALIER_TRY(launch_rows(product, has_wide, timer.stream()));
     }
     return Status::ok();
   };

@@ -40,8 +40,9 @@ struct ProductTimes {
   std::vector<Time> times;  // one for each of `batches`
 };
 
-// The times of products that are started as one CUDA graph for all matrices, as steps of decode are. kUsage for a
-// format without products on GPUs, kDevice, kOutOfMemory.
+// The times of products that are started as one CUDA graph for all matrices, as steps of decode are; the kernels are
+// those of launch_rows(), also where a step of very many tokens would go through cuBLASLt (dense_products.h). kUsage
+// for a format without products on GPUs, kDevice, kOutOfMemory.
 Result<ProductTimes> measure_products(ThreadPool& pool, int device, const ProductMeasure& measure);
 
 }  // namespace espalier::cuda

@@ -5,10 +5,10 @@
 #include <climits>
 #include <string>
 
-#include "kernels/cuda/code_tiles.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/product.cuh"
 #include "kernels/cuda/product_launch.h"
+#include "kernels/cuda/tile_bytes.h"
 
 namespace espalier::cuda {
 namespace {
@@ -33,16 +33,8 @@ int tail_at(const DeviceTiles& weights) {
 
 // Bytes of shared memory for one tile.
 int stage_bytes(const DeviceTiles& weights) {
-  switch (weights.layout) {
-    case TileLayout::kDense: return kDenseBytes;
-    case TileLayout::kTwoFour: return kTwoFourBytes;
-    case TileLayout::kBalanced: return balanced_bytes(weights.slots);
-    case TileLayout::kBitmap:
-      return std::max(kMaskBytes + weights.most_slots * kSlotBytes, tail_at(weights) + weights.most_tail);
-    case TileLayout::kDenseInt8: return kDenseCodesBytes;
-    case TileLayout::kTwoFourInt8: return kTwoFourCodesBytes;
-  }
-  return 0;
+  if (weights.layout != TileLayout::kBitmap) return fixed_tile_bytes(weights.layout, weights.slots);
+  return std::max(kMaskBytes + weights.most_slots * kSlotBytes, tail_at(weights) + weights.most_tail);
 }
 
 // Tiles that a warp has under way where nothing else is asked for: more do not make it faster, and what they leave of
@@ -193,6 +185,15 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   launch.numAttrs = 1;
   ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&launch, kernel.function, args));
   return Status::ok();
+}
+
+Status launch_rows(const Product& product, bool has_wide, cudaStream_t stream) {
+  const int rows = product.tokens;
+  if (has_wide && rows * product.parts > kMostFewRows) return launch_wide_product(product, stream);
+  Product grouped = product;
+  grouped.tokens = std::min(kMostFewRows / product.parts, rows);
+  grouped.groups = (rows + grouped.tokens - 1) / grouped.tokens;
+  return launch_product(grouped, stream);
 }
 
 }  // namespace espalier::cuda

@@ -16,6 +16,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/parts.cuh"
+#include "kernels/cuda/prefetch.cuh"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/launch.cuh"
@@ -276,12 +277,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
     }
   }
   // While the kernels after this one wait for each other, memory has time for what comes then.
-  if (threadIdx.x == 0 && args.next != nullptr) {
-    const int64_t share = (args.next_bytes / 16 + gridDim.x - 1) / gridDim.x * 16;
-    const int64_t from = share * blockIdx.x;
-    const int64_t bytes = min(share, args.next_bytes - from);
-    if (bytes > 0) ptx::prefetch_to_cache(args.next + from, static_cast<uint32_t>(bytes));
-  }
+  if (threadIdx.x == 0 && args.next != nullptr) prefetch_share(args.next, args.next_bytes);
 }
 
 // Tiles that expand into all their values have expand<kQuarter, kHalf>(a): the A operand of 16 of a quarter's inputs,

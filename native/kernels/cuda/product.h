@@ -97,4 +97,9 @@ bool has_wide_products(int device);
 // not fetched. Errors: kUsage for what no kernel takes, kDevice if the launch failed. Nothing is allocated.
 Status launch_wide_product(const Product& product, CUstream_st* stream, const WideTuning& tuning = {});
 
+// Starts a product by one matrix of `product.tokens` rows of x in order, many tokens or few: as launch_wide_product
+// where these do not fit a group of few and the device has_wide_products(), else in groups. x and y have room for whole
+// groups, of kMostFewRows / parts tokens; no `experts`, no `inputs`.
+Status launch_rows(const Product& product, bool has_wide, CUstream_st* stream);
+
 }  // namespace espalier::cuda

@@ -63,26 +63,15 @@ void decode_dense(const uint8_t* data, Tile& tile) {
 bool encode_two_four(const Tile& tile, uint8_t* out) {
   std::memset(out, 0, kTwoFourBytes);
   for (int u = 0; u < 4; ++u) {
-    uint16_t kept[kTileHeight][16];
+    Halved<uint16_t> kept[kTileHeight];
     for (int row = 0; row < kTileHeight; ++row) {
-      uint32_t positions = 0;
-      for (int group = 0; group < 8; ++group) {
-        const uint16_t* four = tile.at[row] + u * 32 + group * 4;
-        int where[2];
-        if (!find_two(four, where)) return false;
-        kept[row][2 * group] = four[where[0]];
-        kept[row][2 * group + 1] = four[where[1]];
-        positions |= static_cast<uint32_t>(where[0] | where[1] << 2) << (4 * group);
-      }
-      for (int half = 0; half < 2; ++half) {
-        const auto part = static_cast<uint16_t>(positions >> (16 * half));
-        std::memcpy(out + positions_at(row, u, half), &part, 2);
-      }
+      if (!halve(tile.at[row] + u * 32, kept[row])) return false;
+      store_positions(out, kept[row].positions, [&](int half) { return positions_at(row, u, half); });
     }
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int j = 0; j < 4; ++j) {
         const Fragment from = fragment(lane, j);
-        std::memcpy(out + u * 512 + lane * 16 + j * 4, &kept[from.row][from.value], 4);
+        std::memcpy(out + u * 512 + lane * 16 + j * 4, &kept[from.row].values[from.value], 4);
       }
     }
   }
@@ -92,24 +81,16 @@ bool encode_two_four(const Tile& tile, uint8_t* out) {
 bool decode_two_four(const uint8_t* data, Tile& tile) {
   std::memset(&tile, 0, sizeof tile);
   for (int u = 0; u < 4; ++u) {
-    uint16_t kept[kTileHeight][16];
+    Halved<uint16_t> kept[kTileHeight];
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int j = 0; j < 4; ++j) {
         const Fragment to = fragment(lane, j);
-        std::memcpy(&kept[to.row][to.value], data + u * 512 + lane * 16 + j * 4, 4);
+        std::memcpy(&kept[to.row].values[to.value], data + u * 512 + lane * 16 + j * 4, 4);
       }
     }
     for (int row = 0; row < kTileHeight; ++row) {
-      for (int group = 0; group < 8; ++group) {
-        uint16_t positions;
-        std::memcpy(&positions, data + positions_at(row, u, group / 4), 2);
-        const int pair = positions >> (4 * (group % 4));
-        const int first = pair & 3;
-        const int second = pair >> 2 & 3;
-        if (first >= second) return false;
-        tile.at[row][u * 32 + group * 4 + first] = kept[row][2 * group];
-        tile.at[row][u * 32 + group * 4 + second] = kept[row][2 * group + 1];
-      }
+      kept[row].positions = load_positions(data, [&](int half) { return positions_at(row, u, half); });
+      if (!restore(kept[row], tile.at[row] + u * 32)) return false;
     }
   }
   return true;

@@ -5,21 +5,19 @@
 //
 //   2:4       2304 bytes
 //     4 × 512  for inputs 32u … 32u + 31: 16 bytes a lane, the A registers of mma.sp m16n8k32
-//     2 × 128  for inputs 64v … 64v + 63: 32 bits a lane, the positions that both its products want. The lanes t / 2 =
-//     0
-//              hold those of u = 2v, t / 2 = 1 those of 2v + 1: row g in the low half, row g + 8 in the high one
+//     2 × 128  for inputs 64v … 64v + 63: 32 bits a lane, the positions that both its products want. Lanes of
+//              t / 2 = 0 hold those of u = 2v, of t / 2 = 1 those of 2v + 1: row g in the low half, row g + 8 in the
+//              high one
 //   n:32      256 + 128n bytes: of inputs 32t … 32t + 31, which one lane owns, each row stores n
 //     256      64 bits a lane: which of these inputs are stored, row g, then row g + 8
 //     n × 128  word i of lane l: in the low half the i-th stored value of row g, in the high half that of row g + 8
 //   dense     4096 bytes
 //     8 × 512  part 2u + h: 16 bytes a lane, its inputs 32u + 8t … 32u + 8t + 7 in row g + 8h
-//   bitmap    a multiple of 16 bytes; masks as in n:32, of any count, but bit 8u + i is input 32u + 8t + i, so that
-//   four
-//             lanes read neighbours of x
+//   bitmap    a multiple of 16 bytes; masks as in n:32, of any count, but bit 8u + i is input 32u + 8t + i, so
+//             that four lanes read neighbours of x
 //     256      masks
-//     F × 128  word i of lane l: its stored values 2i and 2i + 1, those of row g before those of row g + 8; all tiles
-//     of
-//              a matrix have the same F, and a lane with fewer values pads with zeros
+//     F × 128  word i of lane l: its stored values 2i and 2i + 1, those of row g before those of row g + 8; all
+//              tiles of a matrix have the same F, and a lane with fewer values pads with zeros
 //     4 each   the words from F on, lane after lane
 //
 // A lane finds its values by counting bits from its own first one: one scan in 2048 weights says where the last words

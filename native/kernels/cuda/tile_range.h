@@ -4,26 +4,11 @@
 #include <atomic>
 #include <string>
 
-#include "kernels/cuda/code_tiles.h"
-#include "kernels/cuda/tile_codec.h"
-#include "kernels/cuda/tiled_weights.h"
+#include "kernels/cuda/tile_bytes.h"
 
 namespace espalier::cuda {
 
 inline constexpr int64_t kStartUnit = 16;
-
-// Bytes of a tile of any layout but the bitmap.
-inline int64_t fixed_tile_bytes(const TiledWeights& weights) {
-  switch (weights.layout) {
-    case TileLayout::kDense: return kDenseBytes;
-    case TileLayout::kTwoFour: return kTwoFourBytes;
-    case TileLayout::kBalanced: return balanced_bytes(weights.slots);
-    case TileLayout::kBitmap: return 0;
-    case TileLayout::kDenseInt8: return kDenseCodesBytes;
-    case TileLayout::kTwoFourInt8: return kTwoFourCodesBytes;
-  }
-  return 0;
-}
 
 // Where a tile of a validated or freshly made set lies.
 struct TileRange {
@@ -32,7 +17,8 @@ struct TileRange {
 };
 inline TileRange tile_range(const TiledWeights& weights, int64_t tile) {
   if (weights.layout != TileLayout::kBitmap) {
-    return {tile * fixed_tile_bytes(weights), fixed_tile_bytes(weights)};
+    const int64_t bytes = fixed_tile_bytes(weights.layout, weights.slots);
+    return {tile * bytes, bytes};
   }
   const int64_t begin = weights.starts[static_cast<size_t>(tile)];
   return {begin * kStartUnit, (weights.starts[static_cast<size_t>(tile) + 1] - begin) * kStartUnit};
@@ -80,8 +66,9 @@ Status check_shapes(std::span<const Matrix> matrices) {
 
 // Memory for all tiles of weights whose layout is planned; kOutOfMemory.
 inline Status allocate_tiles(TiledWeights& weights) {
-  const int64_t bytes = weights.layout == TileLayout::kBitmap ? weights.starts.back() * kStartUnit
-                                                              : weights.tile_count() * fixed_tile_bytes(weights);
+  const int64_t bytes = weights.layout == TileLayout::kBitmap
+                            ? weights.starts.back() * kStartUnit
+                            : weights.tile_count() * fixed_tile_bytes(weights.layout, weights.slots);
   weights.tiles.reset_uninitialised(static_cast<size_t>(bytes));
   if (weights.tiles.data() != nullptr) return Status::ok();
   return Status(Code::kOutOfMemory, "not enough memory to pack weights");

@@ -269,7 +269,7 @@ Status untile_weights(ThreadPool& pool, const TiledWeights& weights, int64_t ind
 Status validate_tiles(ThreadPool& pool, const TiledWeights& weights) {
   const auto held = static_cast<int64_t>(weights.tiles.size());
   if (weights.layout != TileLayout::kBitmap) {
-    const int64_t wanted = weights.tile_count() * fixed_tile_bytes(weights);
+    const int64_t wanted = weights.tile_count() * fixed_tile_bytes(weights.layout, weights.slots);
     if (held != wanted) {
       return Status(Code::kSparse,
                     "the tiles hold " + std::to_string(held) + " bytes, they take " + std::to_string(wanted));

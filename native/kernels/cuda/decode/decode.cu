@@ -5,6 +5,7 @@
 #include "kernels/cuda/decode/decode.h"
 #include "kernels/cuda/decode/decode_kernel.cuh"
 #include "kernels/cuda/product_launch.h"
+#include "kernels/cuda/tile_bytes.h"
 
 namespace espalier::cuda {
 namespace {
@@ -26,15 +27,6 @@ DecodeKernel find_kernel(const DecodeTask& task) {
     case TileLayout::kTwoFourInt8: return nullptr;
   }
   return nullptr;
-}
-
-// Of layouts whose tiles are of one size.
-int tile_bytes(const DecodeProduct& product) {
-  switch (product.layout) {
-    case TileLayout::kTwoFour: return kTwoFourBytes;
-    case TileLayout::kBalanced: return balanced_bytes(product.slots);
-    default: return kDenseBytes;
-  }
 }
 
 int splits_of(const DecodeTask& task, int multiprocessors) { return multiprocessors / task.heads.kv_heads; }
@@ -99,7 +91,7 @@ bool plan_decode(DecodeTask& task) {
     DecodeProduct& product = task.products[kind];
     const int times = kind == kDown ? routing.top_k : 1;
     columns = std::max(columns, times * product.col_tiles);
-    product.tile_bytes = tile_bytes(product);
+    product.tile_bytes = fixed_tile_bytes(product.layout, product.slots);
     const int items = product.row_tiles * (kind == kGateUp ? routing.top_k : 1);
     product.split = choose_split(items, times * product.col_tiles, kDecodeWarps, limits.value().multiprocessors);
   }

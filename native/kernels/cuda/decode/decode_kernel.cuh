@@ -7,6 +7,7 @@
 #include "kernels/cuda/decode/grid_barrier.cuh"
 #include "kernels/cuda/decode/rows.cuh"
 #include "kernels/cuda/decode/tile_stream.cuh"
+#include "kernels/cuda/prefetch.cuh"
 #include "kernels/cuda/product.cuh"
 #include "kernels/cuda/routing_choice.cuh"
 
@@ -223,7 +224,7 @@ class Decoder {
     store_parts(task_.gated, group, (item - group * row_tiles) * kHalf + row, gated * context_.gates[group]);
   }
 
-  // Brings into the L2 cache what the next layer needs first, and what it would have to wait for.
+  // Brings into the L2 cache what the next layer would have to wait for: what no ring fetches ahead.
   __device__ void prefetch(const DecodeLayer& next) const {
     if (threadIdx.x != 0) return;
     prefetch_share(next.router, static_cast<int64_t>(task_.routing.rows) * task_.hidden *
@@ -240,12 +241,6 @@ class Decoder {
   __device__ static void prefetch_small(int block, const float* from, int count) {
     if (static_cast<int>(blockIdx.x) != block || from == nullptr) return;
     ptx::prefetch_to_cache(from, count * static_cast<int>(sizeof(float)) / 16 * 16);
-  }
-  __device__ static void prefetch_share(const void* from, int64_t bytes) {
-    const int64_t share = (bytes / 16 + gridDim.x - 1) / gridDim.x * 16;
-    const int64_t begin = share * blockIdx.x;
-    const int64_t mine = min(share, bytes - begin);
-    if (mine >= 16) ptx::prefetch_to_cache(static_cast<const uint8_t*>(from) + begin, static_cast<uint32_t>(mine));
   }
 
   const DecodeTask& task_;

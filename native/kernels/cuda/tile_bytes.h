@@ -1,0 +1,23 @@
+// How many bytes tiles take.
+#pragma once
+
+#include "kernels/cuda/code_tiles.h"
+#include "kernels/cuda/tile_codec.h"
+#include "kernels/cuda/tiled_weights.h"
+
+namespace espalier::cuda {
+
+// Bytes of a tile of any layout but the bitmap, whose tiles differ: 0. `slots`: see TiledWeights.
+constexpr int fixed_tile_bytes(TileLayout layout, int slots) {
+  switch (layout) {
+    case TileLayout::kDense: return kDenseBytes;
+    case TileLayout::kTwoFour: return kTwoFourBytes;
+    case TileLayout::kBalanced: return balanced_bytes(slots);
+    case TileLayout::kBitmap: return 0;
+    case TileLayout::kDenseInt8: return kDenseCodesBytes;
+    case TileLayout::kTwoFourInt8: return kTwoFourCodesBytes;
+  }
+  return 0;
+}
+
+}  // namespace espalier::cuda
