@@ -5,7 +5,7 @@
 #include <climits>
 #include <string>
 
-#include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/product.cuh"
 #include "kernels/cuda/product_launch.h"
 #include "kernels/cuda/tile_bytes.h"
@@ -172,19 +172,9 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   const int shared = kernel.sum_bytes + args.stages * stage_total;
 
   ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  cudaLaunchConfig_t launch{};
-  launch.gridDim =
-      dim3(static_cast<unsigned>(place_items(args, kernel.warps / args.split, limits.value().multiprocessors)));
-  launch.blockDim = dim3(static_cast<unsigned>(kernel.warps) * 32);
-  launch.dynamicSmemBytes = static_cast<size_t>(shared);
-  launch.stream = stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  launch.attrs = &overlap;
-  launch.numAttrs = 1;
-  ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&launch, kernel.function, args));
-  return Status::ok();
+  const int blocks = place_items(args, kernel.warps / args.split, limits.value().multiprocessors);
+  return launch("product", kernel.function,
+                {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(kernel.warps) * 32, shared}, stream, args);
 }
 
 Status launch_rows(const Product& product, bool has_wide, cudaStream_t stream) {
