@@ -1,7 +1,7 @@
 // 2:4 of 8 bits: codes become bf16 numbers in two and a half instructions a pair, positions go to the tensor cores as
 // they lie, and scales multiply the sums of 64 inputs.
-#include "kernels/cuda/code_words.cuh"
-#include "kernels/cuda/wide.cuh"
+#include "kernels/cuda/decode/decode_kernel.cuh"
+#include "kernels/cuda/tile_dense_codes.cuh"
 
 namespace espalier::cuda {
 namespace {
@@ -100,5 +100,9 @@ ProductKernel two_four_int8_kernel(int tokens) {
 }
 
 WideKernel two_four_int8_wide(int tokens) { return choose_wide<TwoFourCodesTile>(tokens); }
+
+DecodeKernel two_four_int8_decode(bool kv_is_bf16) {
+  return choose_decode<DenseCodesTile, TwoFourCodesTile>(kv_is_bf16);
+}
 
 }  // namespace espalier::cuda

@@ -13,19 +13,32 @@ namespace {
 // Ring of a warp that the kernel is not slowed down by.
 constexpr int kLeastRing = 8192;
 
+// Beside attention in bf16.
+DecodeKernel find_bf16_kernel(TileLayout experts, bool kv_is_bf16) {
+  switch (experts) {
+    case TileLayout::kDense: return dense_decode(kv_is_bf16);
+    case TileLayout::kTwoFour: return two_four_decode(kv_is_bf16);
+    case TileLayout::kBalanced: return balanced_decode(kv_is_bf16);
+    default: return nullptr;  // bitmaps have tiles of different sizes
+  }
+}
+
+// Beside attention in int8.
+DecodeKernel find_int8_kernel(TileLayout experts, bool kv_is_bf16) {
+  switch (experts) {
+    case TileLayout::kDenseInt8: return dense_int8_decode(kv_is_bf16);
+    case TileLayout::kTwoFourInt8: return two_four_int8_decode(kv_is_bf16);
+    default: return nullptr;
+  }
+}
+
 DecodeKernel find_kernel(const DecodeTask& task) {
   const auto& products = task.products;
+  const TileLayout attention = products[kQkv].layout;
   const TileLayout experts = products[kGateUp].layout;
-  const bool dense = products[kQkv].layout == TileLayout::kDense && products[kOutput].layout == TileLayout::kDense;
-  if (!dense || products[kDown].layout != experts) return nullptr;
-  switch (experts) {
-    case TileLayout::kDense: return dense_decode(task.kv_is_bf16);
-    case TileLayout::kTwoFour: return two_four_decode(task.kv_is_bf16);
-    case TileLayout::kBalanced: return balanced_decode(task.kv_is_bf16);
-    case TileLayout::kBitmap:  // has tiles of different sizes
-    case TileLayout::kDenseInt8:
-    case TileLayout::kTwoFourInt8: return nullptr;
-  }
+  if (products[kOutput].layout != attention || products[kDown].layout != experts) return nullptr;
+  if (attention == TileLayout::kDense) return find_bf16_kernel(experts, task.kv_is_bf16);
+  if (attention == TileLayout::kDenseInt8) return find_int8_kernel(experts, task.kv_is_bf16);
   return nullptr;
 }
 

@@ -275,9 +275,11 @@ DecodeKernel choose_decode(bool kv_is_bf16) {
                     : &decode_kernel<AttentionTile, ExpertTile, float>;
 }
 
-// The kernels of each layout of experts, beside dense attention.
+// The kernels of each layout of experts, beside dense attention of the same kind of values.
 DecodeKernel dense_decode(bool kv_is_bf16);
 DecodeKernel two_four_decode(bool kv_is_bf16);
 DecodeKernel balanced_decode(bool kv_is_bf16);
+DecodeKernel dense_int8_decode(bool kv_is_bf16);
+DecodeKernel two_four_int8_decode(bool kv_is_bf16);
 
 }  // namespace espalier::cuda
