@@ -5,10 +5,10 @@ import type { BenchFormat, MatrixSize } from './lists.ts';
 import type { Machine, Timing } from './measure.ts';
 
 /** What is measured on a GPU unless formats are given. */
-export const gpuFormats: readonly BenchFormat[] = (['dense', '2:4', '16:32', 'bitmap'] as const).map((format) => ({
-  format,
-  values: 'bf16',
-}));
+export const gpuFormats: readonly BenchFormat[] = [
+  ...(['dense', '2:4', '16:32', 'bitmap'] as const).map((format) => ({ format, values: 'bf16' }) as const),
+  ...(['dense', '2:4'] as const).map((format) => ({ format, values: 'int8' }) as const),
+];
 
 /** Of a layer of Mixtral-8x7B. */
 export const gpuSize: MatrixSize = { rows: 14336, cols: 4096 };
@@ -20,8 +20,10 @@ const ceilingBytes = 1.5e9;
 
 /** Why the GPU has no product for a format; undefined where it has one. */
 export function whyNotOnGpu({ format, values }: BenchFormat, { cols }: MatrixSize): string | undefined {
-  const isTaken = format === 'dense' || format === 'bitmap' || format === '2:4' || format.endsWith(':32');
-  if (!isTaken || values !== 'bf16') return 'the GPU multiplies dense, bitmap, 2:4 and N:32, each as bf16';
+  const isOfBoth = format === 'dense' || format === '2:4';
+  const isTaken =
+    values === 'bf16' ? isOfBoth || format === 'bitmap' || format.endsWith(':32') : values === 'int8' && isOfBoth;
+  if (!isTaken) return 'the GPU multiplies dense, bitmap, 2:4 and N:32 as bf16, dense and 2:4 as int8';
   return cols % colsUnit === 0 ? undefined : `the GPU takes multiples of ${colsUnit} columns, not ${cols}`;
 }
 

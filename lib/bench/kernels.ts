@@ -20,7 +20,7 @@ export interface KernelBenchOptions {
   sizes?: readonly MatrixSize[] | undefined;
   /**
    * @default dense, bitmap and 2:4, each as bf16, int8 and int4, and 32:64 int4, less what this processor expands to dense;
-   * on a GPU dense, 2:4, 16:32 and bitmap bf16
+   * on a GPU dense, 2:4, 16:32 and bitmap bf16, dense and 2:4 int8
    */
   formats?: readonly BenchFormat[] | undefined;
   /** Tokens multiplied at once. @default [1] */

@@ -76,6 +76,25 @@ TEST_CASE("tiles of codes give back what the CPU's int8 weights stand for") {
   }
 }
 
+TEST_CASE("a matrix packed for the CPU becomes the tiles of its codes") {
+  std::mt19937 random(test::fresh_seed());
+  ThreadPool pool(2);
+  const PackedMatrix packed = test::pack(test::sparse_weights(random, 50, 320, kTwoInFour, 1.0), 50, 320, kTwoInFour);
+  const Codes codes(pool, packed);
+  const CodeMatrix view = codes.view();
+  for (const TileLayout layout : {TileLayout::kTwoFourInt8, TileLayout::kDenseInt8}) {
+    const Result<TiledWeights> tiled = tile_codes(pool, layout, packed);
+    const Result<TiledWeights> wanted = tile_codes(pool, layout, {&view, 1});
+    REQUIRE(tiled.is_ok());
+    REQUIRE(wanted.is_ok());
+    REQUIRE(tiled.value().bytes() == wanted.value().bytes());
+    CHECK(std::memcmp(tiled.value().tiles.data(), wanted.value().tiles.data(), wanted.value().tiles.size()) == 0);
+  }
+  const Format bf16{Storage::kDense, Values::kBf16};
+  const PackedMatrix floats = test::pack(test::sparse_weights(random, 16, 64, bf16, 1.0), 16, 64, bf16);
+  CHECK(tile_codes(pool, TileLayout::kDenseInt8, floats).status().code() == Code::kUsage);
+}
+
 TEST_CASE("a mask of a word of codes gives two bf16 numbers, and one of the rotated word two more") {
   CodeTile tile{};
   const int8_t codes[] = {-127, 1, 64, -3, 5, 0, -1, 127};

@@ -90,8 +90,12 @@ Result<TileLayout> layout_of(const Format& format) {
     if (format.n == 2 && format.m == 4) return TileLayout::kTwoFour;
     if (format.m == 32) return TileLayout::kBalanced;
   }
-  return Status(Code::kUsage,
-                "the GPU has no product for " + format.name() + "; it has some for dense, bitmap, 2:4 and N:32 bf16");
+  if (format.values == Values::kInt8) {
+    if (format.storage == Storage::kDense) return TileLayout::kDenseInt8;
+    if (format.n == 2 && format.m == 4) return TileLayout::kTwoFourInt8;
+  }
+  return Status(Code::kUsage, "the GPU has no product for " + format.name() +
+                                  "; it has some for dense, bitmap, 2:4 and N:32 bf16, and for dense and 2:4 int8");
 }
 
 // Matrices with the same weights, each in memory of its own.
@@ -205,7 +209,9 @@ Result<ProductTimes> measure_products(ThreadPool& pool, int device, const Produc
       random_matrix(pool, measure.format, measure.rows, measure.cols, measure.sparsity, measure.seed);
   if (!random.is_ok()) return random.status();
   const int n = layout.value() == TileLayout::kBalanced ? measure.format.n : 0;
-  const Result<TiledWeights> tiled = tile_weights(pool, layout.value(), random.value(), n);
+  const Result<TiledWeights> tiled = holds_codes(layout.value())
+                                         ? tile_codes(pool, layout.value(), random.value())
+                                         : tile_weights(pool, layout.value(), random.value(), n);
   if (!tiled.is_ok()) return tiled.status();
   Copies copies;
   ESPALIER_TRY(copies.create(tiled.value(), measure.count));

@@ -19,7 +19,7 @@ Result<double> read_ceiling(int device, int64_t bytes);
 // Products to measure: of `count` matrices of one shape and of the same weights, each in memory of its own, one after
 // the other.
 struct ProductMeasure {
-  Format format;  // dense, bitmap, 2:4 or n:32, of bf16
+  Format format;  // dense, bitmap, 2:4 or n:32 of bf16, dense or 2:4 of int8
   int64_t rows = 0;
   int64_t cols = 0;
   double sparsity = 0;  // of bitmaps

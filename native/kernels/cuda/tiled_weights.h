@@ -92,6 +92,8 @@ TileLayout choose_code_tiles(ThreadPool& pool, std::span<const CodeMatrix> matri
 // Packs codes as they are. kUsage if there is no matrix, if shapes differ, if cols is not a multiple of 32, if the
 // layout is not one of int8, or if a matrix does not fit it; kOutOfMemory.
 Result<TiledWeights> tile_codes(ThreadPool& pool, TileLayout layout, std::span<const CodeMatrix> matrices);
+// The same of one matrix packed for the CPU as int8; kUsage for others.
+Result<TiledWeights> tile_codes(ThreadPool& pool, TileLayout layout, const PackedMatrix& matrix);
 
 // Writes row-major [rows, cols] floats of one of the matrices. kSparse if its tiles contradict themselves.
 Status untile_weights(ThreadPool& pool, const TiledWeights& weights, int64_t index, float* out);
