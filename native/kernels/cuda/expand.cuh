@@ -63,7 +63,7 @@ __device__ __forceinline__ void expand_tile(Tile& tile, uint16_t* out, int64_t s
 
 template <class Tile, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1) expand_kernel(const __grid_constant__ ExpandArgs args) {
-  extern __shared__ __align__(128) uint8_t shared[];
+  extern __shared__ __align__(256) uint8_t shared[];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const uint32_t ring = ptx::shared_address(shared) + warp * args.stages * args.stage_bytes;

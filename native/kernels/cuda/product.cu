@@ -13,14 +13,17 @@
 namespace espalier::cuda {
 namespace {
 
-ProductKernel find_kernel(TileLayout layout, int tokens) {
+// A launch of no more tiles for each multiprocessor is brief.
+constexpr int64_t kBriefTiles = 48;
+
+ProductKernel find_kernel(TileLayout layout, int tokens, bool is_brief) {
   switch (layout) {
     case TileLayout::kDense: return dense_kernel(tokens);
     case TileLayout::kTwoFour: return two_four_kernel(tokens);
     case TileLayout::kBalanced: return balanced_kernel(tokens);
     case TileLayout::kBitmap: return bitmap_kernel(tokens);
     case TileLayout::kDenseInt8: return dense_int8_kernel(tokens);
-    case TileLayout::kTwoFourInt8: return two_four_int8_kernel(tokens);
+    case TileLayout::kTwoFourInt8: return two_four_int8_kernel(tokens, is_brief);
   }
   return {};
 }
@@ -41,18 +44,22 @@ int stage_bytes(const DeviceTiles& weights) {
 // the multiprocessor's memory caches x.
 constexpr int kStages = 2;
 constexpr int kMostStages = 8;
+// Blocks of a launch on a multiprocessor: what it has more room for is the next launch's.
+constexpr int kMostBlocks = 2;
+// Of a multiprocessor's shared memory, for each block.
+constexpr int kReservedBytes = 1024;
 // Bytes that are brought into the L2 cache ahead: half of it.
 constexpr int64_t kMostPrefetch = 24 << 20;
 
 // Whether teams of `split` warps make up a block, and there are barriers for all of them.
 bool splits(int warps, int split) { return warps % split == 0 && (split == 1 || warps / split <= 15); }
 
-// Teams of a block have neighbouring items, which share x, unless that leaves more than one multiprocessor in twenty
-// without any. Returns the blocks.
-int place_items(ProductArgs& args, int teams, int multiprocessors) {
-  const int filled = std::min((args.items + teams - 1) / teams, multiprocessors);
-  const bool spread = filled < multiprocessors * 19 / 20;
-  const int blocks = spread ? std::min(args.items, multiprocessors) : filled;
+// Teams of a block have neighbouring items, which share x, unless that leaves more than one block in twenty without
+// any. Returns the blocks.
+int place_items(ProductArgs& args, int teams, int most_blocks) {
+  const int filled = std::min((args.items + teams - 1) / teams, most_blocks);
+  const bool spread = filled < most_blocks * 19 / 20;
+  const int blocks = spread ? std::min(args.items, most_blocks) : filled;
   args.block_step = spread ? 1 : teams;
   args.team_step = spread ? blocks : 1;
   return blocks;
@@ -147,32 +154,36 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   ESPALIER_TRY(check_rows(product));
   const Result<DeviceLimits> limits = current_limits();
   if (!limits.is_ok()) return limits.status();
-  const ProductKernel kernel = find_kernel(product.weights.layout, product.tokens * product.parts);
 
   ProductArgs args{};
   describe(product, args);
+  const int64_t tiles = static_cast<int64_t>(args.row_tiles) * args.col_tiles * product.groups;
+  const bool is_brief = tiles <= kBriefTiles * limits.value().multiprocessors;
+  const ProductKernel kernel = find_kernel(product.weights.layout, product.tokens * product.parts, is_brief);
+  const int most_blocks = std::min(kernel.resident, kMostBlocks) * limits.value().multiprocessors;
   args.row_blocks = (args.row_tiles + kernel.row_tiles - 1) / kernel.row_tiles;
   args.items = args.row_blocks * product.groups;
   if (product.next != nullptr && product.next->tile_bytes <= kMostPrefetch) {
     args.next = product.next->tiles;
     args.next_bytes = product.next->tile_bytes;
   }
-  args.split = tuning.split > 0
-                   ? tuning.split
-                   : choose_split(args.items, args.col_tiles, kernel.warps, limits.value().multiprocessors);
+  args.split = tuning.split > 0 ? tuning.split : choose_split(args.items, args.col_tiles, kernel.warps, most_blocks);
   if (args.split > kernel.warps || !splits(kernel.warps, args.split)) {
     return Status(Code::kUsage, "split is " + std::to_string(args.split) + ", which does not divide the " +
                                     std::to_string(kernel.warps) + " warps of a block into 1 to 15 teams");
   }
   // A stage of all warps, with its barriers.
   const int stage_total = kernel.warps * (args.stage_bytes * kernel.row_tiles + 8);
-  const int room = (limits.value().shared_bytes - kernel.sum_bytes) / stage_total;
+  const int fixed = kernel.sum_bytes + kernel.input_bytes;
+  const int shared_bytes =
+      std::min(limits.value().shared_bytes, limits.value().all_shared_bytes / kernel.resident - kReservedBytes);
+  const int room = (shared_bytes - fixed) / stage_total;
   args.stages = std::min({tuning.stages > 0 ? tuning.stages : kStages, room, kMostStages});
   if (args.stages < 1) return Status(Code::kUsage, "this device has too little shared memory for the product");
-  const int shared = kernel.sum_bytes + args.stages * stage_total;
+  const int shared = fixed + args.stages * stage_total;
 
   ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  const int blocks = place_items(args, kernel.warps / args.split, limits.value().multiprocessors);
+  const int blocks = place_items(args, kernel.warps / args.split, most_blocks);
   return launch("product", kernel.function,
                 {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(kernel.warps) * 32, shared}, stream, args);
 }

@@ -7,8 +7,8 @@
 // A layout is a struct Tile:
 //   begin(args, stage, lane)           reads from the tile in shared memory what it needs first
 //   multiply<kQuarter>(acc, b)         products of a quarter of the 128 inputs
-//   input(quarter, t)                  the first of the 8 inputs whose x lane 4g + t loads for the quarter
-//   arrange(b)                         from these to the B operand's registers
+//   input(quarter, t)                  the first of the 8 inputs whose x lane 4g + t loads for the quarter,
+//   arrange(b)                         and from these to the B operand's registers: see LoadedInputs
 //   finish()                           before the stage is filled again
 //   Source                             where tiles lie, see FixedSource
 #pragma once
@@ -17,7 +17,7 @@
 
 #include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/prefetch.cuh"
-#include "kernels/cuda/product.h"
+#include "kernels/cuda/product_inputs.cuh"
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/launch.cuh"
 #include "kernels/cuda/ptx/memory.cuh"
@@ -25,35 +25,6 @@
 #include "kernels/cuda/tile_codec.h"
 
 namespace espalier::cuda {
-
-struct ProductArgs {
-  const uint8_t* tiles;
-  const uint32_t* starts;
-  const uint16_t* x;
-  const int32_t* experts;
-  const int32_t* inputs;
-  void* y;
-  int rows;
-  int cols;
-  int row_tiles;
-  int col_tiles;
-  int row_blocks;  // items of a group
-  int items;
-  int block_step;  // items between the first ones of two blocks
-  int team_step;   // and of two teams of a block
-  int tokens;
-  int two_parts;  // whether a row of x is the sum of two, 0 or 1
-  int split;
-  int stages;
-  int stage_bytes;  // of one tile
-  int slots;
-  int tail_at;          // bitmap: where in a stage the bytes after the fixed part go
-  const uint8_t* next;  // what the last products of the launch bring into the L2 cache, or nullptr
-  int64_t next_bytes;   // a multiple of 16
-  bool early;           // weights may be fetched while the previous kernel runs
-  bool one_matrix;      // all groups use the same, unless `experts` says otherwise
-  OutputType output;
-};
 
 // Floats between the 16 sums of one token and those of the next: with 20, lanes store to different banks.
 inline constexpr int kSumStride = 20;
@@ -68,7 +39,11 @@ template <class Tile, int kRowTiles>
 class Fetcher {
  public:
   __device__ Fetcher(const ProductArgs& args, int item, int stride, int part)
-      : args_(args), item_(part < args.col_tiles ? item : args.items), stride_(stride), part_(part), col_(part) {
+      : args_(args),
+        item_(part < args.col_tiles ? item : args.items),
+        stride_(stride),
+        part_(part),
+        columns_((args.col_tiles - part + args.split - 1) / args.split) {
     find_rows();
   }
   __device__ bool more() const { return item_ < args_.items; }
@@ -83,12 +58,11 @@ class Fetcher {
     for (int q = 0; q < kRowTiles; ++q) {
       source_[q].copy(args_, index(q), stage + q * args_.stage_bytes, barrier, policy);
     }
-    col_ += args_.split;
-    if (col_ < args_.col_tiles) {
+    tile_ += args_.split;
+    if (--left_ > 0) {
       find_tiles();
       return;
     }
-    col_ = part_;
     item_ += stride_;
     find_rows();
   }
@@ -100,8 +74,10 @@ class Fetcher {
       const int group = item_ / args_.row_blocks;
       const int expert = args_.experts != nullptr ? args_.experts[group] : args_.one_matrix ? 0 : group;
       if (expert < 0) continue;
-      row_tile_ = (item_ - group * args_.row_blocks) * kRowTiles;
-      expert_rows_ = static_cast<int64_t>(expert) * args_.row_tiles;
+      const int row_tile = (item_ - group * args_.row_blocks) * kRowTiles;
+      tile_ = (static_cast<int64_t>(expert) * args_.row_tiles + row_tile) * args_.col_tiles + part_;
+      next_row_ = row_tile + 1 < args_.row_tiles ? args_.col_tiles : 0;
+      left_ = columns_;
       find_tiles();
       return;
     }
@@ -112,28 +88,33 @@ class Fetcher {
   }
   // Beyond the last row, the last tile again: what comes of it is not stored.
   __device__ int64_t index(int q) const {
-    return (expert_rows_ + min(row_tile_ + q, args_.row_tiles - 1)) * args_.col_tiles + col_;
+    static_assert(kRowTiles <= 2);
+    return q == 0 ? tile_ : tile_ + next_row_;
   }
 
   const ProductArgs& args_;
   typename Tile::Source source_[kRowTiles];
-  int64_t expert_rows_ = 0;
-  int row_tile_ = 0;
+  int64_t tile_ = 0;  // of the first row of tiles
+  int next_row_ = 0;  // tiles from there to the second
+  int left_ = 0;      // columns of the item
   int item_;
   const int stride_;
   const int part_;
-  int col_;
+  const int columns_;
 };
 
-// 16 bytes of a row of x, zeros beyond its end.
-__device__ __forceinline__ uint4 load_inputs(const ProductArgs& args, int row, int first) {
-  if (first >= args.cols) return uint4{};
-  return __ldg(reinterpret_cast<const uint4*>(args.x + static_cast<int64_t>(row) * args.cols + first));
+// The next item from this one on that has an expert.
+__device__ __forceinline__ int find_item(const ProductArgs& args, int item, int stride) {
+  if (args.experts == nullptr) return item;
+  while (item < args.items && args.experts[item / args.row_blocks] < 0) item += stride;
+  return item;
 }
 
-template <class Tile, int kBlocks, int kRowTiles, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_constant__ ProductArgs args) {
-  extern __shared__ __align__(128) uint8_t shared[];
+// kResident: blocks that registers leave room for on a multiprocessor.
+template <class Tile, class Inputs, int kRowTiles, int kWarps, int kResident>
+__global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const __grid_constant__ ProductArgs args) {
+  constexpr int kBlocks = Inputs::kBlocks;
+  extern __shared__ __align__(256) uint8_t shared[];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int part = warp % args.split;
@@ -141,12 +122,16 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
   const int g = lane / 4;
   const int t = lane % 4;
 
+  const int input_bytes = Inputs::room_bytes(args.tokens << args.two_parts);
   const int ring_bytes = args.stages * args.stage_bytes * kRowTiles;
-  const uint32_t ring = ptx::shared_address(shared) + warp * ring_bytes;
-  float* const sums = reinterpret_cast<float*>(shared + kWarps * ring_bytes);
+  uint8_t* const behind_inputs = shared + kWarps * input_bytes;
+  const uint32_t ring = ptx::shared_address(behind_inputs) + warp * ring_bytes;
+  float* const sums = reinterpret_cast<float*>(behind_inputs + kWarps * ring_bytes);
   const uint32_t barriers =
-      ptx::shared_address(shared) + kWarps * ring_bytes + kSumBytes<kBlocks, kWarps> + warp * args.stages * 8;
+      ptx::shared_address(behind_inputs) + kWarps * ring_bytes + kSumBytes<kBlocks, kWarps> + warp * args.stages * 8;
   if (lane == 0) {
+    // Unrolled, it has initialisations behind uniform predicates, which racecheck takes for made.
+#pragma unroll 1
     for (int i = 0; i < args.stages; ++i) ptx::barrier_init(barriers + 8 * i, 1);
     ptx::barrier_init_fence();
   }
@@ -161,34 +146,22 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
       fetcher.fetch(ring + i * args.stage_bytes * kRowTiles, barriers + 8 * i);
     }
   }
+  // What is not the previous kernel's to write is read before that ends.
+  int item = find_item(args, first_item, stride);
   if (args.early) ptx::wait_for_previous();
   ptx::allow_next();
 
+  Inputs inputs(args, ptx::shared_address(shared) + warp * input_bytes, lane);
   int stage = 0;
   uint32_t parity = 0;
   int sum_buffer = 0;
-  for (int item = first_item; item < args.items; item += stride) {
+  for (; item < args.items; item = find_item(args, item + stride, stride)) {
     const int group = item / args.row_blocks;
-    if (args.experts != nullptr && args.experts[group] < 0) continue;
     const int first_row = (item - group * args.row_blocks) * kRowTiles * kTileHeight;
-    int x[kBlocks];
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      // A column of B beyond the last token gives a column of sums that is not stored.
-      const int column = min(b * 8 + g, (args.tokens << args.two_parts) - 1);
-      const int token = group * args.tokens + (column >> args.two_parts);
-      const int input = args.inputs != nullptr ? max(args.inputs[token], 0) : token;
-      x[b] = (input << args.two_parts) + (column & args.two_parts);
-    }
+    inputs.begin(group, part);
     float acc[kRowTiles][kBlocks][4] = {};
     for (int col = part; col < args.col_tiles; col += args.split) {
-      const int first = col * kTileWidth;
-      uint4 ahead[4][kBlocks];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b) ahead[i][b] = load_inputs(args, x[b], first + Tile::input(i, t));
-      }
+      inputs.load(col, col + args.split);
       ptx::barrier_wait(barriers + 8 * stage, parity);
       const uint32_t base = ring + stage * args.stage_bytes * kRowTiles;
       Tile tile[kRowTiles];
@@ -197,9 +170,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
       const auto quarter = [&]<int kQuarter>() {
         uint4 operand[kBlocks];
 #pragma unroll
-        for (int b = 0; b < kBlocks; ++b) {
-          operand[b] = Tile::arrange(ahead[kQuarter][b], t);
-        }
+        for (int b = 0; b < kBlocks; ++b) operand[b] = inputs.template operand<kQuarter>(b);
 #pragma unroll
         for (int q = 0; q < kRowTiles; ++q) tile[q].template multiply<kQuarter>(acc[q], operand);
       };
@@ -209,6 +180,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) product_kernel(const __grid_co
       quarter.template operator()<3>();
       Tile::finish();
       __syncwarp();
+      inputs.release(col + args.split);
       if (lane == 0 && fetcher.more()) fetcher.fetch(base, barriers + 8 * stage);
       if (++stage == args.stages) {
         stage = 0;
@@ -310,11 +282,23 @@ struct ProductKernel {
   int warps = 0;
   int row_tiles = 0;
   int sum_bytes = 0;
+  int input_bytes = 0;  // for so many rows of x as it was chosen for
+  int resident = 1;     // blocks that a multiprocessor has room for
 };
 
+// `rows` of x.
+template <class Tile, class Inputs, int kRowTiles, int kWarps, int kResident = 1>
+ProductKernel make_kernel_of(int rows) {
+  return {&product_kernel<Tile, Inputs, kRowTiles, kWarps, kResident>,
+          kWarps,
+          kRowTiles,
+          kSumBytes<Inputs::kBlocks, kWarps>,
+          kWarps * Inputs::room_bytes(rows),
+          kResident};
+}
 template <class Tile, int kBlocks, int kRowTiles, int kWarps>
 ProductKernel make_kernel() {
-  return {&product_kernel<Tile, kBlocks, kRowTiles, kWarps>, kWarps, kRowTiles, kSumBytes<kBlocks, kWarps>};
+  return make_kernel_of<Tile, LoadedInputs<Tile, kBlocks>, kRowTiles, kWarps>(0);
 }
 
 // The kernels of each layout for so many tokens.
@@ -323,6 +307,7 @@ ProductKernel two_four_kernel(int tokens);
 ProductKernel balanced_kernel(int tokens);
 ProductKernel bitmap_kernel(int tokens);
 ProductKernel dense_int8_kernel(int tokens);
-ProductKernel two_four_int8_kernel(int tokens);
+// A brief launch is one in which a warp has hardly more to do than to begin and to end.
+ProductKernel two_four_int8_kernel(int tokens, bool is_brief);
 
 }  // namespace espalier::cuda

@@ -57,8 +57,8 @@ struct TwoFourOperand : TwoFourValues {
 
 // With more tokens, more rows share what is read of x, which would otherwise exceed the weights.
 ProductKernel two_four_kernel(int tokens) {
-  if (tokens <= 8) return make_kernel<TwoFourTile, 1, 1, 16>();
-  return make_kernel<TwoFourTile, 2, 2, 16>();
+  if (tokens <= 8) return make_kernel_of<TwoFourTile, StagedInputs<1, 2>, 1, 16>(tokens);
+  return make_kernel_of<TwoFourTile, StagedInputs<2, 1>, 2, 12>(tokens);
 }
 
 WideKernel two_four_wide(int tokens) { return choose_wide<TwoFourTile>(tokens); }

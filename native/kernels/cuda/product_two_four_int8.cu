@@ -92,11 +92,12 @@ struct TwoFourCodesOperand : TwoFourValues {
 
 }  // namespace
 
-// Two row tiles share what is loaded and arranged of x, which is half of the work where weights are so small; of 12
-// warps, teams divide what the usual widths leave evenly.
-ProductKernel two_four_int8_kernel(int tokens) {
-  if (tokens <= 8) return make_kernel<TwoFourCodesTile, 1, 2, 12>();
-  return make_kernel<TwoFourCodesTile, 2, 2, 16>();
+// Of 12 warps, teams divide what the usual widths leave evenly. With two blocks on a multiprocessor, one ends while the
+// other works; where launches are brief, a third is the next launch's, whose first tiles come meanwhile.
+ProductKernel two_four_int8_kernel(int tokens, bool is_brief) {
+  if (tokens <= 8 && is_brief) return make_kernel_of<TwoFourCodesTile, StagedInputs<1, 2>, 2, 6, 3>(tokens);
+  if (tokens <= 8) return make_kernel_of<TwoFourCodesTile, StagedInputs<1, 2>, 1, 12, 2>(tokens);
+  return make_kernel_of<TwoFourCodesTile, StagedInputs<2, 1>, 2, 16>(tokens);
 }
 
 WideKernel two_four_int8_wide(int tokens) { return choose_wide<TwoFourCodesTile>(tokens); }

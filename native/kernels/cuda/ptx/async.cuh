@@ -11,6 +11,11 @@ __device__ __forceinline__ void async_copy_16(uint32_t to, const void* from, uin
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
+// The same, for what other warps of the multiprocessor are likely to copy, too.
+__device__ __forceinline__ void async_copy_cached_16(uint32_t to, const void* from, uint32_t bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
 // Closes a group of the copies that this thread has started.
 __device__ __forceinline__ void async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
