@@ -16,6 +16,7 @@ inline constexpr int kClaimed = 0;
 inline constexpr int kBlocksDone = 1;
 inline constexpr int kLaunches = 2;
 inline constexpr int kTileWords = 32;
+static_assert(expansion_words(0) == kTileWords);
 
 inline constexpr int kExpanders = 3;
 // Tiles that a warp claims, and tells others of, together: each waits for memory, and so do fences behind it, which
