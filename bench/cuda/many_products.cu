@@ -2,7 +2,8 @@
 // float64 with fresh random inputs, then timed: replayed CUDA graphs, weights from memory (consecutive launches read
 // different copies, more than the L2 cache holds), medians, all contenders in turns in one run.
 //
-// "through Lt" expands the tiles and multiplies by cuBLASLt, "expand" is the first half of that alone.
+// "through Lt" expands the tiles and multiplies by cuBLASLt, "expand" is the first half of that alone; "on the way" is
+// launch_expanded_product.
 //
 //   bench/cuda/build.sh many_products && ./many_products [check|time|tune|dense|experts] [seed]
 #include <cmath>
@@ -92,15 +93,23 @@ bool check_all() {
   return good;
 }
 
-// One shape, and its weights in all layouts.
+bool is_expanded(const Pattern& pattern) {
+  return pattern.layout == TileLayout::kBalanced || pattern.layout == TileLayout::kBitmap;
+}
+
+// One shape, and its weights in all layouts, or in those that are expanded.
 class Bench {
  public:
-  explicit Bench(const Shape& shape)
+  explicit Bench(const Shape& shape, bool only_expanded = false)
       : shape_(shape),
         dense_(shape, kCopies),
         x_(random_bits(static_cast<size_t>(kMostTokens) * static_cast<size_t>(shape.cols))),
         y_(static_cast<size_t>(kMostTokens) * static_cast<size_t>(shape.rows)) {
     for (const Pattern& pattern : kPatterns) {
+      if (only_expanded && !is_expanded(pattern)) {
+        weights_.emplace_back();
+        continue;
+      }
       const std::vector<uint16_t> values = random_weights(pattern, shape.rows, shape.cols);
       weights_.emplace_back(pack(pattern, values, shape.rows, shape.cols, 1, kCopies));
     }
@@ -124,6 +133,13 @@ class Bench {
     return {name, [this, pattern, tokens, &dense](int i, cudaStream_t stream) {
               Product product{.weights = one_copy(pattern, i), .tokens = tokens, .x = x_.data(), .y = y_.data()};
               MUST(dense.launch(product, stream));
+            }};
+  }
+  // Expanded on the way.
+  Contender expanded(size_t pattern, int tokens, const ExpansionRoom& room) {
+    return {"on the way", [this, pattern, tokens, room](int i, cudaStream_t stream) {
+              const Product product{.weights = one_copy(pattern, i), .tokens = tokens, .x = x_.data(), .y = y_.data()};
+              MUST(launch_expanded_product(product, room, stream));
             }};
   }
   Contender expansion(size_t pattern, const DeviceArray<uint16_t>& room) {
@@ -223,13 +239,17 @@ void time_dense() {
   Result<DenseProducts> dense = DenseProducts::create();
   MUST(dense.status());
   for (const Shape& shape : kShapes) {
-    Bench bench(shape);
+    Bench bench(shape, true);
     const DeviceArray<uint16_t> room(static_cast<size_t>(shape.rows) * static_cast<size_t>(shape.cols));
+    const int64_t tiles = int64_t{shape.rows} * shape.cols * 2 / 4096;
+    const DeviceArray<uint32_t> progress(std::vector<uint32_t>(static_cast<size_t>(expansion_words(tiles))));
+    const ExpansionRoom on_the_way{reinterpret_cast<uint8_t*>(room.data()), progress.data(), tiles};
     for (const int tokens : {512, 1024, 2048, 4096, 8192}) {
       for (size_t p = 0; p < std::size(kPatterns); ++p) {
-        if (kPatterns[p].layout != TileLayout::kBalanced && kPatterns[p].layout != TileLayout::kBitmap) continue;
+        if (!is_expanded(kPatterns[p])) continue;
         std::vector<Contender> contenders = {bench.cublas(tokens), bench.wide(p, tokens, kPatterns[p].name),
-                                             bench.through_lt(p, tokens, dense.value(), "through Lt")};
+                                             bench.through_lt(p, tokens, dense.value(), "through Lt"),
+                                             bench.expanded(p, tokens, on_the_way)};
         if (tokens == 512) contenders.push_back(bench.expansion(p, room));
         measure(contenders, tokens > 1024 ? 4 : 16, tokens > 1024 ? 5 : 9);
         print(shape, tokens, contenders);

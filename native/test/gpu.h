@@ -38,12 +38,13 @@ class OnGpu {
     auto memory = cuda::DeviceMemory::allocate(static_cast<int64_t>(size * sizeof(T)));
     REQUIRE_MESSAGE(memory.is_ok(), memory.status().message());
     memory_ = std::move(memory.value());
-    REQUIRE(cudaMemset(memory_.data(), 0xff, size * sizeof(T)) == cudaSuccess);
+    poison();
   }
   explicit OnGpu(const std::vector<T>& host) : OnGpu(host.size()) {
     REQUIRE(cudaMemcpy(memory_.data(), host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice) == cudaSuccess);
   }
 
+  void poison() const { REQUIRE(cudaMemset(memory_.data(), 0xff, size_ * sizeof(T)) == cudaSuccess); }
   T* get() const { return memory_.as<T>(); }
   // After all kernels have ended.
   std::vector<T> host() const {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/dense_products.h"
 #include "kernels/cuda/expand.h"
 #include "kernels/cuda/memory.h"
@@ -22,6 +23,12 @@ constexpr int64_t kBandUnit = 256;
 // Rows of bf16 from which on this is faster than expanding in the product, see bench/RESULTS.md.
 constexpr int64_t kLeastRowsBitmap = 1024;
 constexpr int64_t kLeastRowsBalanced = 2048;
+// Those from which on expanding on the way is faster than expanding first, and from which on it no longer is. With
+// fewer it is where every block has one item: else the last ones would wait for all tiles.
+constexpr int64_t kLeastRowsOnTheWay = 2048;
+constexpr int64_t kLeastRowsLibrary = 3072;
+constexpr int64_t kItemRows = 128;
+constexpr int64_t kItemTokens = 256;
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -71,14 +78,22 @@ struct DenseTask {
 }  // namespace
 
 struct DenseProducts::State {
-  State(const CublasLt& library, DeviceMemory weights, DeviceMemory workspace)
-      : library(library), handle(library.destroy), weights(std::move(weights)), workspace(std::move(workspace)) {}
+  State(const CublasLt& library, DeviceMemory weights, DeviceMemory workspace, DeviceMemory progress)
+      : library(library),
+        handle(library.destroy),
+        weights(std::move(weights)),
+        workspace(std::move(workspace)),
+        progress(std::move(progress)) {}
 
   const CublasLt& library;
   Handle handle;
   DeviceMemory weights;
   DeviceMemory workspace;
+  DeviceMemory progress;  // of launch_expanded_product; empty where the device has no such products
 
+  ExpansionRoom room() const {
+    return {weights.as<uint8_t>(), progress.as<uint32_t>(), progress.bytes() > 0 ? weights.bytes() / kDenseBytes : 0};
+  }
   Status multiply(const DenseTask& task, cudaStream_t stream) const;
 };
 
@@ -94,7 +109,19 @@ Result<DenseProducts> DenseProducts::create(int64_t room_bytes) {
   if (!weights.is_ok()) return weights.status();
   Result<DeviceMemory> workspace = DeviceMemory::allocate(kWorkspaceBytes);
   if (!workspace.is_ok()) return workspace.status();
-  auto state = std::make_unique<State>(library.value(), std::move(weights.value()), std::move(workspace.value()));
+  int device = 0;
+  ESPALIER_CUDA_TRY(cudaGetDevice(&device));
+  DeviceMemory progress;
+  if (has_wide_products(device)) {
+    Result<DeviceMemory> words =
+        DeviceMemory::allocate(expansion_words(room_bytes / kDenseBytes) * int64_t{sizeof(uint32_t)});
+    if (!words.is_ok()) return words.status();
+    progress = std::move(words.value());
+    ESPALIER_CUDA_TRY(cudaMemset(progress.data(), 0, static_cast<size_t>(progress.bytes())));
+    ESPALIER_CUDA_TRY(cudaStreamSynchronize(nullptr));
+  }
+  auto state = std::make_unique<State>(library.value(), std::move(weights.value()), std::move(workspace.value()),
+                                       std::move(progress));
   ESPALIER_TRY(to_status(library.value().create(state->handle.out()), "cublasLtCreate"));
   return DenseProducts(std::move(state));
 }
@@ -165,6 +192,17 @@ Status DenseProducts::launch(const Product& product, cudaStream_t stream) {
                   "bf16 of one part");
   }
   const DeviceTiles& weights = product.weights;
+  const ExpansionRoom room = state_->room();
+  if (expansion_tiles(weights) <= room.tiles && is_faster(product)) {
+    const Result<DeviceLimits> limits = current_limits();
+    if (!limits.is_ok()) return limits.status();
+    const int64_t rows = product.tokens * int64_t{product.parts};
+    const int64_t items =
+        (weights.rows + kItemRows - 1) / kItemRows * ((product.tokens + kItemTokens - 1) / kItemTokens);
+    if (rows < kLeastRowsLibrary && (rows >= kLeastRowsOnTheWay || items <= limits.value().multiprocessors)) {
+      return launch_expanded_product(product, room, stream);
+    }
+  }
   const int64_t stride = round_up(weights.cols, kTileWidth);
   const int64_t most = state_->weights.bytes() / (stride * 2) / kTileHeight * kTileHeight;
   if (most < 1) return Status(Code::kUsage, "there is no room for 16 expanded rows of " + std::to_string(stride));

@@ -1,5 +1,6 @@
-// Products of very many tokens by one matrix with zeros anywhere: the tiles are expanded to rows once, and cuBLASLt
-// multiplies these, where launch_wide_product expands them again for every 256 tokens. Plain C++.
+// Products of very many tokens by one matrix with zeros anywhere: the tiles are expanded once, where
+// launch_wide_product expands them again for every 256 tokens. They are expanded on the way (launch_expanded_product),
+// or to rows before cuBLASLt multiplies these: what takes less time. Plain C++.
 #pragma once
 
 #include <cstdint>

@@ -29,8 +29,9 @@ __device__ __forceinline__ void line_up(uint32_t (&quarters)[4][4], int t) {
   }
 }
 
-template <class Tile>
-__device__ __forceinline__ void expand_tile(Tile& tile, uint16_t* out, int64_t stride, int lane) {
+// put(i, values, below): lane 4g + t's eight inputs from 32i + 8t on, of row g and of row g + 8.
+template <class Tile, class Put>
+__device__ __forceinline__ void expand_tile(Tile& tile, int lane, const Put& put) {
   uint32_t upper[4][4];
   uint32_t lower[4][4];
   const auto quarter = [&]<int kQuarter>() {
@@ -53,11 +54,10 @@ __device__ __forceinline__ void expand_tile(Tile& tile, uint16_t* out, int64_t s
   quarter.template operator()<3>();
   line_up<Tile>(upper, lane % 4);
   line_up<Tile>(lower, lane % 4);
-  auto* const to = reinterpret_cast<uint4*>(out + lane / 4 * stride + lane % 4 * 8);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    to[4 * i] = {upper[i][0], upper[i][1], upper[i][2], upper[i][3]};
-    to[4 * i + stride] = {lower[i][0], lower[i][1], lower[i][2], lower[i][3]};  // eight rows on
+    put(i, uint4{upper[i][0], upper[i][1], upper[i][2], upper[i][3]},
+        uint4{lower[i][0], lower[i][1], lower[i][2], lower[i][3]});
   }
 }
 
@@ -107,7 +107,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1) expand_kernel(const __grid_con
     tile.begin(args, ring + stage * args.stage_bytes, lane);
     const int64_t row_tile = at / args.col_tiles;
     const int64_t col = at - row_tile * args.col_tiles;
-    expand_tile(tile, args.out + row_tile * kTileHeight * out_stride + col * kTileWidth, out_stride, lane);
+    uint16_t* const out = args.out + row_tile * kTileHeight * out_stride + col * kTileWidth;
+    auto* const to = reinterpret_cast<uint4*>(out + lane / 4 * out_stride + lane % 4 * 8);
+    expand_tile(tile, lane, [&](int i, uint4 upper, uint4 lower) {
+      to[4 * i] = upper;
+      to[4 * i + out_stride] = lower;  // eight rows on
+    });
     Tile::finish();
     __syncwarp();
     if (lane == 0) fetch(stage);

@@ -102,4 +102,24 @@ Status launch_wide_product(const Product& product, CUstream_st* stream, const Wi
 // groups, of kMostFewRows / parts tokens; no `experts`, no `inputs`.
 Status launch_rows(const Product& product, bool has_wide, CUstream_st* stream);
 
+// What launch_expanded_product needs beside its operands. Launches with the same room run one after the other.
+struct ExpansionRoom {
+  // 4096 bytes a tile, 128-byte aligned; overwritten.
+  uint8_t* expanded = nullptr;
+  // expansion_words(tiles), zero before the first launch; its own afterwards.
+  uint32_t* progress = nullptr;
+  int64_t tiles = 0;
+};
+constexpr int64_t expansion_words(int64_t tiles) { return 32 + tiles; }
+// Tiles of a matrix.
+int64_t expansion_tiles(const DeviceTiles& weights);
+
+// Whether launch_expanded_product takes a product: by one n:32 or bitmap matrix, in order (no `experts`, no `inputs`).
+bool takes_expanded(const Product& product);
+
+// The same product where tokens are so many that weights would be expanded several times: some warps write dense tiles
+// to memory, the others multiply by these as soon as they are there. Errors: kUsage for what it does not take and if
+// there is too little room, kDevice. Nothing is allocated.
+Status launch_expanded_product(const Product& product, const ExpansionRoom& room, CUstream_st* stream);
+
 }  // namespace espalier::cuda

@@ -3,7 +3,7 @@
 #include "kernels/cuda/decode/decode_kernel.cuh"
 #include "kernels/cuda/expand.cuh"
 #include "kernels/cuda/tile_dense.cuh"
-#include "kernels/cuda/wide.cuh"
+#include "kernels/cuda/wide_expanded.cuh"
 
 namespace espalier::cuda {
 namespace {
@@ -57,5 +57,6 @@ WideKernel balanced_wide(int tokens) { return choose_wide<BalancedTile>(tokens);
 
 DecodeKernel balanced_decode(bool kv_is_bf16) { return choose_decode<DenseTile, BalancedTile>(kv_is_bf16); }
 ExpandKernel balanced_expand() { return make_expand<BalancedTile, 24>(); }
+WideKernel balanced_expanded() { return make_wide_by_rows<ByExpansion<BalancedTile>>(); }
 
 }  // namespace espalier::cuda

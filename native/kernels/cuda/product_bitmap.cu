@@ -2,7 +2,7 @@
 // follow lane after lane, one scan of a warp finds where, and they are moved behind the first ones. Then every lane
 // walks its two rows, at conflict-free places, with no counting of bits.
 #include "kernels/cuda/expand.cuh"
-#include "kernels/cuda/wide.cuh"
+#include "kernels/cuda/wide_expanded.cuh"
 
 namespace espalier::cuda {
 namespace {
@@ -108,5 +108,6 @@ ProductKernel bitmap_kernel(int tokens) {
 WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile>(tokens); }
 
 ExpandKernel bitmap_expand() { return make_expand<BitmapTile, 24>(); }
+WideKernel bitmap_expanded() { return make_wide_by_rows<ByExpansion<BitmapTile>>(); }
 
 }  // namespace espalier::cuda

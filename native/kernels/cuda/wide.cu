@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/product_launch.h"
-#include "kernels/cuda/wide_dense.cuh"
+#include "kernels/cuda/wide_expanded.cuh"
 
 namespace espalier::cuda {
 namespace {
@@ -64,20 +64,19 @@ Status describe_x(const Product& product, int box, CUtensorMap& out) {
                                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
-// The tiles of dense weights as a tensor of [blocks of 32 inputs][row tiles][16 rows][32 inputs], of which a copy takes
+// Dense tiles as a tensor of [blocks of 32 inputs][row tiles][16 rows][32 inputs], of which a copy takes
 // two blocks of 8 row tiles.
-Status describe_weights(const Product& product, const WideArgs& args, CUtensorMap& out) {
+Status describe_weights(const uint8_t* tiles, int64_t count, const WideArgs& args, CUtensorMap& out) {
   const auto encode = tensor_encoder();
   if (!encode.is_ok()) return encode.status();
   const auto blocks = static_cast<cuuint64_t>(args.col_tiles) * (kTileWidth / kBlockInputs);
-  const auto row_tiles = static_cast<cuuint64_t>(product.weights.count) * static_cast<cuuint64_t>(args.row_tiles);
+  const auto row_tiles = static_cast<cuuint64_t>(count) * static_cast<cuuint64_t>(args.row_tiles);
   const cuuint64_t sizes[] = {kBlockInputs, kTileHeight, row_tiles, blocks};
   const cuuint64_t strides[] = {kBlockInputs * 2, blocks * kBlockBytes, kBlockBytes};
   const cuuint32_t boxes[] = {kBlockInputs, kTileHeight, kWideRowTiles, kWideInputs / kBlockInputs};
   const cuuint32_t steps[] = {1, 1, 1, 1};
-  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
-                                      const_cast<uint8_t*>(product.weights.tiles), sizes, strides, boxes, steps,
-                                      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
+  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<uint8_t*>(tiles), sizes,
+                                      strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
                                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
@@ -199,6 +198,38 @@ Status start(const WideLaunch& launch, WideArgs args, const WideRange& range, cu
   return Status::ok();
 }
 
+// Shared memory of a block, of which it has some beside the rings.
+Status choose_memory(WideLaunch& launch, WideArgs& args, int beside) {
+  const WideKernel& kernel = launch.kernel;
+  // What comes beside the rings begins at a multiple of 128.
+  const int more = beside > 0 ? beside + 128 : 0;
+  // Of a multiprocessor's memory every block takes 1 KiB beside its own.
+  const int room = std::min(launch.limits.shared_bytes, launch.limits.all_shared_bytes / kernel.resident - 1024);
+  const int rings = choose_stages(args, kernel, room - more);
+  if (rings == 0) return Status(Code::kUsage, "this device has too little shared memory for the product");
+  launch.shared = rings + more;
+  ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
+  return Status::ok();
+}
+
+Status choose_clusters(const WideLaunch& launch, const WideArgs& args, const WideTuning& tuning, WideRange& all) {
+  const int items = launch.product.groups * args.token_blocks * all.count;
+  const Result<int> split = tuning.split > 0 ? Result<int>(tuning.split) : choose_split(launch, items, args.col_tiles);
+  if (!split.is_ok()) return split.status();
+  all.split = split.value();
+  if (all.split == 1) all.mates = tuning.mates > 0 ? tuning.mates : all.count > 1 ? 2 : 1;
+  return Status::ok();
+}
+
+// Row tiles that are under way at the same time, see WideWalk.
+Result<int> rows_at_a_time(const WideLaunch& launch, const WideArgs& args, const WideRange& all) {
+  const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, all.mates * all.split);
+  if (!fit.is_ok()) return fit.status();
+  const int band = kWideBand * args.token_blocks;
+  const int row_groups = fit.value() / band * kWideBand + std::min(fit.value() % band, kWideBand);
+  return std::min(row_groups * all.mates * kWideRowTiles, args.row_tiles);
+}
+
 }  // namespace
 
 bool has_wide_products(int device) {
@@ -215,27 +246,18 @@ Status launch_wide_product(const Product& product, cudaStream_t stream, const Wi
   const Result<DeviceLimits> limits = current_limits();
   if (!limits.is_ok()) return limits.status();
   WideLaunch launch{product, find_kernel(product.weights.layout, product.tokens), limits.value()};
-  const WideKernel& kernel = launch.kernel;
 
   WideArgs args{};
   describe(product, args);
-  if (kernel.by_rows) {
+  if (launch.kernel.by_rows) {
     args.stage_bytes = kRowStageBytes / kWideRowTiles;
-    ESPALIER_TRY(describe_weights(product, args, args.tensor));
+    ESPALIER_TRY(describe_weights(product.weights.tiles, product.weights.count, args, args.tensor));
   }
-  args.token_blocks = (product.tokens + kernel.tokens - 1) / kernel.tokens;
-  // Of a multiprocessor's memory every block takes 1 KiB beside its own.
-  const int room = std::min(launch.limits.shared_bytes, launch.limits.all_shared_bytes / kernel.resident - 1024);
-  launch.shared = choose_stages(args, kernel, room);
-  if (launch.shared == 0) return Status(Code::kUsage, "this device has too little shared memory for the product");
-  ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
+  args.token_blocks = (product.tokens + launch.kernel.tokens - 1) / launch.kernel.tokens;
+  ESPALIER_TRY(choose_memory(launch, args, 0));
 
   WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
-  const int items = product.groups * args.token_blocks * all.count;
-  const Result<int> split = tuning.split > 0 ? Result<int>(tuning.split) : choose_split(launch, items, args.col_tiles);
-  if (!split.is_ok()) return split.status();
-  all.split = split.value();
-  if (all.split == 1) all.mates = tuning.mates > 0 ? tuning.mates : all.count > 1 ? 2 : 1;
+  ESPALIER_TRY(choose_clusters(launch, args, tuning, all));
   WideRange tail;
   if (all.split == 1 && tuning.split == 0 && product.groups == 1) {
     const Result<WideRange> cut = cut_tail(launch, args, all);
@@ -244,6 +266,52 @@ Status launch_wide_product(const Product& product, cudaStream_t stream, const Wi
   }
   ESPALIER_TRY(start(launch, args, all, stream));
   return tail.count == 0 ? Status::ok() : start(launch, args, tail, stream);
+}
+
+bool takes_expanded(const Product& product) {
+  const TileLayout layout = product.weights.layout;
+  return product.weights.count == 1 && product.groups == 1 && product.experts == nullptr && product.inputs == nullptr &&
+         (layout == TileLayout::kBalanced || layout == TileLayout::kBitmap);
+}
+
+int64_t expansion_tiles(const DeviceTiles& weights) {
+  return (weights.rows + kTileHeight - 1) / kTileHeight * ((weights.cols + kTileWidth - 1) / kTileWidth);
+}
+
+Status launch_expanded_product(const Product& product, const ExpansionRoom& room, cudaStream_t stream) {
+  ESPALIER_TRY(check_sizes(product));
+  if (!takes_expanded(product)) {
+    return Status(Code::kUsage,
+                  "a product that expands weights on the way takes one n:32 or bitmap matrix, and rows "
+                  "of x in order");
+  }
+  const int64_t tiles = expansion_tiles(product.weights);
+  if (tiles > room.tiles) {
+    return Status(Code::kUsage, "there is room for " + std::to_string(room.tiles) + " expanded tiles, not for " +
+                                    std::to_string(tiles));
+  }
+  const Result<DeviceLimits> limits = current_limits();
+  if (!limits.is_ok()) return limits.status();
+  const bool is_bitmap = product.weights.layout == TileLayout::kBitmap;
+  WideLaunch launch{product, is_bitmap ? bitmap_expanded() : balanced_expanded(), limits.value()};
+
+  WideArgs args{};
+  describe(product, args);
+  args.expand_bytes = (args.stage_bytes + 127) / 128 * 128;
+  args.stage_bytes = kRowStageBytes / kWideRowTiles;
+  args.expanded = room.expanded;
+  args.progress = room.progress;
+  args.early = false;
+  ESPALIER_TRY(describe_weights(room.expanded, 1, args, args.tensor));
+  args.token_blocks = (product.tokens + launch.kernel.tokens - 1) / launch.kernel.tokens;
+  ESPALIER_TRY(choose_memory(launch, args, kExpanders * expander_bytes(args.expand_bytes)));
+
+  WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
+  ESPALIER_TRY(choose_clusters(launch, args, {}, all));
+  const Result<int> expand_rows = rows_at_a_time(launch, args, all);
+  if (!expand_rows.is_ok()) return expand_rows.status();
+  args.expand_row_tiles = expand_rows.value();
+  return start(launch, args, all, stream);
 }
 
 }  // namespace espalier::cuda

@@ -7,7 +7,8 @@
 // (`mates`), or the same rows and different inputs (`split`), and add up in the end. Sums are made in the same order
 // whatever the grid is.
 //
-// Dense weights of more than 128 tokens are not turned into registers: wide_dense.cuh.
+// Dense weights of more than 128 tokens are not turned into registers: wide_dense.cuh. Others that are expanded once
+// for all tokens: wide_expanded.cuh.
 //
 // A layout's struct Tile has, beside what product.cuh lists:
 //   Operand             registers of a tile, with load(tile) and multiply<kHalf>(sums, x) for half of its inputs
@@ -160,14 +161,28 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
   if (args.split > 1) ptx::cluster_barrier();
 }
 
+// Of most ways of weights: the warps of the first warpgroup only fetch.
+struct WideFetches {
+  static constexpr bool kHelps = false;
+  // Registers of the first warpgroup, and of the two that multiply, where these have the multiprocessor to themselves.
+  static constexpr int kFetcherRegisters = 40;
+  static constexpr int kRegisters = 232;
+
+  // By one thread of a block, when nothing else is left to do.
+  __device__ static void end(const WideArgs&) {}
+};
+
 // How weights become operands. This one: from their tiles in shared memory to registers.
 template <class Tile>
-struct ByRegisters {
-  // Lanes that fetch, which announce a stage, and those that let go of it.
+struct ByRegisters : WideFetches {
+  // Lanes that fetch, those of them that announce a stage, and those that let go of it.
+  static constexpr int kFetchLanes = kWideRowTiles;
   static constexpr int kFetchers = kWideRowTiles;
   static constexpr int kReleases = kWideConsumers / 4;
 
-  __device__ static void fetch(const WideArgs& args, const WideRings& rings, uint32_t rank, int lane) {
+  template <int kTokens>
+  __device__ static void fetch(const WideArgs& args, const WideRings& rings, const CUtensorMap&, uint32_t rank,
+                               int lane) {
     fetch_weights<Tile>(args, rings, rank, lane);
   }
   template <int kTokens>
@@ -189,6 +204,7 @@ __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
   rings.x_empty = rings.x_full + 8 * args.x_stages;
   rings.weights_full = rings.x_empty + 8 * args.x_stages;
   rings.weights_empty = rings.weights_full + 8 * args.stages;
+  rings.beside = (rings.weights_empty + 8 * args.stages + 127) / 128 * 128;
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor(&x);
     for (int i = 0; i < args.x_stages; ++i) {
@@ -204,10 +220,15 @@ __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
   ptx::cluster_barrier();
   ptx::allow_next();
   if (warp < 4) {
-    ptx::give_registers<40>();
-    if (warp == 0 && lane < Way::kFetchers) {
+    ptx::give_registers<Way::kFetcherRegisters>();
+    if (warp == 0 && lane < Way::kFetchLanes) {
       if (!args.early) ptx::wait_for_previous();
-      Way::fetch(args, rings, rank, lane);
+      Way::template fetch<kTokens>(args, rings, x, rank, lane);
+    } else if constexpr (Way::kHelps) {
+      if (warp > 0) {
+        ptx::wait_for_previous();
+        Way::help(args, rings, warp - 1, lane);
+      }
     } else if (warp == 1 && lane == 0) {
       ptx::wait_for_previous();
       fetch_x<kTokens>(args, rings, x, rank);
@@ -215,12 +236,13 @@ __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
     __syncwarp();
     if (args.split > 1) ptx::cluster_barrier();
   } else {
-    ptx::take_registers<(kWideResident<kTokens> > 1 ? 96 : 232)>();
+    ptx::take_registers<(kWideResident<kTokens> > 1 ? 96 : Way::kRegisters)>();
     ptx::wait_for_previous();
     Way::template multiply<kTokens>(args, rings, rank, warp - 4, lane);
   }
   // Nobody leaves whose shared memory another one of the cluster may still use.
   ptx::cluster_barrier();
+  if (threadIdx.x == 0) Way::end(args);
 }
 
 // Empty where the tensor cores have no products of warpgroups: such devices are not given it.
@@ -260,5 +282,9 @@ WideKernel balanced_wide(int tokens);
 WideKernel bitmap_wide(int tokens);
 WideKernel dense_int8_wide(int tokens);
 WideKernel two_four_int8_wide(int tokens);
+
+// Those that expand on the way.
+WideKernel balanced_expanded();
+WideKernel bitmap_expanded();
 
 }  // namespace espalier::cuda

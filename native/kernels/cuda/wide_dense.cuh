@@ -19,22 +19,29 @@ __device__ __forceinline__ uint64_t describe_rows(uint32_t address) {
   return uint64_t{2} << 62 | uint64_t{512 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
 }
 
-struct ByRows {
+struct ByRows : WideFetches {
+  static constexpr int kFetchLanes = 1;
   static constexpr int kFetchers = 1;
   static constexpr int kReleases = kWideConsumers;
 
-  __device__ static void fetch(const WideArgs& args, const WideRings& rings, uint32_t rank, int) {
+  template <int kTokens>
+  __device__ static void fetch(const WideArgs& args, const WideRings& rings, const CUtensorMap&, uint32_t rank, int) {
     WidePlace place;
     for (WideWalk walk(args, rank); walk.more(); walk.next()) {
       const int row_tile = static_cast<int>(walk.expert) * args.row_tiles + walk.row_tile;
       for (int half = 2 * walk.first_col; half < 2 * walk.last_col; ++half) {
-        ptx::barrier_wait(rings.weights_empty + 8 * place.stage, place.parity ^ 1);
-        const uint32_t full = rings.weights_full + 8 * place.stage;
-        ptx::barrier_expect(full, kRowStageBytes);
-        ptx::tensor_load(rings.weights + place.stage * kRowStageBytes, &args.tensor, 0, 0, row_tile, 2 * half, full);
+        fetch_half(args, rings, place, row_tile, half);
         place.next(args.stages);
       }
     }
+  }
+  // One lane's: a stage.
+  __device__ static void fetch_half(const WideArgs& args, const WideRings& rings, const WidePlace& place, int row_tile,
+                                    int half) {
+    ptx::barrier_wait(rings.weights_empty + 8 * place.stage, place.parity ^ 1);
+    const uint32_t full = rings.weights_full + 8 * place.stage;
+    ptx::barrier_expect(full, kRowStageBytes);
+    ptx::tensor_load(rings.weights + place.stage * kRowStageBytes, &args.tensor, 0, 0, row_tile, 2 * half, full);
   }
 
   template <int kTokens>
@@ -97,9 +104,10 @@ struct ByRows {
 };
 
 // For more than 128 tokens; of fewer, operands in registers are a little faster.
-inline WideKernel make_wide_by_rows() {
+template <class Way = ByRows>
+WideKernel make_wide_by_rows() {
   constexpr int kTokens = 256;
-  return {&wide_kernel<ByRows, kTokens>, kTokens, kWideResident<kTokens>, true};
+  return {&wide_kernel<Way, kTokens>, kTokens, kWideResident<kTokens>, true};
 }
 
 }  // namespace espalier::cuda

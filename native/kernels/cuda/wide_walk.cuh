@@ -14,6 +14,11 @@ struct WideArgs : ProductArgs {
   int mates;
   int x_stages;
   CUtensorMap tensor;  // dense: the tiles, see wide_dense.cuh
+  // Of weights that are expanded on the way, see wide_expanded.cuh.
+  uint8_t* expanded;
+  uint32_t* progress;
+  int expand_bytes;      // of a stage of tiles before
+  int expand_row_tiles;  // that are expanded together
 };
 
 inline constexpr int kWideRowTiles = 8;
@@ -102,6 +107,7 @@ struct WideRings {
   uint32_t x_empty;
   uint32_t weights_full;
   uint32_t weights_empty;
+  uint32_t beside;  // where what a way of weights has beside these begins
 };
 
 }  // namespace espalier::cuda

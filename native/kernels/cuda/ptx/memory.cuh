@@ -54,6 +54,19 @@ __device__ __forceinline__ uint2 load_acquire(uint32_t from) {
   return {static_cast<uint32_t>(both), static_cast<uint32_t>(both >> 32)};
 }
 
+// A word that one thread tells others of the device: what the first did before, they see done after.
+__device__ __forceinline__ void store_release_device(uint32_t* to, uint32_t value) {
+  asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ __forceinline__ uint32_t load_acquire_device(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+// Orders what this thread did with global memory, or learnt of it, before what the copy engine does there later.
+__device__ __forceinline__ void copy_engine_global_fence() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 __device__ __forceinline__ uint2 load_shared_8(uint32_t from) {
   uint2 value;
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(from) : "memory");
