@@ -163,6 +163,26 @@ class Expander {
   uint32_t claimed_ = 0;
 };
 
+// One lane's: a block of x, or this one's share of it. fetch_x, for which nothing is computed from block to block,
+// would be slower this way.
+template <int kTokens>
+__device__ __forceinline__ void fetch_block(const WideArgs& args, const WideRings& rings, const CUtensorMap& x,
+                                            uint32_t rank, const WideWalk& walk, int half, int part, WidePlace& place) {
+  const int share = kTokens / args.mates;
+  const int mine = args.mates > 1 ? static_cast<int>(rank) * share : 0;
+  const int row = walk.group * args.tokens + walk.token * kTokens + mine;
+  ptx::barrier_wait(rings.x_empty + 8 * place.stage, place.parity ^ 1);
+  const uint32_t full = rings.x_full + 8 * place.stage;
+  ptx::barrier_expect(full, kWideXBytes<kTokens>);
+  const uint32_t to = rings.x + place.stage * kWideXBytes<kTokens> + mine * kWideInputs * 2;
+  if (args.mates == 1) {
+    ptx::tensor_load(to, &x, half * kWideInputs, part, row, full);
+  } else {
+    ptx::tensor_load_to(static_cast<uint16_t>((1u << args.mates) - 1), to, &x, half * kWideInputs, part, row, full);
+  }
+  place.next(args.x_stages);
+}
+
 template <class Tile>
 struct ByExpansion : ByRows {
   static constexpr bool kHelps = true;
