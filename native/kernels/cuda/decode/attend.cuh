@@ -46,6 +46,8 @@ __device__ __forceinline__ void prepare_head(const DecodeTask& task, const Decod
     high[j] = load(begin + half + i);
   }
   const float* norm = is_query ? layer.q_norm : is_value ? nullptr : layer.k_norm;
+  float low_norm[kPairs] = {};
+  float high_norm[kPairs] = {};
   if (norm != nullptr) {
     const bool whole = is_query ? layer.q_norm_whole : layer.k_norm_whole;
     int count = shape.head_dim;
@@ -54,18 +56,26 @@ __device__ __forceinline__ void prepare_head(const DecodeTask& task, const Decod
       const int first = is_query ? 0 : shape.heads * shape.head_dim;
       count *= is_query ? shape.heads : shape.kv_heads;
       norm += begin - first;
+#pragma unroll 1
       for (int i = lane; i < count; i += 32) squares += load(first + i) * load(first + i);
     } else {
 #pragma unroll
       for (int j = 0; j < kPairs; ++j) squares += low[j] * low[j] + high[j] * high[j];
     }
-    const float scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(count) + task.epsilon);
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
       const int i = lane + 32 * j;
       if (i >= half) continue;
-      low[j] *= scale * norm[i];
-      high[j] *= scale * norm[half + i];
+      low_norm[j] = norm[i];
+      high_norm[j] = norm[half + i];
+    }
+    const float scale = __frsqrt_rn(__fdividef(warp_sum(squares), static_cast<float>(count)) + task.epsilon);
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      const int i = lane + 32 * j;
+      if (i >= half) continue;
+      low[j] *= scale * low_norm[j];
+      high[j] *= scale * high_norm[j];
     }
   }
 #pragma unroll
@@ -114,6 +124,7 @@ __device__ __forceinline__ void attend_keys(const DecodeTask& task, const Decode
       const int place = share.position % kKvTokens;
       T* to = static_cast<T*>(is_value ? layer.values : layer.keys) + base + (is_value ? place * dim : place);
       const int step = is_value ? 1 : kKvTokens;
+#pragma unroll 1
       for (int i = lane; i < dim; i += 32) {
         const T rounded = static_cast<T>(out[i]);
         to[i * step] = rounded;
