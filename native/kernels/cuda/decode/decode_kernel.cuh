@@ -238,6 +238,7 @@ class Decoder {
   __device__ void prefetch(const DecodeLayer& next) const {
     // Not by the thread that waits for other blocks.
     if (threadIdx.x != kDecodeThreads - 32) return;
+    prefetch_beyond_rings(next);
     prefetch_share(next.router, static_cast<int64_t>(task_.routing.rows) * task_.hidden *
                                     (task_.router_is_bf16 ? sizeof(__nv_bfloat16) : sizeof(float)));
     prefetch_small(0, next.attention_norm, task_.hidden);
@@ -247,6 +248,15 @@ class Decoder {
     prefetch_small(4, next.q_norm, task_.heads.head_dim);
     prefetch_small(5, next.k_norm, task_.heads.head_dim);
     prefetch_small(6, reinterpret_cast<const float*>(next.expert_of_row), task_.routing.rows);
+  }
+  // The tiles of Wq, Wk and Wv that the rings have no room for: the last ones.
+  __device__ void prefetch_beyond_rings(const DecodeLayer& next) const {
+    const DecodeProduct& product = task_.products[kQkv];
+    const int in_rings = task_.room.ring / product.tile_bytes * kDecodeWarps * static_cast<int>(gridDim.x);
+    const int tiles = product.row_tiles * product.col_tiles;
+    if (tiles <= in_rings) return;
+    prefetch_share(next.tiles[kQkv] + static_cast<int64_t>(in_rings) * product.tile_bytes,
+                   static_cast<int64_t>(tiles - in_rings) * product.tile_bytes);
   }
   // One block's.
   __device__ static void prefetch_small(int block, const float* from, int count) {
