@@ -21,8 +21,8 @@ struct AttendRoom {
     float sums[kDecodeHeads][kDecodeThreads];
   };
   float weights[kDecodeHeads][kAttendChunk];
-  float chunk_most[kDecodeHeads];
-  float chunk_total[kDecodeHeads];
+  // What the sums of the chunks before are multiplied by.
+  float before[kDecodeHeads];
 };
 
 // A head of the row's queries, keys or values: bias, norm, clamp, rotation. A warp's.
@@ -46,6 +46,8 @@ __device__ __forceinline__ void prepare_head(const DecodeTask& task, const Decod
     high[j] = load(begin + half + i);
   }
   const float* norm = is_query ? layer.q_norm : is_value ? nullptr : layer.k_norm;
+  float low_norm[kPairs] = {};
+  float high_norm[kPairs] = {};
   if (norm != nullptr) {
     const bool whole = is_query ? layer.q_norm_whole : layer.k_norm_whole;
     int count = shape.head_dim;
@@ -54,18 +56,26 @@ __device__ __forceinline__ void prepare_head(const DecodeTask& task, const Decod
       const int first = is_query ? 0 : shape.heads * shape.head_dim;
       count *= is_query ? shape.heads : shape.kv_heads;
       norm += begin - first;
+#pragma unroll 1
       for (int i = lane; i < count; i += 32) squares += load(first + i) * load(first + i);
     } else {
 #pragma unroll
       for (int j = 0; j < kPairs; ++j) squares += low[j] * low[j] + high[j] * high[j];
     }
-    const float scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(count) + task.epsilon);
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
       const int i = lane + 32 * j;
       if (i >= half) continue;
-      low[j] *= scale * norm[i];
-      high[j] *= scale * norm[half + i];
+      low_norm[j] = norm[i];
+      high_norm[j] = norm[half + i];
+    }
+    const float scale = __frsqrt_rn(__fdividef(warp_sum(squares), static_cast<float>(count)) + task.epsilon);
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      const int i = lane + 32 * j;
+      if (i >= half) continue;
+      low[j] *= scale * low_norm[j];
+      high[j] *= scale * high_norm[j];
     }
   }
 #pragma unroll
@@ -114,6 +124,7 @@ __device__ __forceinline__ void attend_keys(const DecodeTask& task, const Decode
       const int place = share.position % kKvTokens;
       T* to = static_cast<T*>(is_value ? layer.values : layer.keys) + base + (is_value ? place * dim : place);
       const int step = is_value ? 1 : kKvTokens;
+#pragma unroll 1
       for (int i = lane; i < dim; i += 32) {
         const T rounded = static_cast<T>(out[i]);
         to[i * step] = rounded;
@@ -124,10 +135,9 @@ __device__ __forceinline__ void attend_keys(const DecodeTask& task, const Decode
   sync_workers();
 
   float sums[kDecodeHeads] = {};
-  float most[kDecodeHeads];
-  float total[kDecodeHeads] = {};
-#pragma unroll
-  for (int h = 0; h < kDecodeHeads; ++h) most[h] = -INFINITY;
+  // Of a warp's head, so far: the largest score, and the sum of the weights.
+  float most = -INFINITY;
+  float total = 0;
   for (;;) {
     const int own_place = share.position - loads.chunk * kAttendChunk;
     const int key = loads.chunk * kAttendChunk + lane;
@@ -166,33 +176,26 @@ __device__ __forceinline__ void attend_keys(const DecodeTask& task, const Decode
       float all = 0;
 #pragma unroll
       for (int w = 0; w < kDecodeWarps; ++w) all += room.scores[w][warp][lane];
-      const float largest = warp_max(visible ? all : -INFINITY);
-      const float weight = visible ? expf(all - largest) : 0.0f;
-      const float of_chunk = warp_sum(weight);
+      const float together = fmaxf(most, warp_max(visible ? all : -INFINITY));
+      const float weight = visible ? expf(all - together) : 0.0f;
+      const float before = expf(most - together);
+      total = total * before + warp_sum(weight);
+      most = together;
       room.weights[warp][lane] = weight;
-      if (lane == 0) {
-        room.chunk_most[warp] = largest;
-        room.chunk_total[warp] = of_chunk;
-      }
+      if (lane == 0) room.before[warp] = before;
     }
     sync_workers();
 #pragma unroll
     for (int h = 0; h < kDecodeHeads; ++h) {
       if (h >= group) break;
-      const float together = fmaxf(most[h], room.chunk_most[h]);
-      const float before = expf(most[h] - together);
-      const float now = expf(room.chunk_most[h] - together);
-      total[h] = total[h] * before + room.chunk_total[h] * now;
-      most[h] = together;
-      float of_chunk = 0;
+      sums[h] *= room.before[h];
 #pragma unroll
       for (int j = 0; j < kMine; j += 4) {
         if (j >= values_each || first_value + j >= kAttendChunk) continue;
         const float4 weight = *reinterpret_cast<const float4*>(&room.weights[h][first_value + j]);
-        of_chunk += weight.x * loads.values[j] + weight.y * loads.values[j + 1] + weight.z * loads.values[j + 2] +
-                    weight.w * loads.values[j + 3];
+        sums[h] += weight.x * loads.values[j] + weight.y * loads.values[j + 1] + weight.z * loads.values[j + 2] +
+                   weight.w * loads.values[j + 3];
       }
-      sums[h] = sums[h] * before + of_chunk * now;
     }
     if (is_last) break;
     loads.load_values(task, layer);
@@ -205,22 +208,23 @@ __device__ __forceinline__ void attend_keys(const DecodeTask& task, const Decode
   }
   sync_workers();
   const int stride = dim + 2;
+  const auto partial_of = [&](int h) {
+    return task.partials + (static_cast<int64_t>(kv_head * group + h) * share.splits + split) * stride;
+  };
   const int shares = (kAttendChunk + values_each - 1) / values_each;
+#pragma unroll 1
   for (int i = threadIdx.x; i < group * dim; i += kDecodeThreads) {
     const int h = i / dim;
     const int d = i - h * dim;
     float sum = 0;
+#pragma unroll 4
     for (int s = 0; s < shares; ++s) sum += room.sums[h][s * dim + d];
-    task.partials[(static_cast<int64_t>(kv_head * group + h) * share.splits + split) * stride + d] = sum;
+    partial_of(h)[d] = sum;
   }
-  if (threadIdx.x == 0) {
-#pragma unroll
-    for (int h = 0; h < kDecodeHeads; ++h) {
-      if (h >= group) break;
-      float* partial = task.partials + (static_cast<int64_t>(kv_head * group + h) * share.splits + split) * stride;
-      partial[dim] = most[h];
-      partial[dim + 1] = total[h];
-    }
+  if (warp < group && lane == 0) {
+    float* partial = partial_of(warp) + dim;
+    partial[0] = most;
+    partial[1] = total;
   }
 }
 
@@ -242,9 +246,11 @@ __device__ __forceinline__ void merge_partials(const DecodeTask& task, int split
     ahead[j] = mine < groups && s < splits ? __ldcg(partials + s * stride + d) : 0.0f;
   }
   float most = -INFINITY;
+#pragma unroll 1
   for (int s = lane; s < splits; s += 32) most = fmaxf(most, __ldcg(partials + s * stride + dim));
   most = warp_max(most);
   float total = 0;
+#pragma unroll 1
   for (int s = lane; s < splits; s += 32) {
     const float factor = expf(__ldcg(partials + s * stride + dim) - most);
     total += factor * __ldcg(partials + s * stride + dim + 1);
@@ -259,12 +265,14 @@ __device__ __forceinline__ void merge_partials(const DecodeTask& task, int split
     if (mine < groups && s < splits) sum += factors[s] * ahead[j];
   }
   if (mine < groups) {
+#pragma unroll 1
     for (int s = mine + kAhead * groups; s < splits; s += groups) sum += factors[s] * __ldcg(partials + s * stride + d);
   }
   sums[threadIdx.x] = sum;
   sync_workers();
   if (threadIdx.x < dim) {
     float all = 0;
+#pragma unroll 2
     for (int g = 0; g < groups; ++g) all += sums[g * dim + threadIdx.x];
     store_parts(task.mixed, 0, head * dim + static_cast<int>(threadIdx.x), all / total);
   }

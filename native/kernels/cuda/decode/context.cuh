@@ -61,7 +61,9 @@ __device__ __forceinline__ void load_layer(const DecodeTask& task, DecodeContext
   static_assert(sizeof(DecodeLayer) % 8 == 0);
   const auto* from = reinterpret_cast<const uint64_t*>(task.of_layers + index);
   auto* to = reinterpret_cast<uint64_t*>(&context.layers[index % 2]);
-  for (int i = threadIdx.x; i < static_cast<int>(sizeof(DecodeLayer) / 8); i += kDecodeThreads) to[i] = from[i];
+  // The first warp has to wait for other blocks meanwhile.
+  const int mine = kDecodeThreads - 1 - static_cast<int>(threadIdx.x);
+  for (int i = mine; i < static_cast<int>(sizeof(DecodeLayer) / 8); i += kDecodeThreads) to[i] = from[i];
 }
 
 // What all warps find in shared memory; all of them call it.

@@ -68,7 +68,7 @@ class Pieces {
 int64_t lay_out(DecodeTask& task, void* memory, int multiprocessors) {
   const int64_t queries = static_cast<int64_t>(task.heads.heads) * task.heads.head_dim;
   Pieces pieces(memory);
-  pieces.take(task.arrived, 2);
+  pieces.take(task.arrived, kGridCounters + task.heads.kv_heads);
   pieces.take(task.qkv, task.products[kQkv].rows);
   pieces.take(task.partials, task.heads.heads * splits_of(task, multiprocessors) * (task.heads.head_dim + 2));
   task.mixed = {nullptr, task.parts, part_stride(queries)};

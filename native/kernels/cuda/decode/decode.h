@@ -51,6 +51,9 @@ struct DecodeProduct {
   int split = 1;  // warps that share a row tile
 };
 
+// Counters that all blocks wait for each other by, besides those of some blocks.
+inline constexpr int kGridCounters = 2;
+
 // Bytes of the parts of a block's shared memory.
 struct DecodeRoom {
   int x = 0;
@@ -86,7 +89,7 @@ struct DecodeTask {
   float* logits = nullptr;      // [routing.rows]
   PartRows gated;               // [top_k] rows of an expert's width
   float* down = nullptr;        // [hidden]
-  unsigned* arrived = nullptr;  // two counters, zeros before and after
+  unsigned* arrived = nullptr;  // kGridCounters, and one for each KV head; zeros before and after
 
   DecodeRoom room;  // launch_decode's
 };

@@ -33,13 +33,12 @@ class Decoder {
         sums_(sums),
         warp_(threadIdx.x / 32),
         tiles_(context, shared.ring(task, warp_), task.room.ring),
-        grid_(task.arrived) {}
+        grid_(task.arrived, task.heads.kv_heads) {}
 
   __device__ void run() {
     ChunkLoads<T> keys(task_, context_);
     for (int i = 0; i < task_.layers; ++i) {
       const DecodeLayer& layer = context_.layers[i % 2];
-      if (i + 1 < task_.layers) load_layer(task_, context_, i + 1);
       add_and_norm(task_,
                    {shared_.residual, i > 0 ? task_.down : nullptr, nullptr, layer.attention_norm, shared_.x, nullptr});
       // On their way while the row's own are computed; not before the call, which would wait for them.
@@ -47,6 +46,7 @@ class Decoder {
       keys.load_values(task_, layer);
       multiply<AttentionTile>(kQkv);
       grid_.arrive();
+      if (i + 1 < task_.layers) load_layer(task_, context_, i + 1);
       attend(layer, keys);
       load_x(shared_.x, task_.mixed, 1, task_.products[kOutput].col_tiles);
       multiply<AttentionTile>(kOutput);
@@ -82,12 +82,18 @@ class Decoder {
   __device__ void attend(const DecodeLayer& layer, ChunkLoads<T>& keys) {
     AttendRoom& room = *reinterpret_cast<AttendRoom*>(shared_.scratch);
     grid_.wait();
-    if (keys.any()) attend_keys(task_, context_, layer, keys, room);
+    if (keys.any()) {
+      attend_keys(task_, context_, layer, keys, room);
+      grid_.arrive_at(keys.kv_head);
+    }
     if (keys.share.each > 1) keys.begin(task_, context_);
-    grid_.arrive();
-    grid_.wait();
-    for (int head = blockIdx.x; head < task_.heads.heads; head += gridDim.x) {
-      merge_partials(task_, keys.share.splits, head, &room.weights[0][0], &room.sums[0][0]);
+    // The blocks of a KV head merge its query heads; they wait for each other only.
+    attended_ += keys.share.splits;
+    const int group = task_.heads.heads / task_.heads.kv_heads;
+    const int blocks = gridDim.x / task_.heads.kv_heads;
+    for (int h = keys.split < blocks ? keys.split : group; h < group; h += blocks) {
+      if (h == keys.split) grid_.wait_at(keys.kv_head, attended_);
+      merge_partials(task_, keys.share.splits, keys.kv_head * group + h, &room.weights[0][0], &room.sums[0][0]);
     }
     grid_.arrive();
     grid_.wait();
@@ -155,6 +161,7 @@ class Decoder {
     const uint32_t x = ptx::shared_address(shared_.x + part * x_stride(groups * product.col_tiles));
     const ProductArgs none{};
     int buffer = 0;
+    int adder = 0;
     int item = share.item;
     int column = share.part;
     float acc[1][4] = {};
@@ -178,7 +185,9 @@ class Decoder {
         column += product.split;
         if (column < share.columns) continue;
       }
-      add_up(kind, product.split, item, sums_[buffer][warp_], acc[0]);
+      add_up(kind, product.split, adder, item, sums_[buffer][warp_], acc[0]);
+      // The warps of a team take turns, so that none is behind the others.
+      adder = adder + 1 < product.split ? adder + 1 : 0;
       // With two buffers, the next meeting keeps writers of this one away until it has been read.
       buffer ^= 1;
 #pragma unroll
@@ -190,7 +199,7 @@ class Decoder {
   }
 
   // The sums of a team's warps for an item, and where they go.
-  __device__ void add_up(int kind, int split, int item, float* mine, const float (&acc)[4]) {
+  __device__ void add_up(int kind, int split, int adder, int item, float* mine, const float (&acc)[4]) {
     const int lane = threadIdx.x % 32;
     if (lane % 4 == 0) {
       mine[lane / 4] = task_.parts == 2 ? acc[0] + acc[1] : acc[0];
@@ -201,10 +210,11 @@ class Decoder {
     } else {
       ptx::named_barrier(1 + warp_ / split, split * 32);
     }
-    if (warp_ % split != 0 || lane >= kTileHeight) return;
+    if (warp_ % split != adder || lane >= kTileHeight) return;
+    const float* const first = mine - adder * kTileHeight;
     float sum = 0;
 #pragma unroll 4
-    for (int p = 0; p < split; ++p) sum += mine[p * kTileHeight + lane];
+    for (int p = 0; p < split; ++p) sum += first[p * kTileHeight + lane];
     if (kind == kGateUp) {
       store_gated(item, lane, sum);
       return;
@@ -226,7 +236,9 @@ class Decoder {
 
   // Brings into the L2 cache what the next layer would have to wait for: what no ring fetches ahead.
   __device__ void prefetch(const DecodeLayer& next) const {
-    if (threadIdx.x != 0) return;
+    // Not by the thread that waits for other blocks.
+    if (threadIdx.x != kDecodeThreads - 32) return;
+    prefetch_beyond_rings(next);
     prefetch_share(next.router, static_cast<int64_t>(task_.routing.rows) * task_.hidden *
                                     (task_.router_is_bf16 ? sizeof(__nv_bfloat16) : sizeof(float)));
     prefetch_small(0, next.attention_norm, task_.hidden);
@@ -236,6 +248,15 @@ class Decoder {
     prefetch_small(4, next.q_norm, task_.heads.head_dim);
     prefetch_small(5, next.k_norm, task_.heads.head_dim);
     prefetch_small(6, reinterpret_cast<const float*>(next.expert_of_row), task_.routing.rows);
+  }
+  // The tiles of Wq, Wk and Wv that the rings have no room for: the last ones.
+  __device__ void prefetch_beyond_rings(const DecodeLayer& next) const {
+    const DecodeProduct& product = task_.products[kQkv];
+    const int in_rings = task_.room.ring / product.tile_bytes * kDecodeWarps * static_cast<int>(gridDim.x);
+    const int tiles = product.row_tiles * product.col_tiles;
+    if (tiles <= in_rings) return;
+    prefetch_share(next.tiles[kQkv] + static_cast<int64_t>(in_rings) * product.tile_bytes,
+                   static_cast<int64_t>(tiles - in_rings) * product.tile_bytes);
   }
   // One block's.
   __device__ static void prefetch_small(int block, const float* from, int count) {
@@ -250,6 +271,7 @@ class Decoder {
   const int warp_;
   TileReader tiles_;
   GridBarrier grid_;
+  unsigned attended_ = 0;  // arrivals at each KV head
 };
 
 template <class AttentionTile, class ExpertTile, class T>

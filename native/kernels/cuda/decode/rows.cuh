@@ -54,6 +54,7 @@ inline __device__ __noinline__ void add_and_norm(const DecodeTask& task, const D
   const auto* weights = reinterpret_cast<const float4*>(norm.weight);
   const float4 first_weight = static_cast<int>(threadIdx.x) < fours ? __ldg(weights + threadIdx.x) : float4{};
   float squares = 0;
+#pragma unroll 1
   for (int i = threadIdx.x; i < fours; i += kDecodeThreads) {
     float4 value = residual[i];
     if (norm.source != nullptr) {
@@ -69,6 +70,7 @@ inline __device__ __noinline__ void add_and_norm(const DecodeTask& task, const D
   const float scale = __frsqrt_rn(mean + task.epsilon);
   const int columns = task.products[kQkv].col_tiles;
   const int stride = x_stride(columns);
+#pragma unroll 1
   for (int i = threadIdx.x; i < columns * kTileWidth / 4; i += kDecodeThreads) {
     float4 value{};
     if (i < fours) {
@@ -87,13 +89,27 @@ inline __device__ __noinline__ void load_x(uint16_t* x, const PartRows& from, in
   const int stride = x_stride(rows * columns);
   const int eights = columns * kTileWidth / 8;
   const int lines = rows * from.parts;
-  for (int i = threadIdx.x; i < eights * lines; i += kDecodeThreads) {
-    const int line = i / eights;
-    const int at = (i - line * eights) * 8;
-    const int row = from.parts == 2 ? line / 2 : line;
-    const uint4 values =
-        at < from.stride ? __ldcg(reinterpret_cast<const uint4*>(from.data + line * from.stride + at)) : uint4{};
-    *reinterpret_cast<uint4*>(x + (line - row * from.parts) * stride + row * columns * kTileWidth + at) = values;
+  // Loads that do not wait for each other.
+  constexpr int kAhead = 3;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < eights * lines; first += kAhead * kDecodeThreads) {
+    uint4 values[kAhead];
+    int to[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int i = first + j * kDecodeThreads;
+      const int line = i / eights;
+      const int at = (i - line * eights) * 8;
+      const int row = from.parts == 2 ? line / 2 : line;
+      values[j] = line < lines && at < from.stride
+                      ? __ldcg(reinterpret_cast<const uint4*>(from.data + line * from.stride + at))
+                      : uint4{};
+      to[j] = line < lines ? (line - row * from.parts) * stride + row * columns * kTileWidth + at : -1;
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (to[j] >= 0) *reinterpret_cast<uint4*>(x + to[j]) = values[j];
+    }
   }
   sync_workers();
 }
