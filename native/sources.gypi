@@ -191,6 +191,7 @@
     "cuda_test_sources": [
       "native/test/cuda_products_test.cu",
       "native/test/cuda_wide_test.cu",
+      "native/test/cuda_expanded_test.cu",
       "native/test/cuda_engine_test.cu",
       "native/test/cuda_placement_test.cu",
       "native/test/cuda_activations_test.cu",

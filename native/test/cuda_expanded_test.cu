@@ -1,0 +1,196 @@
+// Products of many tokens whose weights are expanded once, against float64 on the host.
+#include <algorithm>
+
+#include "kernels/cuda/dense_products.h"
+#include "wide_products.h"
+
+using namespace espalier;
+using namespace espalier::cuda;
+using test::Experts;
+using test::floats;
+using test::OnGpu;
+using test::require;
+using test::silu;
+
+namespace {
+
+const std::vector<test::Tiling> kPatterns = test::all_tilings(0.4);
+
+}  // namespace
+
+TEST_CASE("products of many tokens through cuBLASLt") {
+  if (!test::has_gpu()) return;
+  Result<DenseProducts> whole = DenseProducts::create();
+  if (!whole.is_ok()) {
+    MESSAGE("skipped: " << whole.status().message());
+    return;
+  }
+  // Room for 272 rows of the widest, so that most matrices go in bands.
+  Result<DenseProducts> narrow = DenseProducts::create(int64_t{272} * 1152 * 2);
+  require(narrow.status());
+  ThreadPool pool(4);
+  struct Case {
+    int rows, cols, tokens, parts;
+    OutputType output;
+  };
+  const Case cases[] = {{64, 192, 19, 1, OutputType::kF32},    {33, 1056, 32, 2, OutputType::kF32},
+                        {416, 64, 50, 1, OutputType::kBf16},   {1000, 1120, 130, 2, OutputType::kF32},
+                        {1031, 1056, 65, 1, OutputType::kF32}, {784, 608, 300, 1, OutputType::kBf16},
+                        {144, 192, 1100, 1, OutputType::kF32}};
+  for (const test::Tiling& pattern : kPatterns) {
+    for (const Case& of : cases) {
+      for (DenseProducts* dense : {&whole.value(), &narrow.value()}) {
+        CAPTURE(layout_name(pattern.layout, pattern.n));
+        CAPTURE(of.rows);
+        CAPTURE(of.tokens);
+        CAPTURE(of.parts);
+        const Experts experts(pool, pattern, 1, of.rows, of.cols);
+        const std::vector<uint16_t> bits = test::split_parts(
+            floats(static_cast<size_t>(of.tokens) * static_cast<size_t>(of.cols)), of.tokens, of.cols, of.parts);
+        const std::vector<double> seen = test::join_parts(bits, of.tokens, of.cols, of.parts);
+        const OnGpu<uint16_t> x(bits);
+        const size_t outputs = static_cast<size_t>(of.tokens) * static_cast<size_t>(of.rows);
+        const OnGpu<float> floats_out(outputs);
+        const OnGpu<uint16_t> bits_out(outputs);
+        Product product;
+        product.weights = experts.view();
+        product.tokens = of.tokens;
+        product.parts = of.parts;
+        product.x = x.get();
+        product.output = of.output;
+        product.y = of.output == OutputType::kF32 ? static_cast<void*>(floats_out.get()) : bits_out.get();
+        if (pattern.layout != cuda::TileLayout::kBalanced && pattern.layout != cuda::TileLayout::kBitmap) {
+          CHECK(dense->launch(product, nullptr).code() == Code::kUsage);
+          continue;
+        }
+        REQUIRE(DenseProducts::takes(product));
+        require(dense->launch(product, nullptr));
+        std::vector<float> found = floats_out.host();
+        if (of.output == OutputType::kBf16) {
+          const std::vector<uint16_t> all = bits_out.host();
+          std::transform(all.begin(), all.end(), found.begin(), bf16_to_float);
+        }
+        std::vector<double> wanted;
+        for (int token = 0; token < of.tokens; ++token) {
+          for (int r = 0; r < of.rows; ++r) {
+            wanted.push_back(experts.product(0, r, seen.data() + static_cast<ptrdiff_t>(token) * of.cols));
+          }
+        }
+        CHECK(test::relative_error(found, wanted) < (of.output == OutputType::kF32 ? 1e-5 : 3e-3));
+      }
+    }
+  }
+}
+
+TEST_CASE("products of many tokens whose weights are expanded on the way") {
+  if (!test::has_wide_products()) return;
+  ThreadPool pool(4);
+  struct Case {
+    int rows, cols, tokens, parts;
+    OutputType output;
+  };
+  const Case cases[] = {{64, 192, 19, 1, OutputType::kF32},     {33, 1056, 32, 2, OutputType::kF32},
+                        {413, 64, 300, 1, OutputType::kBf16},   {1000, 1120, 600, 2, OutputType::kF32},
+                        {1031, 2080, 265, 1, OutputType::kF32}, {320, 608, 300, 2, OutputType::kGated},
+                        {1140, 2080, 4000, 1, OutputType::kF32}};
+  constexpr int64_t kTiles = 2000;
+  // The same for all: a launch leaves it ready for the next one.
+  const OnGpu<uint8_t> room(kTiles * 4096);
+  const OnGpu<uint32_t> progress(std::vector<uint32_t>(static_cast<size_t>(expansion_words(kTiles))));
+  for (const test::Tiling& pattern : kPatterns) {
+    for (const Case& of : cases) {
+      CAPTURE(layout_name(pattern.layout, pattern.n));
+      CAPTURE(of.rows);
+      CAPTURE(of.tokens);
+      CAPTURE(of.parts);
+      const Experts experts(pool, pattern, 1, of.rows, of.cols);
+      const std::vector<uint16_t> bits =
+          test::split_parts(floats(static_cast<size_t>(of.tokens) * static_cast<size_t>(of.cols),
+                                   1 / std::sqrt(static_cast<float>(of.cols))),
+                            of.tokens, of.cols, of.parts);
+      const std::vector<double> seen = test::join_parts(bits, of.tokens, of.cols, of.parts);
+      const OnGpu<uint16_t> x(bits);
+      const bool gated = of.output == OutputType::kGated;
+      const int width = gated ? of.rows / 2 : of.rows;
+      const size_t outputs = static_cast<size_t>(of.tokens) * static_cast<size_t>(width);
+      const OnGpu<float> floats_out(outputs);
+      const OnGpu<uint16_t> bits_out(outputs * static_cast<size_t>(gated ? of.parts : 1));
+      Product product;
+      product.weights = experts.view();
+      product.tokens = of.tokens;
+      product.parts = of.parts;
+      product.x = x.get();
+      product.output = of.output;
+      product.y = of.output == OutputType::kF32 ? static_cast<void*>(floats_out.get()) : bits_out.get();
+      ExpansionRoom place{room.get(), progress.get(), kTiles};
+      if (pattern.layout != cuda::TileLayout::kBalanced && pattern.layout != cuda::TileLayout::kBitmap) {
+        CHECK(!takes_expanded(product));
+        CHECK(launch_expanded_product(product, place, nullptr).code() == Code::kUsage);
+        continue;
+      }
+      place.tiles = expansion_tiles(product.weights) - 1;
+      CHECK(launch_expanded_product(product, place, nullptr).code() == Code::kUsage);
+      place.tiles = kTiles;
+      // The second launch must not take the tiles of the first for its own.
+      for (int launch = 0; launch < 2; ++launch) {
+        room.poison();
+        floats_out.poison();
+        bits_out.poison();
+        require(launch_expanded_product(product, place, nullptr));
+        std::vector<double> all;
+        if (of.output == OutputType::kF32) {
+          for (const float value : floats_out.host()) all.push_back(static_cast<double>(value));
+        } else if (gated) {
+          all = test::join_parts(bits_out.host(), of.tokens, width, of.parts);
+        } else {
+          for (const uint16_t value : bits_out.host()) all.push_back(static_cast<double>(bf16_to_float(value)));
+        }
+        CHECK(std::none_of(all.begin(), all.end(), [](double value) { return std::isnan(value); }));
+        std::vector<double> found;
+        std::vector<double> wanted;
+        for (int token = 0; token < of.tokens; ++token) {
+          const double* input = seen.data() + static_cast<ptrdiff_t>(token) * of.cols;
+          for (int row = token % 29; row < width; row += 29) {
+            found.push_back(all[static_cast<size_t>(token) * static_cast<size_t>(width) + static_cast<size_t>(row)]);
+            const int gate = row / 8 * 16 + row % 8;
+            wanted.push_back(gated ? silu(experts.product(0, gate, input)) * experts.product(0, gate + 8, input)
+                                   : experts.product(0, row, input));
+          }
+        }
+        CHECK(test::relative_error(found, wanted) < (of.output == OutputType::kF32    ? 1e-5
+                                                     : of.output == OutputType::kBf16 ? 3e-3
+                                                                                      : test::parts_error(of.parts)));
+      }
+    }
+  }
+}
+
+TEST_CASE("what cuBLASLt is asked for") {
+  const int32_t list = 0;
+  Product product;
+  product.weights.layout = cuda::TileLayout::kBitmap;
+  product.weights.count = 1;
+  product.tokens = 4096;
+  product.output = OutputType::kF32;
+  CHECK(DenseProducts::is_faster(product));
+  const auto refuses = [&](const auto& change) {
+    Product other = product;
+    change(other);
+    return !DenseProducts::takes(other) && !DenseProducts::is_faster(other);
+  };
+  CHECK(refuses([](Product& p) { p.weights.layout = cuda::TileLayout::kDense; }));
+  CHECK(refuses([](Product& p) { p.weights.layout = cuda::TileLayout::kTwoFour; }));
+  CHECK(refuses([](Product& p) { p.weights.count = 2; }));
+  CHECK(refuses([](Product& p) { p.groups = 2; }));
+  CHECK(refuses([&](Product& p) { p.experts = &list; }));
+  CHECK(refuses([&](Product& p) { p.inputs = &list; }));
+  CHECK(refuses([](Product& p) { p.output = OutputType::kGated; }));
+  CHECK(refuses([](Product& p) {
+    p.output = OutputType::kBf16;
+    p.parts = 2;
+  }));
+  product.tokens = 500;
+  product.parts = 2;
+  CHECK(DenseProducts::takes(product));
+  CHECK(!DenseProducts::is_faster(product));
+}
