@@ -178,10 +178,11 @@ describe('clusters', () => {
   test('one threshold for all layers leaves as many as was asked, in each layer what its distances say', () => {
     const random = randomFrom(freshSeed());
     const counts = [8, 8, 8];
-    const distances = counts.map((n, layer) => {
-      const points = Array.from({ length: n }, () => [random() * (layer + 1), random() * (layer + 1)]);
-      return euclidean(points);
-    });
+    const distancesOf = (widths: number[]) =>
+      widths.map((width, layer) =>
+        euclidean(Array.from({ length: counts[layer]! }, () => [random() * width, random() * width])),
+      );
+    const distances = distancesOf([1, 2, 3]);
     for (const ratio of [0.125, 0.25, 0.5, 0.75]) {
       const clusters = stunClusters(distances, counts, { ratio }, 'global');
       expect(clusters.flat().length).toBe(24 * (1 - ratio));
@@ -189,8 +190,8 @@ describe('clusters', () => {
       const uniform = stunClusters(distances, counts, { ratio }, 'uniform');
       expect(uniform.map(({ length }) => length)).toEqual(counts.map((n) => n * (1 - ratio)));
     }
-    // The layer whose experts are closest loses most.
-    const [first, , last] = stunClusters(distances, counts, { ratio: 0.5 }, 'global');
+    // The layer whose experts are closest loses most: here all of its own are closer than any of the last.
+    const [first, , last] = stunClusters(distancesOf([1, 1e3, 1e6]), counts, { ratio: 0.5 }, 'global');
     expect(first!.length).toBeLessThan(last!.length);
   });
 
