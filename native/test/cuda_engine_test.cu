@@ -277,9 +277,7 @@ TEST_CASE("a prompt in other steps has the logits of the same prompt in steps of
 
 TEST_CASE("a model of codes has the logits of one of the weights that they stand for") {
   if (!test::has_gpu()) return;
-  for (const int kind : {0, 1, 2, 3}) {
-    const int parts = 1 + kind % 2;
-    const bool two_in_four = kind / 2 == 0;
+  for (const auto& [parts, two_in_four] : {std::pair{2, true}, {1, true}, {2, false}, {1, false}}) {
     CAPTURE(parts);
     CAPTURE(two_in_four);
     const Prompt prompt;

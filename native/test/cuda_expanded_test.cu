@@ -16,6 +16,81 @@ namespace {
 
 const std::vector<test::Tiling> kPatterns = test::all_tilings(0.4);
 
+struct Case {
+  int rows, cols, tokens, parts;
+  OutputType output;
+};
+
+// A product by one random matrix, and what it should give.
+struct Multiplication {
+  Case of;
+  int width;  // of a row of y
+  Experts experts;
+  std::vector<uint16_t> bits;
+  std::vector<double> seen;
+  OnGpu<uint16_t> x;
+  OnGpu<float> floats_out;
+  OnGpu<uint16_t> bits_out;
+
+  Multiplication(ThreadPool& pool, const test::Tiling& pattern, const Case& of)
+      : of(of),
+        width(is_gated() ? of.rows / 2 : of.rows),
+        experts(pool, pattern, 1, of.rows, of.cols),
+        bits(test::split_parts(floats(static_cast<size_t>(of.tokens) * static_cast<size_t>(of.cols),
+                                      1 / std::sqrt(static_cast<float>(of.cols))),
+                               of.tokens, of.cols, of.parts)),
+        seen(test::join_parts(bits, of.tokens, of.cols, of.parts)),
+        x(bits),
+        floats_out(static_cast<size_t>(of.tokens) * static_cast<size_t>(width)),
+        bits_out(static_cast<size_t>(of.tokens) * static_cast<size_t>(width * (is_gated() ? of.parts : 1))) {}
+
+  bool is_gated() const { return of.output == OutputType::kGated; }
+  Product product() const {
+    Product product;
+    product.weights = experts.view();
+    product.tokens = of.tokens;
+    product.parts = of.parts;
+    product.x = x.get();
+    product.output = of.output;
+    product.y = of.output == OutputType::kF32 ? static_cast<void*>(floats_out.get()) : bits_out.get();
+    return product;
+  }
+  void poison() const {
+    floats_out.poison();
+    bits_out.poison();
+  }
+  // Checks every `step`-th row of a token, from another one on for each.
+  void check(int step) const {
+    std::vector<double> all;
+    if (of.output == OutputType::kF32) {
+      for (const float value : floats_out.host()) all.push_back(static_cast<double>(value));
+    } else if (is_gated()) {
+      all = test::join_parts(bits_out.host(), of.tokens, width, of.parts);
+    } else {
+      for (const uint16_t value : bits_out.host()) all.push_back(static_cast<double>(bf16_to_float(value)));
+    }
+    CHECK(std::none_of(all.begin(), all.end(), [](double value) { return std::isnan(value); }));
+    std::vector<double> found;
+    std::vector<double> wanted;
+    for (int token = 0; token < of.tokens; ++token) {
+      const double* input = seen.data() + static_cast<ptrdiff_t>(token) * of.cols;
+      for (int row = token % step; row < width; row += step) {
+        found.push_back(all[static_cast<size_t>(token) * static_cast<size_t>(width) + static_cast<size_t>(row)]);
+        const int gate = row / 8 * 16 + row % 8;
+        wanted.push_back(is_gated() ? silu(experts.product(0, gate, input)) * experts.product(0, gate + 8, input)
+                                    : experts.product(0, row, input));
+      }
+    }
+    CHECK(test::relative_error(found, wanted) < (of.output == OutputType::kF32    ? 1e-5
+                                                 : of.output == OutputType::kBf16 ? 3e-3
+                                                                                  : test::parts_error(of.parts)));
+  }
+};
+
+bool is_expanded(const test::Tiling& pattern) {
+  return pattern.layout == TileLayout::kBalanced || pattern.layout == TileLayout::kBitmap;
+}
+
 }  // namespace
 
 TEST_CASE("products of many tokens through cuBLASLt") {
@@ -29,10 +104,6 @@ TEST_CASE("products of many tokens through cuBLASLt") {
   Result<DenseProducts> narrow = DenseProducts::create(int64_t{272} * 1152 * 2);
   require(narrow.status());
   ThreadPool pool(4);
-  struct Case {
-    int rows, cols, tokens, parts;
-    OutputType output;
-  };
   const Case cases[] = {{64, 192, 19, 1, OutputType::kF32},    {33, 1056, 32, 2, OutputType::kF32},
                         {416, 64, 50, 1, OutputType::kBf16},   {1000, 1120, 130, 2, OutputType::kF32},
                         {1031, 1056, 65, 1, OutputType::kF32}, {784, 608, 300, 1, OutputType::kBf16},
@@ -44,39 +115,15 @@ TEST_CASE("products of many tokens through cuBLASLt") {
         CAPTURE(of.rows);
         CAPTURE(of.tokens);
         CAPTURE(of.parts);
-        const Experts experts(pool, pattern, 1, of.rows, of.cols);
-        const std::vector<uint16_t> bits = test::split_parts(
-            floats(static_cast<size_t>(of.tokens) * static_cast<size_t>(of.cols)), of.tokens, of.cols, of.parts);
-        const std::vector<double> seen = test::join_parts(bits, of.tokens, of.cols, of.parts);
-        const OnGpu<uint16_t> x(bits);
-        const size_t outputs = static_cast<size_t>(of.tokens) * static_cast<size_t>(of.rows);
-        const OnGpu<float> floats_out(outputs);
-        const OnGpu<uint16_t> bits_out(outputs);
-        Product product;
-        product.weights = experts.view();
-        product.tokens = of.tokens;
-        product.parts = of.parts;
-        product.x = x.get();
-        product.output = of.output;
-        product.y = of.output == OutputType::kF32 ? static_cast<void*>(floats_out.get()) : bits_out.get();
-        if (pattern.layout != cuda::TileLayout::kBalanced && pattern.layout != cuda::TileLayout::kBitmap) {
+        const Multiplication multiplication(pool, pattern, of);
+        const Product product = multiplication.product();
+        if (!is_expanded(pattern)) {
           CHECK(dense->launch(product, nullptr).code() == Code::kUsage);
           continue;
         }
         REQUIRE(DenseProducts::takes(product));
         require(dense->launch(product, nullptr));
-        std::vector<float> found = floats_out.host();
-        if (of.output == OutputType::kBf16) {
-          const std::vector<uint16_t> all = bits_out.host();
-          std::transform(all.begin(), all.end(), found.begin(), bf16_to_float);
-        }
-        std::vector<double> wanted;
-        for (int token = 0; token < of.tokens; ++token) {
-          for (int r = 0; r < of.rows; ++r) {
-            wanted.push_back(experts.product(0, r, seen.data() + static_cast<ptrdiff_t>(token) * of.cols));
-          }
-        }
-        CHECK(test::relative_error(found, wanted) < (of.output == OutputType::kF32 ? 1e-5 : 3e-3));
+        multiplication.check(1);
       }
     }
   }
@@ -85,10 +132,6 @@ TEST_CASE("products of many tokens through cuBLASLt") {
 TEST_CASE("products of many tokens whose weights are expanded on the way") {
   if (!test::has_wide_products()) return;
   ThreadPool pool(4);
-  struct Case {
-    int rows, cols, tokens, parts;
-    OutputType output;
-  };
   const Case cases[] = {{64, 192, 19, 1, OutputType::kF32},     {33, 1056, 32, 2, OutputType::kF32},
                         {413, 64, 300, 1, OutputType::kBf16},   {1000, 1120, 600, 2, OutputType::kF32},
                         {1031, 2080, 265, 1, OutputType::kF32}, {320, 608, 300, 2, OutputType::kGated},
@@ -103,27 +146,10 @@ TEST_CASE("products of many tokens whose weights are expanded on the way") {
       CAPTURE(of.rows);
       CAPTURE(of.tokens);
       CAPTURE(of.parts);
-      const Experts experts(pool, pattern, 1, of.rows, of.cols);
-      const std::vector<uint16_t> bits =
-          test::split_parts(floats(static_cast<size_t>(of.tokens) * static_cast<size_t>(of.cols),
-                                   1 / std::sqrt(static_cast<float>(of.cols))),
-                            of.tokens, of.cols, of.parts);
-      const std::vector<double> seen = test::join_parts(bits, of.tokens, of.cols, of.parts);
-      const OnGpu<uint16_t> x(bits);
-      const bool gated = of.output == OutputType::kGated;
-      const int width = gated ? of.rows / 2 : of.rows;
-      const size_t outputs = static_cast<size_t>(of.tokens) * static_cast<size_t>(width);
-      const OnGpu<float> floats_out(outputs);
-      const OnGpu<uint16_t> bits_out(outputs * static_cast<size_t>(gated ? of.parts : 1));
-      Product product;
-      product.weights = experts.view();
-      product.tokens = of.tokens;
-      product.parts = of.parts;
-      product.x = x.get();
-      product.output = of.output;
-      product.y = of.output == OutputType::kF32 ? static_cast<void*>(floats_out.get()) : bits_out.get();
+      const Multiplication multiplication(pool, pattern, of);
+      const Product product = multiplication.product();
       ExpansionRoom place{room.get(), progress.get(), kTiles};
-      if (pattern.layout != cuda::TileLayout::kBalanced && pattern.layout != cuda::TileLayout::kBitmap) {
+      if (!is_expanded(pattern)) {
         CHECK(!takes_expanded(product));
         CHECK(launch_expanded_product(product, place, nullptr).code() == Code::kUsage);
         continue;
@@ -134,32 +160,9 @@ TEST_CASE("products of many tokens whose weights are expanded on the way") {
       // The second launch must not take the tiles of the first for its own.
       for (int launch = 0; launch < 2; ++launch) {
         room.poison();
-        floats_out.poison();
-        bits_out.poison();
+        multiplication.poison();
         require(launch_expanded_product(product, place, nullptr));
-        std::vector<double> all;
-        if (of.output == OutputType::kF32) {
-          for (const float value : floats_out.host()) all.push_back(static_cast<double>(value));
-        } else if (gated) {
-          all = test::join_parts(bits_out.host(), of.tokens, width, of.parts);
-        } else {
-          for (const uint16_t value : bits_out.host()) all.push_back(static_cast<double>(bf16_to_float(value)));
-        }
-        CHECK(std::none_of(all.begin(), all.end(), [](double value) { return std::isnan(value); }));
-        std::vector<double> found;
-        std::vector<double> wanted;
-        for (int token = 0; token < of.tokens; ++token) {
-          const double* input = seen.data() + static_cast<ptrdiff_t>(token) * of.cols;
-          for (int row = token % 29; row < width; row += 29) {
-            found.push_back(all[static_cast<size_t>(token) * static_cast<size_t>(width) + static_cast<size_t>(row)]);
-            const int gate = row / 8 * 16 + row % 8;
-            wanted.push_back(gated ? silu(experts.product(0, gate, input)) * experts.product(0, gate + 8, input)
-                                   : experts.product(0, row, input));
-          }
-        }
-        CHECK(test::relative_error(found, wanted) < (of.output == OutputType::kF32    ? 1e-5
-                                                     : of.output == OutputType::kBf16 ? 3e-3
-                                                                                      : test::parts_error(of.parts)));
+        multiplication.check(29);
       }
     }
   }

@@ -12,12 +12,7 @@ using test::draw;
 using test::floats;
 using test::OnGpu;
 using test::require;
-
-namespace {
-
-double silu(double x) { return x / (1 + std::exp(-x)); }
-
-}  // namespace
+using test::silu;
 
 TEST_CASE("products of experts by index, of inputs in one and two parts") {
   if (!test::has_gpu()) return;

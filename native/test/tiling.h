@@ -25,6 +25,8 @@ inline std::vector<Tiling> all_tilings(double density) {
   };
 }
 
+inline double silu(double x) { return x / (1 + std::exp(-x)); }
+
 // Matrices of one shape; `matrices` becomes the weights that they stand for.
 inline Result<cuda::TiledWeights> tile_random(std::mt19937& random, ThreadPool& pool, const Tiling& tiling, int count,
                                               int64_t rows, int64_t cols, std::vector<std::vector<float>>& matrices) {

@@ -48,6 +48,4 @@ struct Experts {
 // A code's weight may be rounded twice.
 inline double limit(const Tiling& pattern) { return cuda::holds_codes(pattern.layout) ? 5e-4 : 1e-5; }
 
-inline double silu(double x) { return x / (1 + std::exp(-x)); }
-
 }  // namespace espalier::test

@@ -98,7 +98,7 @@ int64_t Forward::scratch_bytes(int rows, int splits) {
   return bytes;
 }
 
-// Whether a step of so many rows has products that are faster through cuBLASLt.
+// Whether a step of so many rows has products that are faster through DenseProducts.
 bool Forward::wants_dense(int rows) const {
   const auto wants = [&](const Matrices& matrix) {
     return DenseProducts::is_faster(

@@ -27,8 +27,6 @@ constexpr int64_t kLeastRowsBalanced = 2048;
 // fewer it is where every block has one item: else the last ones would wait for all tiles.
 constexpr int64_t kLeastRowsOnTheWay = 2048;
 constexpr int64_t kLeastRowsLibrary = 3072;
-constexpr int64_t kItemRows = 128;
-constexpr int64_t kItemTokens = 256;
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -127,11 +125,8 @@ Result<DenseProducts> DenseProducts::create(int64_t room_bytes) {
 }
 
 bool DenseProducts::takes(const Product& product) {
-  const bool one = product.weights.count == 1 && product.groups == 1 && product.experts == nullptr;
   const bool output = product.output == OutputType::kF32 || (product.output == OutputType::kBf16 && product.parts == 1);
-  const TileLayout layout = product.weights.layout;
-  const bool expands = layout == TileLayout::kBalanced || layout == TileLayout::kBitmap;
-  return one && output && expands && product.inputs == nullptr;
+  return output && takes_expanded(product);
 }
 
 bool DenseProducts::is_faster(const Product& product) {
@@ -197,9 +192,8 @@ Status DenseProducts::launch(const Product& product, cudaStream_t stream) {
     const Result<DeviceLimits> limits = current_limits();
     if (!limits.is_ok()) return limits.status();
     const int64_t rows = product.tokens * int64_t{product.parts};
-    const int64_t items =
-        (weights.rows + kItemRows - 1) / kItemRows * ((product.tokens + kItemTokens - 1) / kItemTokens);
-    if (rows < kLeastRowsLibrary && (rows >= kLeastRowsOnTheWay || items <= limits.value().multiprocessors)) {
+    const bool one_round = expanded_items(product) <= limits.value().multiprocessors;
+    if (rows < kLeastRowsLibrary && (rows >= kLeastRowsOnTheWay || one_round)) {
       return launch_expanded_product(product, room, stream);
     }
   }

@@ -41,7 +41,7 @@ struct ProductTimes {
 };
 
 // The times of products that are started as one CUDA graph for all matrices, as steps of decode are; the kernels are
-// those of launch_rows(), also where a step of very many tokens would go through cuBLASLt (dense_products.h). kUsage
+// those of launch_rows(), also where a step of very many tokens would expand weights first (dense_products.h). kUsage
 // for a format without products on GPUs, kDevice, kOutOfMemory.
 Result<ProductTimes> measure_products(ThreadPool& pool, int device, const ProductMeasure& measure);
 

@@ -46,8 +46,6 @@ constexpr int kStages = 2;
 constexpr int kMostStages = 8;
 // Blocks of a launch on a multiprocessor: what it has more room for is the next launch's.
 constexpr int kMostBlocks = 2;
-// Of a multiprocessor's shared memory, for each block.
-constexpr int kReservedBytes = 1024;
 // Bytes that are brought into the L2 cache ahead: half of it.
 constexpr int64_t kMostPrefetch = 24 << 20;
 
@@ -175,9 +173,7 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   // A stage of all warps, with its barriers.
   const int stage_total = kernel.warps * (args.stage_bytes * kernel.row_tiles + 8);
   const int fixed = kernel.sum_bytes + kernel.input_bytes;
-  const int shared_bytes =
-      std::min(limits.value().shared_bytes, limits.value().all_shared_bytes / kernel.resident - kReservedBytes);
-  const int room = (shared_bytes - fixed) / stage_total;
+  const int room = (limits.value().shared_of(kernel.resident) - fixed) / stage_total;
   args.stages = std::min({tuning.stages > 0 ? tuning.stages : kStages, room, kMostStages});
   if (args.stages < 1) return Status(Code::kUsage, "this device has too little shared memory for the product");
   const int shared = fixed + args.stages * stage_total;

@@ -116,6 +116,8 @@ int64_t expansion_tiles(const DeviceTiles& weights);
 
 // Whether launch_expanded_product takes a product: by one n:32 or bitmap matrix, in order (no `experts`, no `inputs`).
 bool takes_expanded(const Product& product);
+// Items of such a product, of which a block takes one at a time.
+int64_t expanded_items(const Product& product);
 
 // The same product where tokens are so many that weights would be expanded several times: some warps write dense tiles
 // to memory, the others multiply by these as soon as they are there. Errors: kUsage for what it does not take and if

@@ -1,7 +1,7 @@
 // How the warps of a product of few tokens get at x. Both kinds have:
 //   Inputs(args, room, lane)     `room` is the warp's own shared memory, room_bytes(rows of x) of it
 //   begin(group, col)            before an item, whose first tile is the one of column `col`
-//   load(col, next)              the inputs of tile `col`, after which `next` is the item's, if it is one
+//   load(col, next)              the inputs of tile `col`; the item's next one is `next`, or it has none there
 //   operand<kQuarter>(block)     the B operand of 32 of them and eight rows
 //   release(next)                when all lanes have read their operands
 // Rows beyond the last are the last again: they give columns of sums that are not stored.

@@ -1,6 +1,8 @@
 // What launches of both kinds of products check and tell their kernels.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/product.h"
 
 namespace espalier::cuda {
@@ -13,6 +15,9 @@ struct DeviceLimits {
   int multiprocessors = 0;
   int shared_bytes = 0;      // of a block
   int all_shared_bytes = 0;  // of a multiprocessor
+
+  // Of a block of which a multiprocessor is to have so many. Each takes 1 KiB of it beside its own.
+  int shared_of(int resident) const { return std::min(shared_bytes, all_shared_bytes / resident - 1024); }
 };
 Result<DeviceLimits> current_limits();
 

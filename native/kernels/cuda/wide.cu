@@ -29,6 +29,11 @@ WideKernel find_kernel(TileLayout layout, int tokens) {
   return {};
 }
 
+// Of the layouts of takes_expanded().
+WideKernel expanded_kernel(TileLayout layout) {
+  return layout == TileLayout::kBitmap ? bitmap_expanded() : balanced_expanded();
+}
+
 // The driver's cuTensorMapEncodeTiled, which programs do not link with.
 Result<decltype(&cuTensorMapEncodeTiled)> tensor_encoder() {
   static void* found = nullptr;
@@ -64,8 +69,8 @@ Status describe_x(const Product& product, int box, CUtensorMap& out) {
                                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
-// Dense tiles as a tensor of [blocks of 32 inputs][row tiles][16 rows][32 inputs], of which a copy takes
-// two blocks of 8 row tiles.
+// The tiles of `count` dense matrices as a tensor of [blocks of 32 inputs][row tiles][16 rows][32 inputs], of which a
+// copy takes two blocks of 8 row tiles.
 Status describe_weights(const uint8_t* tiles, int64_t count, const WideArgs& args, CUtensorMap& out) {
   const auto encode = tensor_encoder();
   if (!encode.is_ok()) return encode.status();
@@ -203,9 +208,7 @@ Status choose_memory(WideLaunch& launch, WideArgs& args, int beside) {
   const WideKernel& kernel = launch.kernel;
   // What comes beside the rings begins at a multiple of 128.
   const int more = beside > 0 ? beside + 128 : 0;
-  // Of a multiprocessor's memory every block takes 1 KiB beside its own.
-  const int room = std::min(launch.limits.shared_bytes, launch.limits.all_shared_bytes / kernel.resident - 1024);
-  const int rings = choose_stages(args, kernel, room - more);
+  const int rings = choose_stages(args, kernel, launch.limits.shared_of(kernel.resident) - more);
   if (rings == 0) return Status(Code::kUsage, "this device has too little shared memory for the product");
   launch.shared = rings + more;
   ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
@@ -274,6 +277,12 @@ bool takes_expanded(const Product& product) {
          (layout == TileLayout::kBalanced || layout == TileLayout::kBitmap);
 }
 
+int64_t expanded_items(const Product& product) {
+  constexpr int kRows = kWideRowTiles * kTileHeight;
+  const int tokens = expanded_kernel(product.weights.layout).tokens;
+  return (product.weights.rows + kRows - 1) / kRows * ((product.tokens + tokens - 1) / tokens);
+}
+
 int64_t expansion_tiles(const DeviceTiles& weights) {
   return (weights.rows + kTileHeight - 1) / kTileHeight * ((weights.cols + kTileWidth - 1) / kTileWidth);
 }
@@ -282,8 +291,7 @@ Status launch_expanded_product(const Product& product, const ExpansionRoom& room
   ESPALIER_TRY(check_sizes(product));
   if (!takes_expanded(product)) {
     return Status(Code::kUsage,
-                  "a product that expands weights on the way takes one n:32 or bitmap matrix, and rows "
-                  "of x in order");
+                  "a product that expands weights on the way takes one n:32 or bitmap matrix and rows of x in order");
   }
   const int64_t tiles = expansion_tiles(product.weights);
   if (tiles > room.tiles) {
@@ -292,8 +300,7 @@ Status launch_expanded_product(const Product& product, const ExpansionRoom& room
   }
   const Result<DeviceLimits> limits = current_limits();
   if (!limits.is_ok()) return limits.status();
-  const bool is_bitmap = product.weights.layout == TileLayout::kBitmap;
-  WideLaunch launch{product, is_bitmap ? bitmap_expanded() : balanced_expanded(), limits.value()};
+  WideLaunch launch{product, expanded_kernel(product.weights.layout), limits.value()};
 
   WideArgs args{};
   describe(product, args);

@@ -22,8 +22,9 @@ inline constexpr int kExpanders = 3;
 // Tiles that a warp claims, and tells others of, together: each waits for memory, and so do fences behind it, which
 // would take longer than expanding a tile.
 inline constexpr int kBatch = 3;
-// A warp's memory: a batch as it comes.
-__host__ __device__ constexpr int expander_bytes(int stage_bytes) { return kBatch * (stage_bytes + 8); }
+// A warp's memory: a batch as it comes; and with its barriers.
+__host__ __device__ constexpr int batch_bytes(int stage_bytes) { return kBatch * stage_bytes; }
+__host__ __device__ constexpr int expander_bytes(int stage_bytes) { return batch_bytes(stage_bytes) + kBatch * 8; }
 
 // What stands for a tile where there is none: of the parts that a cluster splits, some are shorter; or all have been
 // claimed.
@@ -163,26 +164,6 @@ class Expander {
   uint32_t claimed_ = 0;
 };
 
-// One lane's: a block of x, or this one's share of it. fetch_x, for which nothing is computed from block to block,
-// would be slower this way.
-template <int kTokens>
-__device__ __forceinline__ void fetch_block(const WideArgs& args, const WideRings& rings, const CUtensorMap& x,
-                                            uint32_t rank, const WideWalk& walk, int half, int part, WidePlace& place) {
-  const int share = kTokens / args.mates;
-  const int mine = args.mates > 1 ? static_cast<int>(rank) * share : 0;
-  const int row = walk.group * args.tokens + walk.token * kTokens + mine;
-  ptx::barrier_wait(rings.x_empty + 8 * place.stage, place.parity ^ 1);
-  const uint32_t full = rings.x_full + 8 * place.stage;
-  ptx::barrier_expect(full, kWideXBytes<kTokens>);
-  const uint32_t to = rings.x + place.stage * kWideXBytes<kTokens> + mine * kWideInputs * 2;
-  if (args.mates == 1) {
-    ptx::tensor_load(to, &x, half * kWideInputs, part, row, full);
-  } else {
-    ptx::tensor_load_to(static_cast<uint16_t>((1u << args.mates) - 1), to, &x, half * kWideInputs, part, row, full);
-  }
-  place.next(args.x_stages);
-}
-
 template <class Tile>
 struct ByExpansion : ByRows {
   static constexpr bool kHelps = true;
@@ -197,14 +178,17 @@ struct ByExpansion : ByRows {
     const uint32_t launch = args.progress[kLaunches] + 1;
     WidePlace place;
     WidePlace x_place;
+    const int share = kTokens / args.mates;
+    const int mine = args.mates > 1 ? static_cast<int>(rank) * share : 0;
     for (WideWalk walk(args, rank); walk.more(); walk.next()) {
+      const int row = walk.group * args.tokens + walk.token * kTokens + mine;
       int ready = walk.first_col;
       for (int half = 2 * walk.first_col; half < 2 * walk.last_col; ++half) {
         if (half == 2 * ready) ready = wait_for_tiles(args, walk, ready, launch, lane);
         if (lane == 0) {
           fetch_half(args, rings, place, walk.row_tile, half);
           for (int part = 0; part <= args.two_parts; ++part) {
-            fetch_block<kTokens>(args, rings, x, rank, walk, half, part, x_place);
+            fetch_block<kTokens>(args, rings, x, row, mine, half, part, x_place);
           }
         }
         __syncwarp();
@@ -214,7 +198,7 @@ struct ByExpansion : ByRows {
   }
 
   __device__ static void help(const WideArgs& args, const WideRings& rings, int warp, int lane) {
-    const int bytes = expander_bytes(args.expand_bytes) - kBatch * 8;
+    const int bytes = batch_bytes(args.expand_bytes);
     const uint32_t barriers = rings.beside + kExpanders * bytes + warp * kBatch * 8;
     Expander<Tile>(args, rings.beside + warp * bytes, barriers, lane).run();
   }

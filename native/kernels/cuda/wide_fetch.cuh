@@ -38,6 +38,23 @@ __device__ void fetch_weights(const WideArgs& args, const WideRings& rings, uint
   }
 }
 
+// One lane's: the block of 64 inputs `half` of a part of x, of which `mine` is the token that this block of the cluster
+// fetches from on, `row` its row.
+template <int kTokens>
+__device__ __forceinline__ void fetch_block(const WideArgs& args, const WideRings& rings, const CUtensorMap& x, int row,
+                                            int mine, int half, int part, WidePlace& place) {
+  ptx::barrier_wait(rings.x_empty + 8 * place.stage, place.parity ^ 1);
+  const uint32_t full = rings.x_full + 8 * place.stage;
+  ptx::barrier_expect(full, kWideXBytes<kTokens>);
+  const uint32_t to = rings.x + place.stage * kWideXBytes<kTokens> + mine * kWideInputs * 2;
+  if (args.mates == 1) {
+    ptx::tensor_load(to, &x, half * kWideInputs, part, row, full);
+  } else {
+    ptx::tensor_load_to(static_cast<uint16_t>((1u << args.mates) - 1), to, &x, half * kWideInputs, part, row, full);
+  }
+  place.next(args.x_stages);
+}
+
 // One lane's.
 template <int kTokens>
 __device__ void fetch_x(const WideArgs& args, const WideRings& rings, const CUtensorMap& x, uint32_t rank) {
@@ -48,17 +65,7 @@ __device__ void fetch_x(const WideArgs& args, const WideRings& rings, const CUte
     const int row = walk.group * args.tokens + walk.token * kTokens + mine;
     for (int half = 2 * walk.first_col; half < 2 * walk.last_col; ++half) {
       for (int part = 0; part <= args.two_parts; ++part) {
-        ptx::barrier_wait(rings.x_empty + 8 * place.stage, place.parity ^ 1);
-        const uint32_t full = rings.x_full + 8 * place.stage;
-        ptx::barrier_expect(full, kWideXBytes<kTokens>);
-        const uint32_t to = rings.x + place.stage * kWideXBytes<kTokens> + mine * kWideInputs * 2;
-        if (args.mates == 1) {
-          ptx::tensor_load(to, &x, half * kWideInputs, part, row, full);
-        } else {
-          ptx::tensor_load_to(static_cast<uint16_t>((1u << args.mates) - 1), to, &x, half * kWideInputs, part, row,
-                              full);
-        }
-        place.next(args.x_stages);
+        fetch_block<kTokens>(args, rings, x, row, mine, half, part, place);
       }
     }
   }

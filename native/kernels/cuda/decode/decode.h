@@ -51,7 +51,7 @@ struct DecodeProduct {
   int split = 1;  // warps that share a row tile
 };
 
-// Counters that all blocks wait for each other by, besides those of some blocks.
+// Counters by which all blocks wait for each other; those of the blocks of a KV head come behind.
 inline constexpr int kGridCounters = 2;
 
 // Bytes of the parts of a block's shared memory.

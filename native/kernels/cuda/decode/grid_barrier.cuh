@@ -1,4 +1,5 @@
-// Where the computing warps of all blocks of a kernel wait for each other. The blocks must all be on the GPU at once.
+// Where the computing warps of all blocks of a kernel wait for each other, or those of the blocks that have a place in
+// common, as a KV head is. The blocks must all be on the GPU at once.
 #pragma once
 
 #include "kernels/cuda/decode/context.cuh"
