@@ -99,12 +99,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) expand_kernel(const __grid_con
   ptx::allow_next();
 
   const int64_t out_stride = static_cast<int64_t>(args.col_tiles) * kTileWidth;
+  const typename Tile::Lane of_lane(lane);
   int stage = 0;
   uint32_t parity = 0;
   for (; at < args.tile_count; at += stride) {
     ptx::barrier_wait(barriers + 8 * stage, parity);
     Tile tile;
-    tile.begin(args, ring + stage * args.stage_bytes, lane);
+    tile.begin(args, ring + stage * args.stage_bytes, of_lane);
     const int64_t row_tile = at / args.col_tiles;
     const int64_t col = at - row_tile * args.col_tiles;
     uint16_t* const out = args.out + row_tile * kTileHeight * out_stride + col * kTileWidth;

@@ -28,16 +28,21 @@ ProductKernel find_kernel(TileLayout layout, int tokens, bool is_brief) {
   return {};
 }
 
-// Where the moved words of a bitmap's tile come from, in a stage: where they go to, if one round can move them all.
-int tail_at(const DeviceTiles& weights) {
-  const bool in_place = weights.most_slots - weights.slots <= kMoved;
-  return kMaskBytes + (in_place ? weights.slots : weights.most_slots) * kSlotBytes;
+// Where in a stage a tile begins: after room for the late quads of a bitmap, and for the two that are read beyond a
+// lane's last one, but the masks' own room counts, too.
+int masks_at(const DeviceTiles& weights) {
+  if (weights.layout == TileLayout::kBalanced) return kSlotBytes;
+  if (weights.layout != TileLayout::kBitmap) return 0;
+  return (weights.most_slots - weights.slots + 1) * kSlotBytes;
 }
 
 // Bytes of shared memory for one tile.
 int stage_bytes(const DeviceTiles& weights) {
-  if (weights.layout != TileLayout::kBitmap) return fixed_tile_bytes(weights.layout, weights.slots);
-  return std::max(kMaskBytes + weights.most_slots * kSlotBytes, tail_at(weights) + weights.most_tail);
+  if (weights.layout != TileLayout::kBitmap) {
+    return masks_at(weights) + fixed_tile_bytes(weights.layout, weights.slots);
+  }
+  const int late = (weights.most_tail + kSlotBytes - 1) / kSlotBytes * kSlotBytes;
+  return masks_at(weights) + kMaskBytes + weights.slots * kSlotBytes + late;
 }
 
 // Tiles that a warp has under way where nothing else is asked for: more do not make it faster, and what they leave of
@@ -140,7 +145,7 @@ void describe(const Product& product, ProductArgs& args) {
   args.tokens = product.tokens;
   args.two_parts = product.parts - 1;
   args.slots = weights.slots;
-  args.tail_at = tail_at(weights);
+  args.masks_at = masks_at(weights);
   args.early = product.experts == nullptr || product.experts_settled;
   args.one_matrix = weights.count == 1;
   args.output = product.output;

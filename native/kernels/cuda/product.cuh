@@ -5,6 +5,7 @@
 // Sums are made in the same order whatever the grid is.
 //
 // A layout is a struct Tile:
+//   Lane                               what a lane knows whatever the tile is, made of its number
 //   begin(args, stage, lane)           reads from the tile in shared memory what it needs first
 //   multiply<kQuarter>(acc, b)         products of a quarter of the 128 inputs
 //   input(quarter, t)                  the first of the 8 inputs whose x lane 4g + t loads for the quarter,
@@ -22,6 +23,7 @@
 #include "kernels/cuda/ptx/launch.cuh"
 #include "kernels/cuda/ptx/memory.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/ptx/registers.cuh"
 #include "kernels/cuda/tile_codec.h"
 
 namespace espalier::cuda {
@@ -34,7 +36,7 @@ inline constexpr int kSumBuffers = 2;
 template <int kBlocks, int kWarps>
 constexpr int kSumBytes = kSumBuffers* kWarps* kBlocks * 8 * kSumStride * 4;
 
-// The tiles that a warp fetches, in order.
+// The tiles that a warp fetches, in order. All lanes have the same.
 template <class Tile, int kRowTiles>
 class Fetcher {
  public:
@@ -47,16 +49,19 @@ class Fetcher {
     find_rows();
   }
   __device__ bool more() const { return item_ < args_.items; }
-  // Called by one lane: copies the tiles of the current place to `stage`, and goes on.
+  // Copies the tiles of the current place to `stage`, and goes on. Called by all lanes, for only then the compiler
+  // knows that the copies are the warp's, not a lane's.
   __device__ void fetch(uint32_t stage, uint32_t barrier) {
     const uint64_t policy = ptx::read_once_policy();
     uint32_t bytes = 0;
 #pragma unroll
     for (int q = 0; q < kRowTiles; ++q) bytes += source_[q].bytes(args_);
-    ptx::barrier_expect(barrier, bytes);
+    if (ptx::elect_one()) {
+      ptx::barrier_expect(barrier, bytes);
 #pragma unroll
-    for (int q = 0; q < kRowTiles; ++q) {
-      source_[q].copy(args_, index(q), stage + q * args_.stage_bytes, barrier, policy);
+      for (int q = 0; q < kRowTiles; ++q) {
+        source_[q].copy(args_, index(q), stage + q * args_.stage_bytes, barrier, policy);
+      }
     }
     tile_ += args_.split;
     if (--left_ > 0) {
@@ -125,10 +130,10 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
   const int input_bytes = Inputs::room_bytes(args.tokens << args.two_parts);
   const int ring_bytes = args.stages * args.stage_bytes * kRowTiles;
   uint8_t* const behind_inputs = shared + kWarps * input_bytes;
-  const uint32_t ring = ptx::shared_address(behind_inputs) + warp * ring_bytes;
+  const uint32_t ring = ptx::keep(ptx::shared_address(behind_inputs) + warp * ring_bytes);
   float* const sums = reinterpret_cast<float*>(behind_inputs + kWarps * ring_bytes);
-  const uint32_t barriers =
-      ptx::shared_address(behind_inputs) + kWarps * ring_bytes + kSumBytes<kBlocks, kWarps> + warp * args.stages * 8;
+  const uint32_t barriers = ptx::keep(ptx::shared_address(behind_inputs) + kWarps * ring_bytes +
+                                      kSumBytes<kBlocks, kWarps> + warp * args.stages * 8);
   if (lane == 0) {
     // Unrolled, it has initialisations behind uniform predicates, which racecheck takes for made.
 #pragma unroll 1
@@ -141,16 +146,15 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
   const int stride = gridDim.x * (kWarps / args.split);
   if (!args.early) ptx::wait_for_previous();
   Fetcher<Tile, kRowTiles> fetcher(args, first_item, stride, part);
-  if (lane == 0) {
-    for (int i = 0; i < args.stages && fetcher.more(); ++i) {
-      fetcher.fetch(ring + i * args.stage_bytes * kRowTiles, barriers + 8 * i);
-    }
+  for (int i = 0; i < args.stages && fetcher.more(); ++i) {
+    fetcher.fetch(ring + i * args.stage_bytes * kRowTiles, barriers + 8 * i);
   }
   // What is not the previous kernel's to write is read before that ends.
   int item = find_item(args, first_item, stride);
   if (args.early) ptx::wait_for_previous();
   ptx::allow_next();
 
+  const typename Tile::Lane of_lane(lane);
   Inputs inputs(args, ptx::shared_address(shared) + warp * input_bytes, lane);
   int stage = 0;
   uint32_t parity = 0;
@@ -166,7 +170,7 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
       const uint32_t base = ring + stage * args.stage_bytes * kRowTiles;
       Tile tile[kRowTiles];
 #pragma unroll
-      for (int q = 0; q < kRowTiles; ++q) tile[q].begin(args, base + q * args.stage_bytes, lane);
+      for (int q = 0; q < kRowTiles; ++q) tile[q].begin(args, base + q * args.stage_bytes, of_lane);
       const auto quarter = [&]<int kQuarter>() {
         uint4 operand[kBlocks];
 #pragma unroll
@@ -181,7 +185,7 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
       Tile::finish();
       __syncwarp();
       inputs.release(col + args.split);
-      if (lane == 0 && fetcher.more()) fetcher.fetch(base, barriers + 8 * stage);
+      if (fetcher.more()) fetcher.fetch(base, barriers + 8 * stage);
       if (++stage == args.stages) {
         stage = 0;
         parity ^= 1;
@@ -272,7 +276,7 @@ struct FixedSource {
   __device__ static uint32_t bytes(const ProductArgs& args) { return Size::bytes(args); }
   __device__ static void find(const ProductArgs&, int64_t) {}
   __device__ static void copy(const ProductArgs& args, int64_t tile, uint32_t to, uint32_t barrier, uint64_t policy) {
-    ptx::bulk_load(to, args.tiles + tile * Size::bytes(args), Size::bytes(args), barrier, policy);
+    ptx::bulk_load(to + args.masks_at, args.tiles + tile * Size::bytes(args), Size::bytes(args), barrier, policy);
   }
 };
 
@@ -296,9 +300,9 @@ ProductKernel make_kernel_of(int rows) {
           kWarps * Inputs::room_bytes(rows),
           kResident};
 }
-template <class Tile, int kBlocks, int kRowTiles, int kWarps>
+template <class Tile, int kBlocks, int kRowTiles, int kWarps, int kResident = 1>
 ProductKernel make_kernel() {
-  return make_kernel_of<Tile, LoadedInputs<Tile, kBlocks>, kRowTiles, kWarps>(0);
+  return make_kernel_of<Tile, LoadedInputs<Tile, kBlocks>, kRowTiles, kWarps, kResident>(0);
 }
 
 // The kernels of each layout for so many tokens.

@@ -1,22 +1,12 @@
-// Bitmap: lanes have different numbers of values. The first words of each lie in its own bank as they come; the others
-// follow lane after lane, one scan of a warp finds where, and they are moved behind the first ones. Then every lane
-// walks its two rows, at conflict-free places, with no counting of bits.
+// Bitmap: lanes have different numbers of values. The first quads of each have their places; the others come lane after
+// lane, one scan of a warp finds where, and they are moved to the places that follow, where the masks were.
 #include "kernels/cuda/expand.cuh"
+#include "kernels/cuda/quads.cuh"
 #include "kernels/cuda/wide_expanded.cuh"
 
 namespace espalier::cuda {
 namespace {
 
-__device__ __forceinline__ int inclusive_scan(int value, int lane) {
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int left = __shfl_up_sync(~0u, value, distance);
-    if (lane >= distance) value += left;
-  }
-  return value;
-}
-
-// A tile's fixed part goes to the front of the stage, the rest to args.tail_at.
 struct BitmapSource {
   uint32_t begin;
   uint32_t end;
@@ -26,83 +16,69 @@ struct BitmapSource {
     end = __ldg(args.starts + tile + 1);
   }
   __device__ void copy(const ProductArgs& args, int64_t, uint32_t to, uint32_t barrier, uint64_t policy) const {
-    const uint32_t fixed = kMaskBytes + args.slots * kSlotBytes;
-    const uint8_t* from = args.tiles + static_cast<int64_t>(begin) * 16;
-    ptx::bulk_load(to, from, fixed, barrier, policy);
-    const uint32_t tail = bytes(args) - fixed;
-    if (tail > 0) {
-      ptx::bulk_load(to + args.tail_at, from + fixed, tail, barrier, policy);
-    }
+    ptx::bulk_load(to + args.masks_at, args.tiles + static_cast<int64_t>(begin) * 16, bytes(args), barrier, policy);
   }
 };
+
+// Quads that are moved at a time.
+constexpr int kMoved = 4;
 
 struct BitmapTile {
   using Source = BitmapSource;
   using Operand = ExpandedOperand<BitmapTile>;
+  using Lane = QuadLane;
 
   __device__ static constexpr int input(int quarter, int t) { return quarter * 32 + t * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }
 
-  __device__ void begin(const ProductArgs& args, uint32_t stage, int lane) {
-    masks_ = ptx::load_shared_8(stage + lane * 8);
-    const uint32_t values = stage + kMaskBytes + lane * 4;
-    const int first = __popc(masks_.x);
-    const int words = (first + __popc(masks_.y) + 1) / 2;
-    const int tail = max(words - args.slots, 0);
-    uint32_t from = stage + args.tail_at + 4 * (inclusive_scan(tail, lane) - tail);
-    uint32_t to = values + args.slots * kSlotBytes;
-    const int most = __reduce_max_sync(~0u, tail);
-    for (int done = 0; done < most; done += kMoved) {
-      // All are read before any is written: both may be in the same place.
-      uint32_t word[kMoved];
+  __device__ void begin(const ProductArgs& args, uint32_t stage, const QuadLane& lane) {
+    const uint32_t masks_at = stage + args.masks_at;
+    const uint32_t first = masks_at + args.slots * kSlotBytes;
+    const uint2 masks = ptx::load_shared_8(masks_at + lane.offset);
+    const int quads = (__popc(masks.x) + __popc(masks.y) + kQuad - 1) / kQuad;
+    const int late = max(quads - args.slots, 0);
+    uint32_t from = first + kSlotBytes + (ptx::inclusive_sum(late) - late) * kQuadBytes;
+    uint32_t to = masks_at + lane.offset;
+#pragma unroll 1
+    for (int left = late; left > 0; left -= kMoved) {
+      uint2 quad[kMoved];
 #pragma unroll
       for (int i = 0; i < kMoved; ++i) {
-        if (i % 2 == 0 && done + i >= most) break;
-        if (done + i < tail) word[i] = ptx::load_shared(from + 4 * i);
+        if (i < left) quad[i] = ptx::load_shared_8(from + i * kQuadBytes);
       }
-      __syncwarp();
 #pragma unroll
       for (int i = 0; i < kMoved; ++i) {
-        if (i % 2 == 0 && done + i >= most) break;
-        if (done + i < tail) ptx::store_shared(to + i * kSlotBytes, word[i]);
+        if (i < left) ptx::store_shared_8(to - i * kSlotBytes, quad[i]);
       }
-      from += 4 * kMoved;
-      to += kMoved * kSlotBytes;
+      from += kMoved * kQuadBytes;
+      to -= kMoved * kSlotBytes;
     }
-    at_[0] = values;
-    step_[0] = 2;
-    at_[1] = values + first / 2 * kSlotBytes + first % 2 * 2;
-    step_[1] = first % 2 != 0 ? kSlotBytes - 2 : 2;
+    rows_.begin(masks, first, lane);
   }
 
   template <int kQuarter, int kHalf>
-  __device__ void expand(uint32_t (&a)[4]) {
-    constexpr int kBit = kQuarter * 8 + kHalf * 4;
-    a[0] = ptx::expand_pair<kBit, kSlotBytes>(masks_.x, at_[0], step_[0]);
-    a[1] = ptx::expand_pair<kBit, kSlotBytes>(masks_.y, at_[1], step_[1]);
-    a[2] = ptx::expand_pair<kBit + 2, kSlotBytes>(masks_.x, at_[0], step_[0]);
-    a[3] = ptx::expand_pair<kBit + 2, kSlotBytes>(masks_.y, at_[1], step_[1]);
+  __device__ __forceinline__ void expand(uint32_t (&a)[4]) {
+    rows_.expand<kQuarter, kHalf>(a);
   }
   template <int kQuarter, int kBlocks>
   __device__ void multiply(float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
     multiply_expanded<kQuarter>(*this, acc, b);
   }
 
-  // The words that were moved may lie where the next tile comes.
+  // The quads that were moved may lie where the next tile comes.
   __device__ static void finish() { ptx::copy_engine_fence(); }
 
  private:
-  uint2 masks_;
-  uint32_t at_[2];
-  uint32_t step_[2];
+  QuadRows rows_;
 };
 
 }  // namespace
 
-// Expanding is bound by instructions: more warps hide more of their latency.
+// Expanding is bound by instructions: more warps hide more of their latency. The next launch takes the place of one of
+// two blocks while the other one ends.
 ProductKernel bitmap_kernel(int tokens) {
-  if (tokens <= 8) return make_kernel<BitmapTile, 1, 1, 24>();
-  return make_kernel<BitmapTile, 2, 1, 16>();
+  if (tokens <= 8) return make_kernel<BitmapTile, 1, 1, 12, 2>();
+  return make_kernel<BitmapTile, 2, 1, 8, 2>();
 }
 
 WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile>(tokens); }

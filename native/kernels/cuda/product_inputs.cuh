@@ -4,12 +4,12 @@
 //   load(col, next)              the inputs of tile `col`; the item's next one is `next`, or it has none there
 //   operand<kQuarter>(block)     the B operand of 32 of them and eight rows
 //   release(next)                when all lanes have read their operands
-// Rows beyond the last are the last again: they give columns of sums that are not stored.
 #pragma once
 
 #include "kernels/cuda/product_args.h"
 #include "kernels/cuda/ptx/async.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/ptx/registers.cuh"
 #include "kernels/cuda/tile_codec.h"
 
 namespace espalier::cuda {
@@ -22,7 +22,8 @@ __device__ __forceinline__ const uint16_t* input_row(const ProductArgs& args, in
   return args.x + static_cast<int64_t>((input << args.two_parts) + (min(row, last) & args.two_parts)) * args.cols;
 }
 
-// Into registers, when a tile's turn comes: for layouts whose lanes want neighbouring inputs.
+// Into registers, those of a tile when those of the one before have been used: for layouts whose lanes want
+// neighbouring inputs.
 template <class Tile, int kBlockCount>
 class LoadedInputs {
  public:
@@ -31,27 +32,50 @@ class LoadedInputs {
 
   __device__ LoadedInputs(const ProductArgs& args, uint32_t, int lane) : args_(args), g_(lane / 4), t_(lane % 4) {}
 
-  __device__ __forceinline__ void begin(int group, int) {
+  __device__ __forceinline__ void begin(int group, int col) {
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) rows_[b] = input_row(args_, group, b * 8 + g_);
+    for (int b = 0; b < kBlocks; ++b) rows_[b] = ptx::keep(input_row(args_, group, b * 8 + g_) + Tile::input(0, t_));
+    load_inside(col);
   }
-  __device__ __forceinline__ void load(int col, int) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int first = col * kTileWidth + Tile::input(i, t_);
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) {
-        loaded_[i][b] = first < args_.cols ? __ldg(reinterpret_cast<const uint4*>(rows_[b] + first)) : uint4{};
-      }
-    }
-  }
+  __device__ __forceinline__ void load(int, int) {}
   template <int kQuarter>
   __device__ __forceinline__ uint4 operand(int block) const {
     return Tile::arrange(loaded_[kQuarter][block], t_);
   }
-  __device__ __forceinline__ void release(int) {}
+  __device__ __forceinline__ void release(int next) {
+    const int first = next * kTileWidth;
+    if (first + kTileWidth > args_.cols) {
+      load_inside(next);
+      return;
+    }
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      if (!is_used(b)) continue;
+      const uint16_t* const from = rows_[b] + first;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) loaded_[i][b] = __ldg(reinterpret_cast<const uint4*>(from + Tile::input(i, 0)));
+    }
+  }
 
  private:
+  // Whether there is a row for the lane. What others hold gives columns of sums that are not stored.
+  __device__ bool is_used(int block) const { return block * 8 + g_ < (args_.tokens << args_.two_parts); }
+  // Zeros where a tile has more inputs than there are.
+  __device__ __forceinline__ void load_inside(int col) {
+    const int first = col * kTileWidth;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const uint16_t* const from = rows_[b] + first;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        loaded_[i][b] = uint4{};
+        if (is_used(b) && first + Tile::input(i, t_) < args_.cols) {
+          loaded_[i][b] = __ldg(reinterpret_cast<const uint4*>(from + Tile::input(i, 0)));
+        }
+      }
+    }
+  }
+
   const ProductArgs& args_;
   const int g_;
   const int t_;
@@ -61,7 +85,8 @@ class LoadedInputs {
 
 // Through shared memory, where the loads of matrix fragments put them in the tensor cores' order, and with two buffers
 // a tile ahead. For layouts that want inputs in their own order. Sixteen lanes copy a row of a tile; 16 bytes lie where
-// those of eight rows that are loaded together are in different banks.
+// those of eight rows that are loaded together are in different banks. Rows beyond the last are the last again: they
+// give columns of sums that are not stored.
 template <int kBlockCount, int kBuffers>
 class StagedInputs {
  public:

@@ -15,6 +15,7 @@ struct TwoFourOperand;
 struct TwoFourTile {
   using Source = FixedSource<TwoFourSize>;
   using Operand = TwoFourOperand;
+  using Lane = int;
 
   __device__ static int input(int quarter, int t) { return quarter * 32 + t * 8; }
   // B wants of lane t the inputs 2t, 2t + 1 of each 8, which the four lanes have loaded as 8 consecutive ones each.

@@ -15,6 +15,7 @@ struct TwoFourCodesOperand;
 struct TwoFourCodesTile {
   using Source = FixedSource<TwoFourCodesSize>;
   using Operand = TwoFourCodesOperand;
+  using Lane = int;
 
   __device__ static int input(int quarter, int t) { return quarter * 32 + t * 8; }
   // As for values of bf16.

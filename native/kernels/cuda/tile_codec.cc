@@ -12,14 +12,6 @@ namespace {
 // Inputs of a lane's mask.
 constexpr int kRun = 32;
 
-uint32_t load32(const uint8_t* at) {
-  uint32_t value;
-  std::memcpy(&value, at, 4);
-  return value;
-}
-
-void store32(uint8_t* at, uint32_t value) { std::memcpy(at, &value, 4); }
-
 // The input of bit `bit` of a lane's masks.
 int balanced_input(int lane, int bit) { return lane % 4 * kRun + bit; }
 int bitmap_input(int lane, int bit) { return bit / 8 * kRun + lane % 4 * 8 + bit % 8; }
@@ -32,8 +24,69 @@ uint32_t mask_of(const Tile& tile, int lane, int half, const Input& input) {
   return mask;
 }
 
-// Where a lane's mask of one row lies.
-int mask_at(int lane, int half) { return lane * 8 + half * 4; }
+void store_masks(uint8_t* out, int lane, const uint32_t (&masks)[2]) { std::memcpy(out + lane * 8, masks, 8); }
+void load_masks(const uint8_t* data, int lane, uint32_t (&masks)[2]) { std::memcpy(masks, data + lane * 8, 8); }
+
+// The stored values of a lane, as quads.
+struct LaneValues {
+  uint16_t at[kQuad * kMostSlots] = {};
+
+  void store(int quad, uint8_t* out) const {
+    for (int i = 0; i < kQuad; ++i) {
+      const uint16_t value = at[quad * kQuad + i];
+      out[i] = static_cast<uint8_t>(value);
+      out[kQuad + i] = static_cast<uint8_t>(value >> 8);
+    }
+  }
+  void load(int quad, const uint8_t* data) {
+    for (int i = 0; i < kQuad; ++i) at[quad * kQuad + i] = static_cast<uint16_t>(data[i] | data[kQuad + i] << 8);
+  }
+};
+
+// Calls body(row, input) for the stored values of a lane, in order.
+template <class Input, class Body>
+void each_value(int lane, const uint32_t (&masks)[2], const Input& input, const Body& body) {
+  for (int four = 0; four < kRun; four += 4) {
+    for (int half = 0; half < 2; ++half) {
+      for (int i = four; i < four + 4; ++i) {
+        if ((masks[half] >> i & 1u) != 0) body(row_of(lane, half), input(lane, i));
+      }
+    }
+  }
+}
+
+template <class Input>
+LaneValues take_values(const Tile& tile, int lane, const uint32_t (&masks)[2], const Input& input) {
+  LaneValues values;
+  int count = 0;
+  each_value(lane, masks, input, [&](int row, int k) { values.at[count++] = tile.at[row][k]; });
+  return values;
+}
+
+template <class Input>
+void put_values(const LaneValues& values, int lane, const uint32_t (&masks)[2], const Input& input, Tile& tile) {
+  int count = 0;
+  each_value(lane, masks, input, [&](int row, int k) { tile.at[row][k] = values.at[count++]; });
+}
+
+int quads_of(const uint32_t (&masks)[2]) {
+  return (std::popcount(masks[0]) + std::popcount(masks[1]) + kQuad - 1) / kQuad;
+}
+
+// Where quad `i` of `count` in fixed places lies.
+int quad_at(int lane, int i, int count) { return kMaskBytes + (count - 1 - i) * kSlotBytes + lane * kQuadBytes; }
+
+// Calls body(lane, i, at) for the quads of a bitmap's tile, and the padding among the first `prefix`.
+template <class Body>
+void each_quad(const int (&quads)[kLanes], int prefix, const Body& body) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < prefix; ++i) body(lane, i, quad_at(lane, i, prefix));
+  }
+  int at = kMaskBytes + prefix * kSlotBytes;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = prefix; i < quads[lane]; ++i, at += kQuadBytes) body(lane, i, at);
+  }
+}
 
 // Where the positions of the 8 groups of four in row `row` and 32 inputs u begin: 4 groups in each 16 bits.
 int positions_at(int row, int u, int half) {
@@ -97,21 +150,18 @@ bool decode_two_four(const uint8_t* data, Tile& tile) {
 }
 
 bool encode_balanced(const Tile& tile, int n, uint8_t* out) {
+  std::memset(out, 0, static_cast<size_t>(balanced_bytes(n)));
   for (int lane = 0; lane < kLanes; ++lane) {
+    uint32_t masks[2];
     for (int half = 0; half < 2; ++half) {
-      uint32_t mask = mask_of(tile, lane, half, balanced_input);
-      if (std::popcount(mask) > n) return false;
+      masks[half] = mask_of(tile, lane, half, balanced_input);
+      if (std::popcount(masks[half]) > n) return false;
       // Stores the first zeros too, up to n values.
-      while (std::popcount(mask) < n) mask |= ~mask & (mask + 1);
-      store32(out + mask_at(lane, half), mask);
-      const uint16_t* row = tile.at[row_of(lane, half)];
-      uint8_t* to = out + kMaskBytes + lane * 4 + half * 2;
-      for (int i = 0; i < kRun; ++i) {
-        if ((mask >> i & 1u) == 0) continue;
-        std::memcpy(to, row + balanced_input(lane, i), 2);
-        to += kSlotBytes;
-      }
+      while (std::popcount(masks[half]) < n) masks[half] |= ~masks[half] & (masks[half] + 1);
     }
+    const LaneValues values = take_values(tile, lane, masks, balanced_input);
+    store_masks(out, lane, masks);
+    for (int i = 0; i < balanced_quads(n); ++i) values.store(i, out + quad_at(lane, i, balanced_quads(n)));
   }
   return true;
 }
@@ -119,87 +169,61 @@ bool encode_balanced(const Tile& tile, int n, uint8_t* out) {
 bool decode_balanced(const uint8_t* data, int n, Tile& tile) {
   std::memset(&tile, 0, sizeof tile);
   for (int lane = 0; lane < kLanes; ++lane) {
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t mask = load32(data + mask_at(lane, half));
-      if (std::popcount(mask) != n) return false;
-      uint16_t* row = tile.at[row_of(lane, half)];
-      const uint8_t* from = data + kMaskBytes + lane * 4 + half * 2;
-      for (int i = 0; i < kRun; ++i) {
-        if ((mask >> i & 1u) == 0) continue;
-        std::memcpy(row + balanced_input(lane, i), from, 2);
-        from += kSlotBytes;
-      }
-    }
+    uint32_t masks[2];
+    load_masks(data, lane, masks);
+    if (std::popcount(masks[0]) != n || std::popcount(masks[1]) != n) return false;
+    LaneValues values;
+    for (int i = 0; i < balanced_quads(n); ++i) values.load(i, data + quad_at(lane, i, balanced_quads(n)));
+    put_values(values, lane, masks, balanced_input, tile);
   }
   return true;
 }
 
-void bitmap_words(const Tile& tile, int (&words)[kLanes]) {
+void bitmap_quads(const Tile& tile, int (&quads)[kLanes]) {
   for (int lane = 0; lane < kLanes; ++lane) {
-    words[lane] = (std::popcount(mask_of(tile, lane, 0, bitmap_input)) +
-                   std::popcount(mask_of(tile, lane, 1, bitmap_input)) + 1) /
-                  2;
+    quads[lane] = quads_of({mask_of(tile, lane, 0, bitmap_input), mask_of(tile, lane, 1, bitmap_input)});
   }
 }
 
-void bitmap_words(const uint8_t* data, int (&words)[kLanes]) {
+void bitmap_quads(const uint8_t* data, int (&quads)[kLanes]) {
   for (int lane = 0; lane < kLanes; ++lane) {
-    words[lane] =
-        (std::popcount(load32(data + mask_at(lane, 0))) + std::popcount(load32(data + mask_at(lane, 1))) + 1) / 2;
+    uint32_t masks[2];
+    load_masks(data, lane, masks);
+    quads[lane] = quads_of(masks);
   }
 }
 
-int bitmap_bytes(const int (&words)[kLanes], int prefix) {
-  int tail = 0;
-  for (const int count : words) tail += std::max(count - prefix, 0);
-  return kMaskBytes + prefix * kSlotBytes + (tail * 4 + 15) / 16 * 16;
+int bitmap_bytes(const int (&quads)[kLanes], int prefix) {
+  int late = 0;
+  for (const int count : quads) late += std::max(count - prefix, 0);
+  return kMaskBytes + prefix * kSlotBytes + (late * kQuadBytes + 15) / 16 * 16;
 }
 
 void encode_bitmap(const Tile& tile, int prefix, uint8_t* out) {
-  int words[kLanes];
-  bitmap_words(tile, words);
-  std::memset(out, 0, static_cast<size_t>(bitmap_bytes(words, prefix)));
-  uint8_t* tail = out + kMaskBytes + prefix * kSlotBytes;
+  int quads[kLanes];
+  bitmap_quads(tile, quads);
+  std::memset(out, 0, static_cast<size_t>(bitmap_bytes(quads, prefix)));
+  LaneValues values[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
-    uint16_t values[2 * kMostSlots] = {};
-    int count = 0;
-    for (int half = 0; half < 2; ++half) {
-      store32(out + mask_at(lane, half), mask_of(tile, lane, half, bitmap_input));
-      const uint16_t* row = tile.at[row_of(lane, half)];
-      for (int i = 0; i < kRun; ++i) {
-        if (row[bitmap_input(lane, i)] != 0) values[count++] = row[bitmap_input(lane, i)];
-      }
-    }
-    for (int i = 0; i < words[lane]; ++i) {
-      uint8_t* to = i < prefix ? out + kMaskBytes + i * kSlotBytes + lane * 4 : tail;
-      if (i >= prefix) tail += 4;
-      std::memcpy(to, values + 2 * i, 4);
-    }
+    const uint32_t masks[2] = {mask_of(tile, lane, 0, bitmap_input), mask_of(tile, lane, 1, bitmap_input)};
+    store_masks(out, lane, masks);
+    values[lane] = take_values(tile, lane, masks, bitmap_input);
   }
+  each_quad(quads, prefix, [&](int lane, int i, int at) { values[lane].store(i, out + at); });
 }
 
 bool decode_bitmap(const uint8_t* data, int64_t bytes, int prefix, Tile& tile) {
   std::memset(&tile, 0, sizeof tile);
   if (bytes < kMaskBytes + prefix * kSlotBytes) return false;
-  int words[kLanes];
-  bitmap_words(data, words);
-  if (bitmap_bytes(words, prefix) != bytes) return false;
-  const uint8_t* tail = data + kMaskBytes + prefix * kSlotBytes;
+  int quads[kLanes];
+  bitmap_quads(data, quads);
+  if (bitmap_bytes(quads, prefix) != bytes) return false;
+  LaneValues values[kLanes];
+  each_quad(quads, prefix, [&](int lane, int i, int at) { values[lane].load(i, data + at); });
   for (int lane = 0; lane < kLanes; ++lane) {
-    uint16_t values[2 * kMostSlots] = {};
-    for (int i = 0; i < words[lane]; ++i) {
-      const uint8_t* from = i < prefix ? data + kMaskBytes + i * kSlotBytes + lane * 4 : tail;
-      if (i >= prefix) tail += 4;
-      std::memcpy(values + 2 * i, from, 4);
-    }
-    int count = 0;
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t mask = load32(data + mask_at(lane, half));
-      uint16_t* row = tile.at[row_of(lane, half)];
-      for (int i = 0; i < kRun; ++i) {
-        if ((mask >> i & 1u) != 0) row[bitmap_input(lane, i)] = values[count++];
-      }
-    }
+    uint32_t masks[2];
+    load_masks(data, lane, masks);
+    put_values(values[lane], lane, masks, bitmap_input, tile);
   }
   return true;
 }

@@ -12,6 +12,7 @@ struct DenseSize {
 struct DenseTile {
   using Source = FixedSource<DenseSize>;
   using Operand = ExpandedOperand<DenseTile>;
+  using Lane = int;
 
   __device__ static constexpr int input(int quarter, int t) { return quarter * 32 + t * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }

@@ -13,6 +13,7 @@ struct DenseCodesSize {
 struct DenseCodesTile {
   using Source = FixedSource<DenseCodesSize>;
   using Operand = ExpandedOperand<DenseCodesTile>;
+  using Lane = int;
 
   __device__ static constexpr int input(int quarter, int t) { return quarter * 32 + t * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }

@@ -9,8 +9,10 @@
 namespace espalier::cuda {
 namespace {
 
-// Share of a bitmap's values that padding may add, for words in fixed places that no scan has to find.
+// Share of a bitmap's quads that padding may add, for quads in fixed places that nobody has to find.
 constexpr double kPadding = 0.01;
+// Zeros in the last quad of a lane, on average.
+constexpr double kQuadPadding = 1.5;
 // A bitmap's product takes so many times what reading its bytes does (bench/RESULTS.md).
 constexpr double kBitmapTime = 1.3;
 // Share of the dense bytes below which n:32 is worth its decoding.
@@ -123,17 +125,17 @@ bool decode(const TiledWeights& weights, int64_t index, Weights& out) {
 // Chooses `slots` of a bitmap and lays out its tiles.
 Status plan_bitmap(ThreadPool& pool, std::span<const MatrixSource> matrices, TiledWeights& weights) {
   const auto tiles = static_cast<size_t>(weights.tile_count());
-  std::vector<uint8_t> words(tiles * kLanes);
+  std::vector<uint8_t> quads(tiles * kLanes);
   each_tile(pool, matrices, weights, [&](int64_t index, const Tile& tile) {
     int counts[kLanes];
-    bitmap_words(tile, counts);
-    std::copy(counts, counts + kLanes, words.begin() + index * kLanes);
+    bitmap_quads(tile, counts);
+    std::copy(counts, counts + kLanes, quads.begin() + index * kLanes);
   });
   int64_t histogram[kMostSlots + 1] = {};
-  for (const uint8_t count : words) ++histogram[count];
+  for (const uint8_t count : quads) ++histogram[count];
   int64_t total = 0;
   for (int i = 0; i <= kMostSlots; ++i) total += i * histogram[i];
-  // Words of zeros that one more slot adds: one for each lane that has no more words than there are slots already.
+  // Quads of zeros that one more slot adds: one for each lane that has no more quads than there are slots already.
   int64_t padding = 0;
   int64_t lanes = 0;
   for (int i = 0; i < kMostSlots; ++i) {
@@ -148,7 +150,7 @@ Status plan_bitmap(ThreadPool& pool, std::span<const MatrixSource> matrices, Til
   for (size_t i = 0; i < tiles; ++i) {
     int counts[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
-      counts[lane] = words[i * kLanes + static_cast<size_t>(lane)];
+      counts[lane] = quads[i * kLanes + static_cast<size_t>(lane)];
       weights.most_slots = std::max(weights.most_slots, counts[lane]);
     }
     const int bytes = bitmap_bytes(counts, weights.slots);
@@ -210,8 +212,8 @@ TileChoice choose_tiles(ThreadPool& pool, std::span<const MatrixSource> matrices
     stored.fetch_add(of_tile, std::memory_order_relaxed);
   });
   if (most_of_four <= 2) return {TileLayout::kTwoFour, 0};
-  const double bitmap =
-      kMaskBytes + 2.0 * (1 + kPadding) * static_cast<double>(stored) / static_cast<double>(shape.tile_count());
+  const double of_tile = static_cast<double>(stored) / static_cast<double>(shape.tile_count());
+  const double bitmap = kMaskBytes + 2.0 * (1 + kPadding) * (of_tile + kQuadPadding * kLanes);
   const int balanced = balanced_bytes(most_of_run);
   if (balanced <= kBitmapTime * bitmap && balanced <= kBalancedGain * kDenseBytes) {
     return {TileLayout::kBalanced, most_of_run};
@@ -290,9 +292,9 @@ Status validate_tiles(ThreadPool& pool, const TiledWeights& weights) {
       bool good = decode(weights, i, tile);
       if (good && weights.layout == TileLayout::kBitmap) {
         const TileRange range = tile_range(weights, i);
-        int words[kLanes];
-        bitmap_words(weights.tiles.data() + range.begin, words);
-        good = *std::max_element(words, words + kLanes) <= weights.most_slots &&
+        int quads[kLanes];
+        bitmap_quads(weights.tiles.data() + range.begin, quads);
+        good = *std::max_element(quads, quads + kLanes) <= weights.most_slots &&
                range.bytes - kMaskBytes - weights.slots * kSlotBytes <= weights.most_tail;
       }
       if (!good) wrong.report(i);

@@ -35,9 +35,9 @@ struct TiledWeights {
   int64_t count = 0;
   int64_t rows = 0;
   int64_t cols = 0;
-  // n:32: n. Bitmap: words of each lane that have a fixed place.
+  // n:32: n. Bitmap: quads of each lane that have a fixed place.
   int slots = 0;
-  // Bitmap: the most words of any lane, at least `slots`; the most bytes that a tile has after its fixed part.
+  // Bitmap: the most quads of any lane, at least `slots`; the most bytes that a tile has after its fixed part.
   int most_slots = 0;
   int most_tail = 0;
   AlignedBuffer<uint8_t> tiles;

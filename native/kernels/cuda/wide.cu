@@ -206,8 +206,7 @@ Status start(const WideLaunch& launch, WideArgs args, const WideRange& range, cu
 // Shared memory of a block, of which it has some beside the rings.
 Status choose_memory(WideLaunch& launch, WideArgs& args, int beside) {
   const WideKernel& kernel = launch.kernel;
-  // What comes beside the rings begins at a multiple of 128.
-  const int more = beside > 0 ? beside + 128 : 0;
+  const int more = beside > 0 ? beside + kBeside : 0;
   const int rings = choose_stages(args, kernel, launch.limits.shared_of(kernel.resident) - more);
   if (rings == 0) return Status(Code::kUsage, "this device has too little shared memory for the product");
   launch.shared = rings + more;
@@ -304,7 +303,7 @@ Status launch_expanded_product(const Product& product, const ExpansionRoom& room
 
   WideArgs args{};
   describe(product, args);
-  args.expand_bytes = (args.stage_bytes + 127) / 128 * 128;
+  args.expand_bytes = args.stage_bytes;
   args.stage_bytes = kRowStageBytes / kWideRowTiles;
   args.expanded = room.expanded;
   args.progress = room.progress;

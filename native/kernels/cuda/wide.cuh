@@ -63,6 +63,7 @@ __device__ __forceinline__ void add_parts(const WideArgs& args, const WideRings&
 template <class Tile, int kTokens>
 __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint32_t rank, int warp, int lane) {
   using Operand = typename Tile::Operand;
+  const typename Tile::Lane of_lane(lane);
   float sums[kTokens / 2];
   WidePlace weights;
   WidePlace x;
@@ -72,7 +73,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
   const auto load = [&](Operand& operand) {
     ptx::barrier_wait(rings.weights_full + 8 * weights.stage, weights.parity);
     Tile tile;
-    tile.begin(args, rings.weights + (weights.stage * kWideRowTiles + warp) * args.stage_bytes, lane);
+    tile.begin(args, rings.weights + (weights.stage * kWideRowTiles + warp) * args.stage_bytes, of_lane);
     operand.load(tile, lane % 4);
     Tile::finish();
     weights.next(args.stages);
@@ -204,7 +205,7 @@ __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
   rings.x_empty = rings.x_full + 8 * args.x_stages;
   rings.weights_full = rings.x_empty + 8 * args.x_stages;
   rings.weights_empty = rings.weights_full + 8 * args.stages;
-  rings.beside = (rings.weights_empty + 8 * args.stages + 127) / 128 * 128;
+  rings.beside = (rings.weights_empty + 8 * args.stages + kBeside - 1) / kBeside * kBeside;
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor(&x);
     for (int i = 0; i < args.x_stages; ++i) {

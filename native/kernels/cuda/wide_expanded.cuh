@@ -72,7 +72,7 @@ template <class Tile>
 class Expander {
  public:
   __device__ Expander(const WideArgs& args, uint32_t ring, uint32_t barriers, int lane)
-      : args_(args), ring_(ring), barriers_(barriers), lane_(lane), order_(args) {
+      : args_(args), ring_(ring), barriers_(barriers), lane_(lane), of_lane_(lane), order_(args) {
     if (lane == 0) {
       for (int i = 0; i < kBatch; ++i) ptx::barrier_init(barriers + 8 * i, 1);
       ptx::barrier_init_fence();
@@ -137,7 +137,7 @@ class Expander {
   __device__ void expand(int tile, int i, uint32_t parity) {
     ptx::barrier_wait(barriers_ + 8 * i, parity);
     Tile from;
-    from.begin(args_, ring_ + i * args_.expand_bytes, lane_);
+    from.begin(args_, ring_ + i * args_.expand_bytes, of_lane_);
     auto* const to = reinterpret_cast<uint4*>(args_.expanded + static_cast<int64_t>(tile) * kDenseBytes) + lane_;
     expand_tile(from, lane_, [&](int part, uint4 upper, uint4 lower) {
       to[2 * part * kLanes] = upper;
@@ -159,6 +159,7 @@ class Expander {
   const uint32_t ring_;
   const uint32_t barriers_;
   const int lane_;
+  const typename Tile::Lane of_lane_;
   ExpandOrder order_;
   uint32_t launch_;
   uint32_t claimed_ = 0;

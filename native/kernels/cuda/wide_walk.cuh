@@ -30,6 +30,9 @@ inline constexpr int kWideInputs = 64;
 // in the L2 cache.
 inline constexpr int kWideBand = 8;
 
+// What the address of what a way of weights has beside the rings is a multiple of.
+inline constexpr int kBeside = 256;
+
 template <int kTokens>
 constexpr int kWideXBytes = kTokens* kWideInputs * 2;
 // Blocks of a multiprocessor. With two, one's weights come while the other ends, and there are more warps to expand

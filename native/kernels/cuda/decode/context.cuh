@@ -38,6 +38,9 @@ struct DecodeContext {
   uint2 open;
 };
 
+// What the place of a ring is a multiple of, as tiles of quads want it.
+inline constexpr int kRingAlignment = 256;
+
 // A barrier of the warps that compute; teams of them use the first ones.
 __device__ __forceinline__ void sync_workers() { ptx::named_barrier(15, kDecodeThreads); }
 
@@ -52,7 +55,8 @@ struct SharedMemory {
         x(reinterpret_cast<uint16_t*>(memory + task.hidden * sizeof(float))),
         scratch(memory + task.hidden * sizeof(float) + task.room.x) {}
   __device__ uint32_t ring(const DecodeTask& task, int warp) const {
-    return ptx::shared_address(scratch + task.room.scratch) + warp * task.room.ring;
+    const uint32_t rings = ptx::shared_address(scratch + task.room.scratch) + kRingAlignment - 1;
+    return rings / kRingAlignment * kRingAlignment + warp * task.room.ring;
   }
 };
 

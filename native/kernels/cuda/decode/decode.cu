@@ -45,7 +45,7 @@ DecodeKernel find_kernel(const DecodeTask& task) {
 int splits_of(const DecodeTask& task, int multiprocessors) { return multiprocessors / task.heads.kv_heads; }
 
 int total_bytes(const DecodeTask& task) {
-  return task.hidden * static_cast<int>(sizeof(float)) + task.room.x + task.room.scratch +
+  return task.hidden * static_cast<int>(sizeof(float)) + task.room.x + task.room.scratch + kRingAlignment +
          kDecodeWarps * task.room.ring;
 }
 
@@ -115,7 +115,7 @@ bool plan_decode(DecodeTask& task) {
   cudaFuncAttributes attributes{};
   if (cudaFuncGetAttributes(&attributes, find_kernel(task)) != cudaSuccess) return false;
   const int left = limits.value().shared_bytes - static_cast<int>(attributes.sharedSizeBytes) - total_bytes(task);
-  task.room.ring = left / kDecodeWarps / 128 * 128;
+  task.room.ring = left / kDecodeWarps / kRingAlignment * kRingAlignment;
   return task.room.ring >= kLeastRing;
 }
 

@@ -160,6 +160,7 @@ class Decoder {
     const int part = task_.parts == 2 ? lane / 4 % 2 : 0;
     const uint32_t x = ptx::shared_address(shared_.x + part * x_stride(groups * product.col_tiles));
     const ProductArgs none{};
+    const typename Tile::Lane of_lane(lane);
     int buffer = 0;
     int adder = 0;
     int item = share.item;
@@ -175,7 +176,7 @@ class Decoder {
         }
         const uint32_t at = tiles_.next(product.tile_bytes);
         Tile tile;
-        tile.begin(none, at, lane);
+        tile.begin(none, at, of_lane);
         tile.template multiply<0>(acc, operand[0]);
         tile.template multiply<1>(acc, operand[1]);
         tile.template multiply<2>(acc, operand[2]);

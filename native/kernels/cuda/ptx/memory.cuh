@@ -86,66 +86,14 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_shared_8(uint32_t to, uint2 value) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(value.x), "r"(value.y) : "memory");
+}
+
 __device__ __forceinline__ void store_shared_16(uint32_t to, float4 value) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(value.x), "f"(value.y), "f"(value.z),
                "f"(value.w)
                : "memory");
-}
-
-// Two neighbours of a run of 16-bit values of which only those with a bit in a mask are stored: zero or the value at
-// `at` for bit kBit, then for bit kBit + 1 in the high half. For each stored one, `at` moves on by `kStep`.
-template <int kBit, int kStep>
-__device__ __forceinline__ uint32_t expand_pair(uint32_t mask, uint32_t& at) {
-  uint32_t pair;
-  asm volatile(
-      "{\n"
-      ".reg .pred p, q;\n"
-      ".reg .b32 b, low, high;\n"
-      "and.b32 b, %2, %3;\n"
-      "setp.ne.u32 p, b, 0;\n"
-      "and.b32 b, %2, %4;\n"
-      "setp.ne.u32 q, b, 0;\n"
-      "mov.b32 low, 0;\n"
-      "mov.b32 high, 0;\n"
-      "@p ld.shared.u16 low, [%1];\n"
-      "@p add.u32 %1, %1, %5;\n"
-      "@q ld.shared.u16 high, [%1];\n"
-      "@q add.u32 %1, %1, %5;\n"
-      "prmt.b32 %0, low, high, 0x5410;\n"
-      "}"
-      : "=r"(pair), "+r"(at)
-      : "r"(mask), "n"(1u << kBit), "n"(1u << (kBit + 1)), "n"(kStep)
-      : "memory");
-  return pair;
-}
-
-// The same for values that lie two in each 32-bit word of which the next one is `kStep` bytes on: `step` is what leads
-// from the value at `at` to the next, 2 or kStep − 2 in turns.
-template <int kBit, int kStep>
-__device__ __forceinline__ uint32_t expand_pair(uint32_t mask, uint32_t& at, uint32_t& step) {
-  uint32_t pair;
-  asm volatile(
-      "{\n"
-      ".reg .pred p, q;\n"
-      ".reg .b32 b, low, high;\n"
-      "and.b32 b, %3, %4;\n"
-      "setp.ne.u32 p, b, 0;\n"
-      "and.b32 b, %3, %5;\n"
-      "setp.ne.u32 q, b, 0;\n"
-      "mov.b32 low, 0;\n"
-      "mov.b32 high, 0;\n"
-      "@p ld.shared.u16 low, [%1];\n"
-      "@p add.u32 %1, %1, %2;\n"
-      "@p xor.b32 %2, %2, %6;\n"
-      "@q ld.shared.u16 high, [%1];\n"
-      "@q add.u32 %1, %1, %2;\n"
-      "@q xor.b32 %2, %2, %6;\n"
-      "prmt.b32 %0, low, high, 0x5410;\n"
-      "}"
-      : "=r"(pair), "+r"(at), "+r"(step)
-      : "r"(mask), "n"(1u << kBit), "n"(1u << (kBit + 1)), "n"((kStep - 2) ^ 2)
-      : "memory");
-  return pair;
 }
 
 }  // namespace espalier::cuda::ptx
