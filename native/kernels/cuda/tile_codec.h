@@ -20,9 +20,9 @@
 //     8 each   quads F and on, lane after lane
 //
 // A quad is four stored values of a lane: their low bytes, then their high bytes, so that one permutation puts four of
-// each where a mask's four bits say (quads.cuh). Of four neighbouring inputs, the values of row g come first, then those
-// of row g + 8. Quads i of all lanes lie in banks of their own. The last ones come first, so that late ones find room
-// where the masks were.
+// each where a mask's four bits say (quads.cuh). Of four neighbouring inputs, the values of row g come first, then
+// those of row g + 8. Quads i of all lanes lie in banks of their own. The last ones come first, so that late ones find
+// room where the masks were.
 #pragma once
 
 #include <cstdint>
