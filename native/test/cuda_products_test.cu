@@ -1,8 +1,10 @@
 // Products by the experts of a layer on a GPU, against float64 on the host.
 #include <algorithm>
+#include <climits>
 #include <numeric>
 
 #include "gpu.h"
+#include "kernels/cuda/divisor.h"
 #include "kernels/cuda/product.h"
 #include "tiling.h"
 
@@ -13,6 +15,22 @@ using test::floats;
 using test::OnGpu;
 using test::require;
 using test::silu;
+
+TEST_CASE("dividing by a number that the host knows") {
+  std::mt19937 random(test::fresh_seed());
+  std::uniform_int_distribution<int> bits(0, 30);
+  const auto any = [&] { return static_cast<int>((random() | 1u << 31) >> (31 - bits(random)) >> 1); };
+  std::vector<int> divisors = {1, 2, 3, 5, 7, 12, 641, 65535, 65536, 65537, INT_MAX / 2, INT_MAX - 1, INT_MAX};
+  for (int i = 0; i < 1000; ++i) divisors.push_back(std::max(any(), 1));
+  for (const int divisor : divisors) {
+    const Divisor by(divisor);
+    CAPTURE(divisor);
+    std::vector<int> numbers = {0, 1, divisor - 1, divisor, INT_MAX - 1, INT_MAX, INT_MAX / divisor * divisor};
+    numbers.push_back(INT_MAX / divisor * divisor - 1);
+    for (int i = 0; i < 100; ++i) numbers.push_back(any());
+    for (const int number : numbers) REQUIRE(by.divide(number) == number / divisor);
+  }
+}
 
 TEST_CASE("products of experts by index, of inputs in one and two parts") {
   if (!test::has_gpu()) return;

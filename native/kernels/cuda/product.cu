@@ -184,7 +184,11 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   const int shared = fixed + args.stages * stage_total;
 
   ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  const int blocks = place_items(args, kernel.warps / args.split, most_blocks);
+  const int teams = kernel.warps / args.split;
+  const int blocks = place_items(args, teams, most_blocks);
+  args.item_step = blocks * teams;
+  args.by_split = Divisor(args.split);
+  args.by_row_blocks = Divisor(args.row_blocks);
   return launch("product", kernel.function,
                 {dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(kernel.warps) * 32, shared}, stream, args);
 }

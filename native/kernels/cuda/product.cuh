@@ -40,12 +40,11 @@ constexpr int kSumBytes = kSumBuffers* kWarps* kBlocks * 8 * kSumStride * 4;
 template <class Tile, int kRowTiles>
 class Fetcher {
  public:
-  __device__ Fetcher(const ProductArgs& args, int item, int stride, int part)
+  __device__ Fetcher(const ProductArgs& args, int item, int part)
       : args_(args),
         item_(part < args.col_tiles ? item : args.items),
-        stride_(stride),
         part_(part),
-        columns_((args.col_tiles - part + args.split - 1) / args.split) {
+        columns_(args.by_split.divide(max(args.col_tiles - part + args.split - 1, 0))) {
     find_rows();
   }
   __device__ bool more() const { return item_ < args_.items; }
@@ -68,15 +67,15 @@ class Fetcher {
       find_tiles();
       return;
     }
-    item_ += stride_;
+    item_ += args_.item_step;
     find_rows();
   }
 
  private:
   // Goes on to the next item that has an expert.
   __device__ void find_rows() {
-    for (; more(); item_ += stride_) {
-      const int group = item_ / args_.row_blocks;
+    for (; more(); item_ += args_.item_step) {
+      const int group = args_.by_row_blocks.divide(item_);
       const int expert = args_.experts != nullptr ? args_.experts[group] : args_.one_matrix ? 0 : group;
       if (expert < 0) continue;
       const int row_tile = (item_ - group * args_.row_blocks) * kRowTiles;
@@ -103,15 +102,14 @@ class Fetcher {
   int next_row_ = 0;  // tiles from there to the second
   int left_ = 0;      // columns of the item
   int item_;
-  const int stride_;
   const int part_;
   const int columns_;
 };
 
 // The next item from this one on that has an expert.
-__device__ __forceinline__ int find_item(const ProductArgs& args, int item, int stride) {
+__device__ __forceinline__ int find_item(const ProductArgs& args, int item) {
   if (args.experts == nullptr) return item;
-  while (item < args.items && args.experts[item / args.row_blocks] < 0) item += stride;
+  while (item < args.items && args.experts[args.by_row_blocks.divide(item)] < 0) item += args.item_step;
   return item;
 }
 
@@ -122,8 +120,8 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
   extern __shared__ __align__(256) uint8_t shared[];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const int part = warp % args.split;
-  const int team = warp / args.split;
+  const int team = args.by_split.divide(warp);
+  const int part = warp - team * args.split;
   const int g = lane / 4;
   const int t = lane % 4;
 
@@ -134,6 +132,9 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
   float* const sums = reinterpret_cast<float*>(behind_inputs + kWarps * ring_bytes);
   const uint32_t barriers = ptx::keep(ptx::shared_address(behind_inputs) + kWarps * ring_bytes +
                                       kSumBytes<kBlocks, kWarps> + warp * args.stages * 8);
+  const int first_item = blockIdx.x * args.block_step + team * args.team_step;
+  if (!args.early) ptx::wait_for_previous();
+  Fetcher<Tile, kRowTiles> fetcher(args, first_item, part);
   if (lane == 0) {
     // Unrolled, it has initialisations behind uniform predicates, which racecheck takes for made.
 #pragma unroll 1
@@ -141,16 +142,11 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
     ptx::barrier_init_fence();
   }
   __syncwarp();
-
-  const int first_item = blockIdx.x * args.block_step + team * args.team_step;
-  const int stride = gridDim.x * (kWarps / args.split);
-  if (!args.early) ptx::wait_for_previous();
-  Fetcher<Tile, kRowTiles> fetcher(args, first_item, stride, part);
   for (int i = 0; i < args.stages && fetcher.more(); ++i) {
     fetcher.fetch(ring + i * args.stage_bytes * kRowTiles, barriers + 8 * i);
   }
   // What is not the previous kernel's to write is read before that ends.
-  int item = find_item(args, first_item, stride);
+  int item = find_item(args, first_item);
   if (args.early) ptx::wait_for_previous();
   ptx::allow_next();
 
@@ -159,8 +155,8 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
   int stage = 0;
   uint32_t parity = 0;
   int sum_buffer = 0;
-  for (; item < args.items; item = find_item(args, item + stride, stride)) {
-    const int group = item / args.row_blocks;
+  for (; item < args.items; item = find_item(args, item + args.item_step)) {
+    const int group = args.by_row_blocks.divide(item);
     const int first_row = (item - group * args.row_blocks) * kRowTiles * kTileHeight;
     inputs.begin(group, part);
     float acc[kRowTiles][kBlocks][4] = {};

@@ -1,6 +1,7 @@
 // What the kernels of products are told.
 #pragma once
 
+#include "kernels/cuda/divisor.h"
 #include "kernels/cuda/product.h"
 
 namespace espalier::cuda {
@@ -18,11 +19,14 @@ struct ProductArgs {
   int col_tiles;
   int row_blocks;  // items of a group
   int items;
+  int item_step;   // between two items of a team
   int block_step;  // items between the first ones of two blocks
   int team_step;   // and of two teams of a block
   int tokens;
   int two_parts;  // whether a row of x is the sum of two, 0 or 1
   int split;
+  Divisor by_split;
+  Divisor by_row_blocks;
   int stages;
   int stage_bytes;  // of one tile
   int slots;
