@@ -21,19 +21,19 @@ ProductKernel find_kernel(TileLayout layout, int tokens, bool is_brief) {
     case TileLayout::kDense: return dense_kernel(tokens);
     case TileLayout::kTwoFour: return two_four_kernel(tokens);
     case TileLayout::kBalanced: return balanced_kernel(tokens);
-    case TileLayout::kBitmap: return bitmap_kernel(tokens);
+    case TileLayout::kBitmap: return bitmap_kernel(tokens, is_brief);
     case TileLayout::kDenseInt8: return dense_int8_kernel(tokens);
     case TileLayout::kTwoFourInt8: return two_four_int8_kernel(tokens, is_brief);
   }
   return {};
 }
 
-// Where in a stage a tile begins: after room for the late quads of a bitmap, and for the two that are read beyond a
+// Where in a stage a tile begins: after room for the late quads of a bitmap, and for the three that are read beyond a
 // lane's last one, but the masks' own room counts, too.
 int masks_at(const DeviceTiles& weights) {
-  if (weights.layout == TileLayout::kBalanced) return kSlotBytes;
+  if (weights.layout == TileLayout::kBalanced) return 2 * kSlotBytes;
   if (weights.layout != TileLayout::kBitmap) return 0;
-  return (weights.most_slots - weights.slots + 1) * kSlotBytes;
+  return (weights.most_slots - weights.slots + 2) * kSlotBytes;
 }
 
 // Bytes of shared memory for one tile.
@@ -45,9 +45,6 @@ int stage_bytes(const DeviceTiles& weights) {
   return masks_at(weights) + kMaskBytes + weights.slots * kSlotBytes + late;
 }
 
-// Tiles that a warp has under way where nothing else is asked for: more do not make it faster, and what they leave of
-// the multiprocessor's memory caches x.
-constexpr int kStages = 2;
 constexpr int kMostStages = 8;
 // Blocks of a launch on a multiprocessor: what it has more room for is the next launch's.
 constexpr int kMostBlocks = 2;
@@ -179,7 +176,7 @@ Status launch_product(const Product& product, cudaStream_t stream, const Product
   const int stage_total = kernel.warps * (args.stage_bytes * kernel.row_tiles + 8);
   const int fixed = kernel.sum_bytes + kernel.input_bytes;
   const int room = (limits.value().shared_of(kernel.resident) - fixed) / stage_total;
-  args.stages = std::min({tuning.stages > 0 ? tuning.stages : kStages, room, kMostStages});
+  args.stages = std::min({tuning.stages > 0 ? tuning.stages : kernel.stages, room, kMostStages});
   if (args.stages < 1) return Status(Code::kUsage, "this device has too little shared memory for the product");
   const int shared = fixed + args.stages * stage_total;
 

@@ -284,6 +284,9 @@ struct ProductKernel {
   int sum_bytes = 0;
   int input_bytes = 0;  // for so many rows of x as it was chosen for
   int resident = 1;     // blocks that a multiprocessor has room for
+  // Tiles that a warp has under way where nothing else is asked for: more do not make it faster, and what they leave of
+  // the multiprocessor's memory caches x.
+  int stages = 2;
 };
 
 // `rows` of x.
@@ -301,13 +304,13 @@ ProductKernel make_kernel() {
   return make_kernel_of<Tile, LoadedInputs<Tile, kBlocks>, kRowTiles, kWarps, kResident>(0);
 }
 
-// The kernels of each layout for so many tokens.
+// The kernels of each layout for so many tokens. A brief launch is one in which a warp has hardly more to do than to
+// begin and to end.
 ProductKernel dense_kernel(int tokens);
 ProductKernel two_four_kernel(int tokens);
 ProductKernel balanced_kernel(int tokens);
-ProductKernel bitmap_kernel(int tokens);
+ProductKernel bitmap_kernel(int tokens, bool is_brief);
 ProductKernel dense_int8_kernel(int tokens);
-// A brief launch is one in which a warp has hardly more to do than to begin and to end.
 ProductKernel two_four_int8_kernel(int tokens, bool is_brief);
 
 }  // namespace espalier::cuda

@@ -76,9 +76,10 @@ struct BitmapTile {
 
 // Expanding is bound by instructions: more warps hide more of their latency. The next launch takes the place of one of
 // two blocks while the other one ends.
-ProductKernel bitmap_kernel(int tokens) {
-  if (tokens <= 8) return make_kernel<BitmapTile, 1, 1, 12, 2>();
-  return make_kernel<BitmapTile, 2, 1, 8, 2>();
+ProductKernel bitmap_kernel(int tokens, bool is_brief) {
+  ProductKernel kernel = tokens <= 8 ? make_kernel<BitmapTile, 1, 1, 12, 2>() : make_kernel<BitmapTile, 2, 1, 8, 2>();
+  if (is_brief) kernel.stages = 1;
+  return kernel;
 }
 
 WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile>(tokens); }

@@ -41,7 +41,7 @@ __device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b, uint32_t sel
 }
 
 // Both rows of a lane: tiles that are expanded, see product.cuh, have this as their expand(). Quads i + 1 lie
-// kSlotBytes before quads i; two more than a lane has are read, but not used.
+// kSlotBytes before quads i; three more than a lane has are read, but not used.
 class QuadRows {
  public:
   // `first`: where the lanes' first quads lie, a multiple of kSlotBytes.
