@@ -100,7 +100,7 @@
       "native/kernels/cpu/kernels_neon.cc"
     ],
     "cuda_sources": [
-      "native/kernels/cuda/device.cu",
+      "native/kernels/cuda/device_survey.cc",
       "native/kernels/cuda/activations.cu",
       "native/kernels/cuda/attention.cu",
       "native/kernels/cuda/attention_runs.cu",
@@ -108,7 +108,7 @@
       "native/kernels/cuda/product.cu",
       "native/kernels/cuda/wide.cu",
       "native/kernels/cuda/expand.cu",
-      "native/kernels/cuda/dense_products.cu",
+      "native/kernels/cuda/dense_products.cc",
       "native/kernels/cuda/product_dense.cu",
       "native/kernels/cuda/product_two_four.cu",
       "native/kernels/cuda/product_dense_int8.cu",
@@ -124,19 +124,19 @@
       "native/kernels/cuda/rank_search.cu",
       "native/kernels/cuda/mask.cu",
       "native/kernels/cuda/sparsegpt.cu",
-      "native/engine/cuda/upload.cu",
-      "native/engine/cuda/placement.cu",
-      "native/engine/cuda/one_row.cu",
-      "native/engine/cuda/forward.cu",
-      "native/engine/cuda/forward_room.cu",
-      "native/engine/cuda/stage.cu",
-      "native/engine/cuda/cuda_engine.cu",
-      "native/prune/cuda/device_layer.cu",
-      "native/prune/cuda/device_statistics.cu",
-      "native/prune/cuda/layer_products.cu",
-      "native/prune/cuda/device_walk.cu",
-      "native/prune/cuda/device_masks.cu",
-      "native/prune/cuda/layer_runner.cu"
+      "native/engine/cuda/upload.cc",
+      "native/engine/cuda/placement.cc",
+      "native/engine/cuda/one_row.cc",
+      "native/engine/cuda/forward.cc",
+      "native/engine/cuda/forward_room.cc",
+      "native/engine/cuda/stage.cc",
+      "native/engine/cuda/cuda_engine.cc",
+      "native/prune/cuda/device_layer.cc",
+      "native/prune/cuda/device_statistics.cc",
+      "native/prune/cuda/layer_products.cc",
+      "native/prune/cuda/device_walk.cc",
+      "native/prune/cuda/device_masks.cc",
+      "native/prune/cuda/layer_runner.cc"
     ],
     "no_cuda_sources": [
       "native/kernels/cuda/without_cuda.cc"
@@ -189,19 +189,19 @@
       "native/test/recover_test.cc"
     ],
     "cuda_test_sources": [
-      "native/test/cuda_products_test.cu",
-      "native/test/cuda_wide_test.cu",
-      "native/test/cuda_expanded_test.cu",
-      "native/test/cuda_engine_test.cu",
-      "native/test/cuda_placement_test.cu",
-      "native/test/cuda_activations_test.cu",
-      "native/test/cuda_attention_test.cu",
-      "native/test/cuda_routing_test.cu",
-      "native/test/cuda_gemm_test.cu",
-      "native/test/cuda_calibration_test.cu",
-      "native/test/cuda_sparsegpt_test.cu",
-      "native/test/cuda_mask_test.cu",
-      "native/test/cuda_prune_test.cu"
+      "native/test/cuda_products_test.cc",
+      "native/test/cuda_wide_test.cc",
+      "native/test/cuda_expanded_test.cc",
+      "native/test/cuda_engine_test.cc",
+      "native/test/cuda_placement_test.cc",
+      "native/test/cuda_activations_test.cc",
+      "native/test/cuda_attention_test.cc",
+      "native/test/cuda_routing_test.cc",
+      "native/test/cuda_gemm_test.cc",
+      "native/test/cuda_calibration_test.cc",
+      "native/test/cuda_sparsegpt_test.cc",
+      "native/test/cuda_mask_test.cc",
+      "native/test/cuda_prune_test.cc"
     ]
   }
 }

@@ -13,6 +13,7 @@ else
   cublas=(-lcublas)
 fi
 sources=("$root/bench/cuda/$1.cu" "$root"/native/kernels/cuda/*.cu "$root"/native/kernels/cuda/{tile_codec,code_tiles,tiled_weights,tiled_codes,cublaslt}.cc
+  "$root"/native/kernels/cuda/{device_survey,dense_products}.cc
   "$root"/native/core/{status,dtype,thread_pool}.cc)
 objects=()
 for source in "${sources[@]}"; do

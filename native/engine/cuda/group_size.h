@@ -22,7 +22,8 @@ inline double expected_groups(double average, int tokens) {
   double exactly = std::exp(-average);
   double at_most = 0;
   for (int count = 0; at_most < 1 - 1e-6 && count < 10 * kMany; ++count) {
-    groups += exactly * ((count + tokens - 1) / tokens);
+    const int taken = (count + tokens - 1) / tokens;
+    groups += exactly * taken;
     at_most += exactly;
     exactly *= average / (count + 1);
   }

@@ -32,7 +32,7 @@ Status Stage::make_room(int rows, int splits, int64_t list_bytes) {
   const bool moves = list_bytes > lists_.bytes();
   if (moves) ESPALIER_TRY(lists_.ensure(2 * list_bytes));
   const int64_t before = forward_.moves();
-  const Status reserved = forward_.reserve(rows, splits);
+  Status reserved = forward_.reserve(rows, splits);
   // Of memory that could not grow, some may have moved.
   if (moves || forward_.moves() != before) graphs_.clear();
   return reserved;

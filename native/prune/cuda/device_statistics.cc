@@ -1,6 +1,6 @@
-#include <algorithm>
-
 #include "prune/cuda/device_statistics.h"
+
+#include <algorithm>
 
 namespace espalier::cuda {
 namespace {

@@ -32,8 +32,8 @@ struct Multiplication {
   OnGpu<float> floats_out;
   OnGpu<uint16_t> bits_out;
 
-  Multiplication(ThreadPool& pool, const test::Tiling& pattern, const Case& of)
-      : of(of),
+  Multiplication(ThreadPool& pool, const test::Tiling& pattern, const Case& one)
+      : of(one),
         width(is_gated() ? of.rows / 2 : of.rows),
         experts(pool, pattern, 1, of.rows, of.cols),
         bits(test::split_parts(floats(static_cast<size_t>(of.tokens) * static_cast<size_t>(of.cols),

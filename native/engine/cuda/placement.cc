@@ -1,7 +1,8 @@
+#include "engine/cuda/placement.h"
+
 #include <cstdio>
 
 #include "engine/cuda/forward.h"
-#include "engine/cuda/placement.h"
 #include "engine/cuda/upload.h"
 
 namespace espalier::cuda {
@@ -39,7 +40,7 @@ class Placement {
     if (stages_.empty()) ESPALIER_TRY(open_next(part));
     for (;;) {
       Model& model = stages_.back().model;
-      const Status placed = try_here(part, model);
+      Status placed = try_here(part, model);
       if (placed.is_ok() || placed.code() != Code::kOutOfMemory) return placed;
       drop(part, model);
       why_ = placed.message();
@@ -62,7 +63,7 @@ class Placement {
       used_ += free_ - left.value();
     }
     while (next_ < devices_.size()) {
-      const Status opened = open(devices_[next_++]);
+      Status opened = open(devices_[next_++]);
       if (opened.code() != Code::kOutOfMemory) return opened;
       why_ = opened.message();
     }

@@ -1,7 +1,8 @@
+#include "engine/cuda/one_row.h"
+
 #include <algorithm>
 #include <vector>
 
-#include "engine/cuda/one_row.h"
 #include "kernels/cuda/product_launch.h"
 #include "kernels/cuda/tile_codec.h"
 

@@ -1,8 +1,9 @@
+#include "prune/cuda/device_layer.h"
+
 #include <algorithm>
 
 #include "engine/cuda/upload_vector.h"
 #include "kernels/cuda/activations.h"
-#include "prune/cuda/device_layer.h"
 
 namespace espalier::cuda {
 namespace {

@@ -1,3 +1,5 @@
+#include "kernels/cuda/dense_products.h"
+
 #include <library_types.h>
 
 #include <algorithm>
@@ -6,7 +8,6 @@
 
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/cuda_status.h"
-#include "kernels/cuda/dense_products.h"
 #include "kernels/cuda/expand.h"
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/product_launch.h"
@@ -76,12 +77,12 @@ struct DenseTask {
 }  // namespace
 
 struct DenseProducts::State {
-  State(const CublasLt& library, DeviceMemory weights, DeviceMemory workspace, DeviceMemory progress)
-      : library(library),
-        handle(library.destroy),
-        weights(std::move(weights)),
-        workspace(std::move(workspace)),
-        progress(std::move(progress)) {}
+  State(const CublasLt& found, DeviceMemory for_weights, DeviceMemory for_work, DeviceMemory for_progress)
+      : library(found),
+        handle(found.destroy),
+        weights(std::move(for_weights)),
+        workspace(std::move(for_work)),
+        progress(std::move(for_progress)) {}
 
   const CublasLt& library;
   Handle handle;

@@ -1,8 +1,9 @@
+#include "engine/cuda/cuda_engine.h"
+
 #include <algorithm>
 #include <mutex>
 #include <set>
 
-#include "engine/cuda/cuda_engine.h"
 #include "engine/cuda/model_engine.h"
 #include "engine/cuda/placement.h"
 #include "engine/cuda/stage.h"
@@ -70,11 +71,12 @@ class CudaEngine final : public Engine {
     const bool as_graph = rows <= kMostGraphRows && count <= kMostLogitRows;
     const Stage* before = nullptr;
     for (const auto& stage : stages_) {
-      ESPALIER_TRY(stage->receive(host_lists_.as<void>(), lists.bytes(), before, rows));
-      ESPALIER_TRY(stage->run(as_graph ? &shape : nullptr, [&]() -> Status {
+      const auto layers_and_head = [&]() -> Status {
         ESPALIER_TRY(stage->forward().run(lists.rows_of(stage->lists()), stage->stream()));
         return stage.get() == &last && count > 0 ? head() : Status::ok();
-      }));
+      };
+      ESPALIER_TRY(stage->receive(host_lists_.as<void>(), lists.bytes(), before, rows));
+      ESPALIER_TRY(stage->run(as_graph ? &shape : nullptr, layers_and_head));
       before = stage.get();
     }
     // Of the last stage, whose device is the current one from here on.

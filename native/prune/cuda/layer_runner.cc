@@ -1,3 +1,5 @@
+#include "prune/cuda/layer_runner.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -7,7 +9,6 @@
 #include "prune/cuda/device_masks.h"
 #include "prune/cuda/device_statistics.h"
 #include "prune/cuda/layer_products.h"
-#include "prune/cuda/layer_runner.h"
 
 namespace espalier::cuda {
 namespace {

@@ -1,7 +1,8 @@
+#include "engine/cuda/upload.h"
+
 #include <algorithm>
 
 #include "engine/cuda/host_matrices.h"
-#include "engine/cuda/upload.h"
 #include "engine/cuda/upload_vector.h"
 #include "kernels/cuda/activations.h"
 #include "kernels/cuda/routing.h"

@@ -1,6 +1,7 @@
+#include "engine/cuda/forward.h"
+
 #include <algorithm>
 
-#include "engine/cuda/forward.h"
 #include "engine/cuda/group_size.h"
 #include "kernels/cuda/routing.h"
 

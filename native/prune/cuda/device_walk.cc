@@ -1,8 +1,9 @@
+#include "prune/cuda/device_walk.h"
+
 #include <algorithm>
 
 #include "kernels/cuda/rank_search.h"
 #include "kernels/cuda/sparsegpt.h"
-#include "prune/cuda/device_walk.h"
 #include "prune/cuda/parallel_copy.h"
 
 namespace espalier::cuda {

@@ -1,9 +1,10 @@
+#include "prune/cuda/device_masks.h"
+
 #include <algorithm>
 #include <bit>
 
 #include "kernels/cuda/mask.h"
 #include "kernels/cuda/rank_search.h"
-#include "prune/cuda/device_masks.h"
 #include "prune/cuda/parallel_copy.h"
 
 namespace espalier::cuda {
