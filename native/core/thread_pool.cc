@@ -2,8 +2,13 @@
 
 #include <sched.h>
 
+#include <atomic>
+#include <condition_variable>
 #include <map>
+#include <mutex>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 namespace espalier {
 namespace {
@@ -29,34 +34,60 @@ void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : parts_(static_cast<size_t>(threads > 0 ? threads : usable_cores())) {
-  // Where the system allows no more threads, those there are do the work.
-  try {
-    for (size_t i = 1; i < parts_.size(); ++i) workers_.emplace_back([this, i] { work(i); });
-  } catch (const std::system_error&) {
+class ThreadPool::Team {
+ public:
+  explicit Team(int threads) : parts_(static_cast<size_t>(threads > 0 ? threads : usable_cores())) {
+    // Where the system allows no more threads, those there are do the work.
+    try {
+      for (size_t i = 1; i < parts_.size(); ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {
+    }
   }
-}
-
-ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard lock(sleep_mutex_);
-    stop_.store(true);
+  ~Team() {
+    {
+      std::lock_guard lock(sleep_mutex_);
+      stop_.store(true);
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
   }
-  wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
-}
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
 
-std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {
-  static std::mutex mutex;
-  static std::map<int, std::weak_ptr<ThreadPool>> pools;
-  const int total = threads > 0 ? threads : usable_cores();
-  std::lock_guard lock(mutex);
-  std::shared_ptr<ThreadPool> pool = pools[total].lock();
-  if (!pool) pools[total] = pool = std::make_shared<ThreadPool>(total);
-  return pool;
-}
+  // With the calling thread.
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) {
+  void run(int64_t count, int64_t grain, Call call, void* data);
+
+ private:
+  // The part of a loop that belongs to one thread; a cache line of its own.
+  struct alignas(64) Part {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  void take_ranges(size_t thread);
+  void work(size_t thread);
+
+  std::vector<std::thread> workers_;
+  std::mutex callers_;  // one loop at a time
+
+  // The loop in progress; written by the caller while `open_` is false and `active_` is 0.
+  Call call_ = nullptr;
+  void* data_ = nullptr;
+  int64_t grain_ = 1;
+  std::vector<Part> parts_;        // [threads]; the caller's is the first
+  std::atomic<bool> open_{false};  // workers may join the loop
+  std::atomic<int> active_{0};     // workers that look at the loop or are inside it
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<bool> stop_{false};
+
+  std::mutex sleep_mutex_;
+  std::condition_variable wake_;
+  std::atomic<int> sleepers_{0};
+};
+
+void ThreadPool::Team::run(int64_t count, int64_t grain, Call call, void* data) {
   std::lock_guard caller(callers_);
   call_ = call;
   data_ = data;
@@ -86,7 +117,7 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) {
   }
 }
 
-void ThreadPool::take_ranges(size_t thread) {
+void ThreadPool::Team::take_ranges(size_t thread) {
   for (size_t i = 0; i < parts_.size(); ++i) {
     Part& part = parts_[(thread + i) % parts_.size()];
     for (;;) {
@@ -97,7 +128,7 @@ void ThreadPool::take_ranges(size_t thread) {
   }
 }
 
-void ThreadPool::work(size_t thread) {
+void ThreadPool::Team::work(size_t thread) {
   uint64_t seen = 0;
   for (;;) {
     int spins = 0;
@@ -118,5 +149,21 @@ void ThreadPool::work(size_t thread) {
     active_.fetch_sub(1);
   }
 }
+
+ThreadPool::ThreadPool(int threads) : team_(std::make_unique<Team>(threads)), size_(team_->size()) {}
+
+ThreadPool::~ThreadPool() = default;
+
+std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {
+  static std::mutex mutex;
+  static std::map<int, std::weak_ptr<ThreadPool>> pools;
+  const int total = threads > 0 ? threads : usable_cores();
+  std::lock_guard lock(mutex);
+  std::shared_ptr<ThreadPool> pool = pools[total].lock();
+  if (!pool) pools[total] = pool = std::make_shared<ThreadPool>(total);
+  return pool;
+}
+
+void ThreadPool::run(int64_t count, int64_t grain, Call call, void* data) { team_->run(count, grain, call, data); }
 
 }  // namespace espalier
