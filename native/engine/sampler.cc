@@ -38,6 +38,9 @@ void keep_top_k(std::vector<Candidate>& candidates, size_t k) {
   candidates.resize(k);
 }
 
+// So few are found fastest in one pass that keeps a heap of them.
+constexpr size_t kFewSorted = 64;
+
 // Sorts only a few times as many candidates as it keeps: mostly a handful of a large vocabulary.
 void keep_top_p(std::vector<Candidate>& candidates, double p) {
   const double wanted = p * weight_of(candidates);
@@ -47,8 +50,14 @@ void keep_top_p(std::vector<Candidate>& candidates, double p) {
   while (kept < candidates.size() && (kept == 0 || reached < wanted)) {
     if (kept == sorted) {
       const auto begin = candidates.begin() + static_cast<ptrdiff_t>(sorted);
-      sorted = std::min(candidates.size(), std::max<size_t>(64, 4 * sorted));
-      std::partial_sort(begin, candidates.begin() + static_cast<ptrdiff_t>(sorted), candidates.end(), likelier);
+      sorted = std::min(candidates.size(), std::max<size_t>(kFewSorted, 4 * sorted));
+      const auto end = candidates.begin() + static_cast<ptrdiff_t>(sorted);
+      if (sorted > kFewSorted) {
+        std::nth_element(begin, end, candidates.end(), likelier);
+        std::sort(begin, end, likelier);
+      } else {
+        std::partial_sort(begin, end, candidates.end(), likelier);
+      }
     }
     reached += candidates[kept++].weight;
   }

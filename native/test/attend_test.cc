@@ -53,24 +53,29 @@ void write(Scene& scene, size_t s) {
   }
 }
 
-// Element `d` of the key or the value of a token and KV head, as the block holds it.
-double stored(const Scene& scene, const uint8_t* block, int64_t place, int64_t d, bool key) {
+// The key or the value of a token and KV head, as its block holds it.
+void read_stored(Scene& scene, size_t s, int64_t p, int head, bool key, std::vector<double>& out) {
   const int64_t dim = scene.shape.head_dim;
-  const int64_t at = key ? d * kKvBlock + place : place * dim + d;
-  float scale;
-  switch (scene.cache.type()) {
-    case KvType::kF32: std::memcpy(&scale, block + at * 4, 4); return static_cast<double>(scale);
-    case KvType::kBf16: return static_cast<double>(load_float(DType::kBF16, block, at));
-    case KvType::kInt8: break;
+  const int64_t number = scene.batch.slices[s].blocks[static_cast<size_t>(p / kKvBlock)];
+  const uint8_t* block =
+      (key ? scene.cache.keys(head) : scene.cache.values(head)) + number * scene.cache.block_stride();
+  const int64_t place = p % kKvBlock;
+  const KvType type = scene.cache.type();
+  float scale = 1;
+  if (type == KvType::kInt8) std::memcpy(&scale, block + (dim + 3) / 4 * 64 + place * 4, 4);
+  out.clear();
+  for (int64_t d = 0; d < dim; ++d) {
+    const int64_t at = key ? d * kKvBlock + place : place * dim + d;
+    if (type == KvType::kInt8) {
+      const int q = key ? block[d / 4 * 64 + place * 4 + d % 4] - 128 : static_cast<int8_t>(block[at]);
+      out.push_back(static_cast<double>(scale) * q);
+    } else {
+      float value;
+      if (type == KvType::kF32) std::memcpy(&value, block + at * 4, 4);
+      if (type == KvType::kBf16) value = load_float(DType::kBF16, block, at);
+      out.push_back(static_cast<double>(value));
+    }
   }
-  std::memcpy(&scale, block + (dim + 3) / 4 * 64 + place * 4, 4);
-  const int q = key ? block[d / 4 * 64 + place * 4 + d % 4] - 128 : static_cast<int8_t>(block[at]);
-  return static_cast<double>(scale) * q;
-}
-
-double stored(Scene& scene, size_t s, int64_t p, int head, int64_t d, bool key) {
-  const int64_t block = scene.batch.slices[s].blocks[static_cast<size_t>(p / kKvBlock)] * scene.cache.block_stride();
-  return stored(scene, (key ? scene.cache.keys(head) : scene.cache.values(head)) + block, p % kKvBlock, d, key);
 }
 
 Scene make_scene(std::mt19937& random, const CpuKernels* kernels, KvType type, const AttendShape& shape,
@@ -123,14 +128,16 @@ void check_row(Scene& scene, size_t s, int64_t token, int head, const float* out
   float longest = 0;
   for (int d = 0; d < shape.head_dim; ++d) longest = std::max(longest, std::abs(query[d]));
   std::vector<double> scores;
+  std::vector<double> row;
   double magnitude = 0;  // the largest sum of absolute products: what rounding is relative to
   double rounding = 0;
   for (int64_t p = first; p < last; ++p) {
     double dot = 0;
     double absolute = 0;
     double keys = 0;
+    read_stored(scene, s, p, kv_head, true, row);
     for (int d = 0; d < shape.head_dim; ++d) {
-      const double key = stored(scene, s, p, kv_head, d, true);
+      const double key = row[static_cast<size_t>(d)];
       const double product = static_cast<double>(query[d]) * key;
       dot += product;
       absolute += std::abs(product);
@@ -145,17 +152,20 @@ void check_row(Scene& scene, size_t s, int64_t token, int head, const float* out
   const double maximum = *std::max_element(scores.begin(), scores.end());
   double total = 0;
   for (double& score : scores) total += score = std::exp(score - maximum);
-  for (int d = 0; d < shape.head_dim; ++d) {
-    double exact = 0;
-    double absolute = 0;
-    for (int64_t p = first; p < last; ++p) {
-      const double value = stored(scene, s, p, kv_head, d, false);
-      exact += scores[static_cast<size_t>(p - first)] / total * value;
-      absolute += scores[static_cast<size_t>(p - first)] / total * std::abs(value);
+  std::vector<double> exact(static_cast<size_t>(shape.head_dim));
+  std::vector<double> absolute(exact.size());
+  for (int64_t p = first; p < last; ++p) {
+    read_stored(scene, s, p, kv_head, false, row);
+    const double share = scores[static_cast<size_t>(p - first)] / total;
+    for (size_t d = 0; d < row.size(); ++d) {
+      exact[d] += share * row[d];
+      absolute[d] += share * std::abs(row[d]);
     }
-    const double error = std::abs(static_cast<double>(out[d]) - exact);
-    REQUIRE_MESSAGE(error <= (4e-6 + 4e-7 * magnitude + 2 * std::expm1(rounding)) * absolute,
-                    "dimension " << d << ": " << out[d] << ", exact " << exact);
+  }
+  for (size_t d = 0; d < row.size(); ++d) {
+    const double error = std::abs(static_cast<double>(out[d]) - exact[d]);
+    REQUIRE_MESSAGE(error <= (4e-6 + 4e-7 * magnitude + 2 * std::expm1(rounding)) * absolute[d],
+                    "dimension " << d << ": " << out[d] << ", exact " << exact[d]);
   }
 }
 
@@ -312,6 +322,7 @@ TEST_CASE("the cache holds elements rounded to its type: bf16 to nearest even, i
         write(scene, 0);
         CAPTURE(name_of(type));
         CAPTURE(shape.head_dim);
+        std::vector<double> row;
         for (int64_t p = 0; p <= scene.batch.slices[0].position; ++p) {
           for (int h = 0; h < shape.kv_heads; ++h) {
             for (const bool key : {true, false}) {
@@ -319,8 +330,9 @@ TEST_CASE("the cache holds elements rounded to its type: bf16 to nearest even, i
                   (key ? scene.k : scene.v)[0].data() + p * scene.kv_floats() + int64_t{h} * shape.head_dim;
               float largest = 0;
               for (int d = 0; d < shape.head_dim; ++d) largest = std::max(largest, std::abs(x[d]));
+              read_stored(scene, 0, p, h, key, row);
               for (int d = 0; d < shape.head_dim; ++d) {
-                const double found = stored(scene, 0, p, h, d, key);
+                const double found = row[static_cast<size_t>(d)];
                 const auto exact = static_cast<double>(x[d]);
                 if (type == KvType::kF32) REQUIRE(found == exact);
                 if (type == KvType::kBf16) REQUIRE(found == static_cast<double>(bf16_to_float(float_to_bf16(x[d]))));

@@ -3,6 +3,9 @@
 
 #include <doctest/doctest.h>
 
+#include <bit>
+#include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <random>
 #include <vector>
@@ -21,10 +24,16 @@ inline unsigned fresh_seed() {
   return seed;
 }
 
+// As normal as tests need: how many of 64 random bits are set, with an even spread from one count to the next. Never
+// zero. std::normal_distribution took half the time of tests with much data.
 inline std::vector<float> normal_floats(std::mt19937& random, size_t count, float scale = 1) {
-  std::normal_distribution<float> normal(0, scale);
+  const double unit = static_cast<double>(scale) / std::sqrt(16 + 1.0 / 12);
   std::vector<float> values(count);
-  for (float& value : values) value = normal(random);
+  for (float& value : values) {
+    const int set = std::popcount(static_cast<uint32_t>(random())) + std::popcount(static_cast<uint32_t>(random()));
+    const double spread = (static_cast<double>(random()) + 0.5) * 0x1p-32 - 0.5;
+    value = static_cast<float>(unit * (set - 32 + spread));
+  }
   return values;
 }
 
