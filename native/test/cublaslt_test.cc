@@ -1,13 +1,16 @@
-// Where cuBLASLt is looked for, and what is said where it is not. Needs neither it nor a GPU.
+// Where cuBLASLt is looked for, what is said where it is not, and what is remembered of it. Needs neither it nor a GPU.
 #include "kernels/cuda/cublaslt.h"
 
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <thread>
 
+#include "kernels/cuda/chosen_algorithms.h"
 #include "test_main.h"
 
 using namespace espalier;
@@ -77,4 +80,68 @@ TEST_CASE("why there is no cuBLASLt") {
   const Result<CublasLt> other = load_cublaslt({"libm.so.6"});
   REQUIRE(other.status().code() == Code::kDevice);
   CHECK(says(other.status(), "libm.so.6 has no cublasLtGetVersion"));
+}
+
+TEST_CASE("an algorithm is chosen once for each kind of product, and a bounded number is kept") {
+  ChosenAlgorithms algorithms(4);
+  int asked = 0;
+  const auto get = [&](const ProductKind& kind) {
+    const Result<lt::Choice> choice = algorithms.get(kind, [&]() -> Result<lt::Choice> {
+      lt::Choice chosen{};
+      chosen.algorithm[0] = static_cast<uint64_t>(++asked);
+      return chosen;
+    });
+    REQUIRE(choice.is_ok());
+    return static_cast<int>(choice.value().algorithm[0]);
+  };
+  ProductKind kind{{4096, 2048, 300}, {2048, 4096, 4096}, {256, 16, 256}, 0};
+  CHECK(get(kind) == 1);
+  CHECK(get(kind) == 1);
+  const ProductKind first = kind;
+  kind.sizes[2] = 301;
+  CHECK(get(kind) == 2);
+  kind.strides[1] = 2048;
+  CHECK(get(kind) == 3);
+  kind.alignments[1] = 32;
+  CHECK(get(kind) == 4);
+  CHECK(get(first) == 1);
+  kind.y_type = 14;
+  CHECK(get(kind) == 5);
+  CHECK(algorithms.size() <= 4);
+  CHECK(get(kind) == 5);
+  for (uint64_t tokens = 1; tokens < 50; ++tokens) {
+    kind.sizes[2] = tokens;
+    const int mine = get(kind);
+    CHECK(get(kind) == mine);
+    CHECK(algorithms.size() <= 4);
+  }
+}
+
+TEST_CASE("of a kind for which nothing could be chosen it is asked again") {
+  ChosenAlgorithms algorithms(4);
+  const auto fail = []() -> Result<lt::Choice> { return Status(Code::kDevice, "none"); };
+  CHECK(algorithms.get({}, fail).status().code() == Code::kDevice);
+  CHECK(algorithms.size() == 0);
+  CHECK(algorithms.get({}, []() -> Result<lt::Choice> { return lt::Choice{}; }).is_ok());
+  CHECK(algorithms.get({}, fail).is_ok());
+}
+
+TEST_CASE("several threads may ask for algorithms") {
+  ChosenAlgorithms algorithms(64);
+  std::atomic<int> asked{0};
+  const auto work = [&] {
+    for (uint64_t i = 0; i < 2000; ++i) {
+      const Result<lt::Choice> choice = algorithms.get({.sizes = {i % 32, 0, 0}}, [&]() -> Result<lt::Choice> {
+        ++asked;
+        lt::Choice chosen{};
+        chosen.algorithm[0] = i % 32;
+        return chosen;
+      });
+      if (!choice.is_ok() || choice.value().algorithm[0] != i % 32) asked += 1000;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(work);
+  for (std::thread& thread : threads) thread.join();
+  CHECK(asked == 32);
 }

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <string>
 
+#include "kernels/cuda/chosen_algorithms.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/expand.h"
@@ -20,6 +21,8 @@ namespace {
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 // Bands have a multiple of as many rows, so that the tiles of the library's products are full.
 constexpr int64_t kBandUnit = 256;
+// A model has a few matrices, but its prompts end in chunks of any length.
+constexpr size_t kMostAlgorithms = 1024;
 
 // Rows of bf16 from which on this is faster than expanding in the product, see bench/RESULTS.md.
 constexpr int64_t kLeastRowsBitmap = 1024;
@@ -93,7 +96,13 @@ struct DenseProducts::State {
   ExpansionRoom room() const {
     return {weights.as<uint8_t>(), progress.as<uint32_t>(), progress.bytes() > 0 ? weights.bytes() / kDenseBytes : 0};
   }
-  Status multiply(const DenseTask& task, cudaStream_t stream) const;
+  ChosenAlgorithms algorithms{kMostAlgorithms};
+
+  Status multiply(const DenseTask& task, cudaStream_t stream);
+
+ private:
+  // `product` and the layouts are those of the task.
+  Result<lt::Choice> choose(const DenseTask& task, const ProductKind& kind, void* product, void* w, void* x, void* y);
 };
 
 DenseProducts::DenseProducts(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -135,12 +144,34 @@ bool DenseProducts::is_faster(const Product& product) {
   return takes(product) && product.tokens * int64_t{product.parts} >= least;
 }
 
-Status DenseProducts::State::multiply(const DenseTask& task, cudaStream_t stream) const {
+Result<lt::Choice> DenseProducts::State::choose(const DenseTask& task, const ProductKind& kind, void* product, void* w,
+                                                void* x, void* y) {
+  Handle preference(library.preference_destroy);
+  ESPALIER_TRY(to_status(library.preference_create(preference.out()), "cublasLtMatmulPreferenceCreate"));
+  const auto prefer = [&](int attribute, const auto& value) {
+    return to_status(library.preference_set(preference.get(), attribute, &value, sizeof value),
+                     "cublasLtMatmulPreferenceSetAttribute");
+  };
+  ESPALIER_TRY(prefer(lt::kMaxWorkspace, static_cast<uint64_t>(workspace.bytes())));
+  const auto [of_w, of_x, of_y] = kind.alignments;
+  int attribute = lt::kFirstAlignment;
+  for (const uint32_t alignment : {of_w, of_x, of_y, of_y}) ESPALIER_TRY(prefer(attribute++, alignment));
+  lt::Choice choice{};
+  int found = 0;
+  ESPALIER_TRY(to_status(library.choose(handle.get(), product, w, x, y, y, preference.get(), 1, &choice, &found),
+                         "cublasLtMatmulAlgoGetHeuristic"));
+  if (found < 1) {
+    return Status(Code::kDevice, "cuBLASLt " + library.version + " has no product of " + std::to_string(task.rows) +
+                                     "×" + std::to_string(task.cols) + " by " + std::to_string(task.tokens));
+  }
+  return choice;
+}
+
+Status DenseProducts::State::multiply(const DenseTask& task, cudaStream_t stream) {
   Handle product(library.task_destroy);
   Handle w(library.layout_destroy);
   Handle x(library.layout_destroy);
   Handle y(library.layout_destroy);
-  Handle preference(library.preference_destroy);
   // Matrices of columns, as the library has them: those of w and x are our rows.
   ESPALIER_TRY(to_status(library.task_create(product.out(), lt::kCompute32F, CUDA_R_32F), "cublasLtMatmulDescCreate"));
   const int32_t transposed = lt::kTransposed;
@@ -152,30 +183,17 @@ Status DenseProducts::State::multiply(const DenseTask& task, cudaStream_t stream
   ESPALIER_TRY(layout(w, CUDA_R_16BF, task.cols, task.rows, task.w_stride));
   ESPALIER_TRY(layout(x, CUDA_R_16BF, task.cols, task.tokens, task.x_stride));
   ESPALIER_TRY(layout(y, task.y_type, task.rows, task.tokens, task.y_stride));
-  ESPALIER_TRY(to_status(library.preference_create(preference.out()), "cublasLtMatmulPreferenceCreate"));
-  const auto prefer = [&](int attribute, const auto& value) {
-    return to_status(library.preference_set(preference.get(), attribute, &value, sizeof value),
-                     "cublasLtMatmulPreferenceSetAttribute");
-  };
-  ESPALIER_TRY(prefer(lt::kMaxWorkspace, static_cast<uint64_t>(workspace.bytes())));
-  int attribute = lt::kFirstAlignment;
-  for (const void* pointer : {static_cast<const void*>(task.w), static_cast<const void*>(task.x),
-                              static_cast<const void*>(task.y), static_cast<const void*>(task.y)}) {
-    ESPALIER_TRY(prefer(attribute++, alignment_of(pointer)));
-  }
-  lt::Choice choice{};
-  int found = 0;
-  const int chosen = library.choose(handle.get(), product.get(), w.get(), x.get(), y.get(), y.get(), preference.get(),
-                                    1, &choice, &found);
-  ESPALIER_TRY(to_status(chosen, "cublasLtMatmulAlgoGetHeuristic"));
-  if (found < 1) {
-    return Status(Code::kDevice, "cuBLASLt " + library.version + " has no product of " + std::to_string(task.rows) +
-                                     "×" + std::to_string(task.cols) + " by " + std::to_string(task.tokens));
-  }
+  const ProductKind kind{.sizes = {task.rows, task.cols, task.tokens},
+                         .strides = {task.w_stride, task.x_stride, task.y_stride},
+                         .alignments = {alignment_of(task.w), alignment_of(task.x), alignment_of(task.y)},
+                         .y_type = task.y_type};
+  const Result<lt::Choice> choice =
+      algorithms.get(kind, [&] { return choose(task, kind, product.get(), w.get(), x.get(), y.get()); });
+  if (!choice.is_ok()) return choice.status();
   const float alpha = 1;
   const float beta = task.adds ? 1 : 0;
   return to_status(library.multiply(handle.get(), product.get(), &alpha, task.w, w.get(), task.x, x.get(), &beta,
-                                    task.y, y.get(), task.y, y.get(), choice.algorithm, workspace.data(),
+                                    task.y, y.get(), task.y, y.get(), choice.value().algorithm, workspace.data(),
                                     static_cast<size_t>(workspace.bytes()), stream),
                    "cublasLtMatmul");
 }
