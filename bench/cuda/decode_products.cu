@@ -153,16 +153,26 @@ struct Bench {
         .first->second;
   }
 
+  Status launch(const Weights& w, int tokens, const ProductTuning& tuning, int i, cudaStream_t stream) {
+    Product product{w.device, shape.routed, tokens, x.data(), chosen[static_cast<size_t>(i)].data()};
+    product.experts_settled = true;
+    product.y = y.data();
+    return launch_product(product, stream, tuning);
+  }
+
   bench::Contender ours(const Pattern& pattern, int tokens, const ProductTuning& tuning, const std::string& name) {
     const Weights& w = weights(pattern);
     return {name,
-            [this, &w, tokens, tuning](int i, cudaStream_t stream) {
-              Product product{w.device, shape.routed, tokens, x.data(), chosen[static_cast<size_t>(i)].data()};
-              product.experts_settled = true;
-              product.y = y.data();
-              MUST(launch_product(product, stream, tuning));
-            },
+            [this, &w, tokens, tuning](int i, cudaStream_t stream) { MUST(launch(w, tokens, tuning, i, stream)); },
             w.bytes_each * shape.routed};
+  }
+
+  // Not every number of warps can be split in every way.
+  bool allows(const Pattern& pattern, int tokens, const ProductTuning& tuning) {
+    const Status status = launch(weights(pattern), tokens, tuning, 0, nullptr);
+    if (status.code() != Code::kUsage) MUST(status);
+    MUST(cudaDeviceSynchronize());
+    return status.is_ok();
   }
 
   // A plain read of as many bytes, from places as far apart.
@@ -261,7 +271,10 @@ void tune_all() {
         if (tokens > 8 && !is_two_four(pattern)) continue;
         std::vector<bench::Contender> contenders;
         std::vector<Way> ways = {{"default", {}}, {"3 stages", {0, 3}}, {"4 stages", {0, 4}}, {"split 2", {2}}};
-        for (const Way& way : ways) contenders.push_back(bench.ours(pattern, tokens, way.tuning, way.name));
+        for (const Way& way : ways) {
+          if (!bench.allows(pattern, tokens, way.tuning)) continue;
+          contenders.push_back(bench.ours(pattern, tokens, way.tuning, way.name));
+        }
         contenders.push_back(bench.reading(contenders.back().bytes));
         bench::measure(contenders, kRuns, 7);
         std::printf("%dx%d %s N=%d:", shape.rows, shape.cols, pattern.name.c_str(), tokens);
