@@ -41,8 +41,12 @@ __device__ void find_logit(const RouteTask& task, int64_t token, int row) {
 // Chooses for a token; a block's.
 __device__ void choose(const RouteTask& task, int64_t token) {
   __shared__ Choice choice;
-  choose_experts(task, task.bias, task.skip_below, task.logits + token * task.rows, choice, kLogitThreads,
-                 [] { __syncthreads(); });
+  const float* logits = task.logits + token * task.rows;
+  if (threadIdx.x < 32) {
+    choose_experts(
+        task, task.bias, task.skip_below, [&](int row) { return __ldcg(logits + row); }, choice);
+  }
+  __syncthreads();
   for (int k = threadIdx.x; k < task.top_k; k += kLogitThreads) {
     const int64_t pair = token * task.top_k + k;
     task.gates[pair] = choice.gates[k];

@@ -1,5 +1,5 @@
-// The choice of a token's experts from the logits of the router's rows: the work of some whole warps of a block, the
-// first ones, which `sync` lets wait for each other.
+// The choice of a token's experts from the logits of the router's rows: the work of a warp, each lane of which looks
+// after every 32nd row.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -55,11 +55,11 @@ __device__ __forceinline__ int rank_of(const uint32_t* keys, int count, int i) {
 }
 
 // Leaves the rows of the best groups only, by the sum of the two best of each.
-template <class Sync>
-__device__ __noinline__ void keep_groups(const RouteTask& task, const float* bias, Choice& choice, const Sync& sync,
-                                         int thread, int threads) {
+inline __device__ __noinline__ void keep_groups(const RouteTask& task, const float* bias, Choice& choice) {
+  const int lane = threadIdx.x % 32;
+  __syncwarp();
   const int size = task.rows / task.groups;
-  for (int g = thread; g < task.groups; g += threads) {
+  for (int g = lane; g < task.groups; g += 32) {
     float first = -INFINITY;
     float second = size > 1 ? -INFINITY : 0.0f;
 #pragma unroll 1
@@ -75,11 +75,10 @@ __device__ __noinline__ void keep_groups(const RouteTask& task, const float* bia
     }
     choice.of_groups[g] = ordered(first + second);
   }
-  sync();
-  for (int i = thread; i < task.rows; i += threads) {
+  __syncwarp();
+  for (int i = lane; i < task.rows; i += 32) {
     if (rank_of(choice.of_groups, task.groups, i / size) >= task.top_groups) choice.keys[i] = kLeftOut;
   }
-  sync();
 }
 
 // Experts from the first on whose gate is small are left out; returns how many are not. One thread's.
@@ -99,85 +98,122 @@ inline __device__ __noinline__ int skip_small(const RouteTask& task, const float
   return kept;
 }
 
-// The rows of the largest keys, of equal ones the first, in order. One warp's, each lane of which looks after every
-// 32nd row.
-inline __device__ __noinline__ void choose_rows(const RouteTask& task, Choice& choice) {
-  const int lane = threadIdx.x % 32;
-  uint32_t best = 0;
-  int row = 0;
-  const auto find_best = [&] {
-    best = 0;
-#pragma unroll 1
-    for (int i = lane; i < task.rows; i += 32) {
-      const uint32_t key = choice.keys[i];
-      if (key > best) row = i;
-      best = max(best, key);
+// The best of a lane's rows that are still to be chosen, in order.
+class BestRows {
+ public:
+  __device__ __forceinline__ BestRows(const uint32_t* keys, int rows) : keys_(keys), rows_(rows) { find(); }
+
+  __device__ uint32_t key() const { return best_[0]; }
+  __device__ int row() const { return row_[0]; }
+  // The first has been chosen, its key is 0.
+  __device__ __forceinline__ void pop() {
+#pragma unroll
+    for (int j = 0; j + 1 < kHeld; ++j) {
+      best_[j] = best_[j + 1];
+      row_[j] = row_[j + 1];
     }
-  };
-  find_best();
+    best_[kHeld - 1] = 0;
+    if (best_[0] == 0 && rows_ > 32 * kHeld) find();
+  }
+
+ private:
+  static constexpr int kHeld = 4;
+
+  __device__ __forceinline__ void find() {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) best_[j] = 0;
 #pragma unroll 1
-  for (int k = 0; k < task.top_k; ++k) {
-    const uint32_t most = __reduce_max_sync(~0u, best);
-    const auto chosen = static_cast<int>(__reduce_min_sync(~0u, best == most ? static_cast<unsigned>(row) : ~0u));
-    if (chosen % 32 != lane) continue;
+    for (int i = threadIdx.x % 32; i < rows_; i += 32) {
+      uint32_t key = keys_[i];
+      int row = i;
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j) {
+        const bool before = key > best_[j];
+        const uint32_t other = best_[j];
+        const int other_row = row_[j];
+        best_[j] = before ? key : other;
+        row_[j] = before ? row : other_row;
+        key = before ? other : key;
+        row = before ? other_row : row;
+      }
+    }
+  }
+
+  const uint32_t* keys_;
+  const int rows_;
+  uint32_t best_[kHeld];
+  int row_[kHeld] = {};
+};
+
+// The rows of the largest keys, of equal ones the first, in order.
+__device__ __forceinline__ void choose_rows(int rows, int top_k, Choice& choice) {
+  BestRows best(choice.keys, rows);
+#pragma unroll 1
+  for (int k = 0; k < top_k; ++k) {
+    const uint32_t most = __reduce_max_sync(~0u, best.key());
+    const auto row = static_cast<unsigned>(best.row());
+    const auto chosen = static_cast<int>(__reduce_min_sync(~0u, best.key() == most ? row : ~0u));
+    if (static_cast<unsigned>(chosen) % 32 != threadIdx.x % 32) continue;
     choice.rows[k] = chosen;
     choice.keys[chosen] = 0;
-    find_best();
+    best.pop();
   }
   __syncwarp();
 }
 
-// Finds the rows and gates of a token's experts, the likeliest first, and how many of them are to be used. `bias` and
-// `skip_below` are a task's, but not read from it: they may differ by layer.
-template <class Sync>
+// Finds the rows and gates of a token's experts, the likeliest first, and how many of them are to be used. `logit`
+// gives that of a row, one of the lane's. `bias` and `skip_below` are a task's, but not read from it: they may differ
+// by layer.
+template <class Logit>
 __device__ __forceinline__ void choose_experts(const RouteTask& task, const float* bias, const float* skip_below,
-                                               const float* logits, Choice& choice, int threads, const Sync& sync) {
+                                               const Logit& logit, Choice& choice) {
   constexpr int kAhead = 4;
-  const int thread = threadIdx.x;
-  const int lane = thread % 32;
-  // Every warp finds what the scores are scaled by.
-  float ahead[kAhead];
-#pragma unroll
-  for (int j = 0; j < kAhead; ++j) {
-    const int i = lane + 32 * j;
-    ahead[j] = i < task.rows ? __ldcg(logits + i) : -INFINITY;
-  }
-  const float own = thread < task.rows ? __ldcg(logits + thread) : 0.0f;
-  float most = 0;
-  float scale = 1;
-  if (!task.sigmoid) {
-    most = fmaxf(fmaxf(ahead[0], ahead[1]), fmaxf(ahead[2], ahead[3]));
+  const int lane = threadIdx.x % 32;
+  const int rows = task.rows;
+  const bool sigmoid = task.sigmoid;
+  // Calls visit(row, logit) for the lane's rows, and for some beyond the last, which get −∞; several do not wait for
+  // each other.
+  const auto each_row = [&](const auto& visit) {
 #pragma unroll 1
-    for (int i = lane + 32 * kAhead; i < task.rows; i += 32) most = fmaxf(most, __ldcg(logits + i));
+    for (int first = lane; first < rows; first += 32 * kAhead) {
+      float x[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) x[j] = first + 32 * j < rows ? logit(first + 32 * j) : -INFINITY;
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) visit(first + 32 * j, x[j]);
+    }
+  };
+  float most = -INFINITY;
+  if (!sigmoid) {
+    each_row([&](int, float x) { most = fmaxf(most, x); });
     most = warp_max(most);
-    float total = 0;
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) total += expf(ahead[j] - most);
-#pragma unroll 1
-    for (int i = lane + 32 * kAhead; i < task.rows; i += 32) total += expf(__ldcg(logits + i) - most);
-    scale = 1.0f / warp_sum(total);
   }
-#pragma unroll 1
-  for (int i = thread; i < task.rows; i += threads) {
-    const float x = i == thread ? own : __ldcg(logits + i);
-    const float score = task.sigmoid ? expf(fminf(x, 0.0f)) / (1.0f + expf(-fabsf(x))) : expf(x - most) * scale;
+  const auto score_of = [&](float x) {
+    return sigmoid ? expf(fminf(x, 0.0f)) / (1.0f + expf(-fabsf(x))) : expf(x - most);
+  };
+  float scale = 1;
+  if (!sigmoid) {
+    float all = 0;
+    each_row([&](int, float x) { all += score_of(x); });
+    scale = 1.0f / warp_sum(all);
+  }
+  each_row([&](int i, float x) {
+    const float score = score_of(x) * scale;
+    if (i >= rows) return;
     choice.scores[i] = score;
     choice.keys[i] = ordered(bias != nullptr ? score + bias[i] : score);
-  }
-  sync();
-  if (task.top_groups < task.groups) keep_groups(task, bias, choice, sync, thread, threads);
-  if (thread < 32) {
-    choose_rows(task, choice);
-    float total = 0;
+  });
+  if (task.top_groups < task.groups) keep_groups(task, bias, choice);
+  choose_rows(rows, task.top_k, choice);
+  float total = 0;
 #pragma unroll 1
-    for (int k = lane; k < task.top_k; k += 32) total += choice.scores[choice.rows[k]];
-    const float factor = task.renormalise ? task.scaling * __frcp_rn(warp_sum(total) + 1e-20f) : task.scaling;
+  for (int k = lane; k < task.top_k; k += 32) total += choice.scores[choice.rows[k]];
+  const float factor = task.renormalise ? task.scaling * __frcp_rn(warp_sum(total) + 1e-20f) : task.scaling;
 #pragma unroll 1
-    for (int k = lane; k < task.top_k; k += 32) choice.gates[k] = choice.scores[choice.rows[k]] * factor;
-    __syncwarp();
-    if (lane == 0) choice.kept = skip_below != nullptr ? skip_small(task, skip_below, choice.gates) : task.top_k;
-  }
-  sync();
+  for (int k = lane; k < task.top_k; k += 32) choice.gates[k] = choice.scores[choice.rows[k]] * factor;
+  __syncwarp();
+  if (lane == 0) choice.kept = skip_below != nullptr ? skip_small(task, skip_below, choice.gates) : task.top_k;
+  __syncwarp();
 }
 
 }  // namespace espalier::cuda

@@ -3,13 +3,15 @@
 #pragma once
 
 #include "kernels/cuda/decode/chunk_loads.cuh"
-#include "kernels/cuda/parts.cuh"
+#include "kernels/cuda/decode/merge.cuh"
+#include "kernels/cuda/decode/words.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace espalier::cuda {
 
 // The most query heads of a KV head.
 inline constexpr int kDecodeHeads = 8;
+static_assert(kDecodeHeads <= kDecodeWarps, "a warp weighs the keys of a head");
 
 // Room in shared memory.
 struct AttendRoom {
@@ -25,25 +27,56 @@ struct AttendRoom {
   float before[kDecodeHeads];
 };
 
-// A head of the row's queries, keys or values: bias, norm, clamp, rotation. A warp's.
+// The sum of squares of `count` words from `first` on, multiples of 4, with their biases (or null). A warp's.
+inline __device__ __noinline__ float squares_of(const uint32_t* words, const float* bias, int first, int count,
+                                                uint32_t mark) {
+  constexpr int kAhead = 4;
+  const int lane = threadIdx.x % 32;
+  float squares = 0;
+#pragma unroll 1
+  for (int begin = 0; begin < count; begin += kAhead * 128) {
+    uint4 found[kAhead];
+    const auto place = [&](int j) { return begin + j * 128 + 4 * lane; };
+    await_words(mark, found, [&](int j) { return place(j) < count ? words + first + place(j) : nullptr; });
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (place(j) >= count) continue;
+      const float4 value = value_of(found[j]);
+      const float4 added = bias != nullptr ? *reinterpret_cast<const float4*>(bias + first + place(j)) : float4{};
+      squares += (value.x + added.x) * (value.x + added.x) + (value.y + added.y) * (value.y + added.y) +
+                 (value.z + added.z) * (value.z + added.z) + (value.w + added.w) * (value.w + added.w);
+    }
+  }
+  return warp_sum(squares);
+}
+
+// A head of the row's queries, keys or values, which are words: bias, norm, clamp, rotation. A warp's.
 __device__ __forceinline__ void prepare_head(const DecodeTask& task, const DecodeLayer& layer, int head,
-                                             const DecodeContext& context, float factor, float* out) {
+                                             const DecodeContext& context, const Turn& turn, float factor, float* out) {
   const HeadShape& shape = task.heads;
   const int lane = threadIdx.x % 32;
   const int half = shape.head_dim / 2;
   const bool is_query = head < shape.heads;
   const bool is_value = head >= shape.heads + shape.kv_heads;
   const int begin = head * shape.head_dim;
-  const auto load = [&](int i) { return __ldcg(task.qkv + i) + (layer.qkv_bias != nullptr ? layer.qkv_bias[i] : 0); };
+  const uint32_t* words = task.words_of(task.words.qkv, turn.copy);
   constexpr int kPairs = kDecodeDim / 64;
+  uint32_t found[2 * kPairs];
+  await_words(turn.mark, found, [&](int j) {
+    const int i = lane + 32 * (j % kPairs);
+    return i < half ? words + begin + j / kPairs * half + i : nullptr;
+  });
+  const auto element = [&](int j, int i) {
+    return value_of(found[j]) + (layer.qkv_bias != nullptr ? layer.qkv_bias[begin + i] : 0);
+  };
   float low[kPairs] = {};
   float high[kPairs] = {};
 #pragma unroll
   for (int j = 0; j < kPairs; ++j) {
     const int i = lane + 32 * j;
     if (i >= half) continue;
-    low[j] = load(begin + i);
-    high[j] = load(begin + half + i);
+    low[j] = element(j, i);
+    high[j] = element(kPairs + j, half + i);
   }
   const float* norm = is_query ? layer.q_norm : is_value ? nullptr : layer.k_norm;
   float low_norm[kPairs] = {};
@@ -56,11 +89,11 @@ __device__ __forceinline__ void prepare_head(const DecodeTask& task, const Decod
       const int first = is_query ? 0 : shape.heads * shape.head_dim;
       count *= is_query ? shape.heads : shape.kv_heads;
       norm += begin - first;
-#pragma unroll 1
-      for (int i = lane; i < count; i += 32) squares += load(first + i) * load(first + i);
+      squares = squares_of(words, layer.qkv_bias, first, count, turn.mark);
     } else {
 #pragma unroll
       for (int j = 0; j < kPairs; ++j) squares += low[j] * low[j] + high[j] * high[j];
+      squares = warp_sum(squares);
     }
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
@@ -69,7 +102,7 @@ __device__ __forceinline__ void prepare_head(const DecodeTask& task, const Decod
       low_norm[j] = norm[i];
       high_norm[j] = norm[half + i];
     }
-    const float scale = __frsqrt_rn(__fdividef(warp_sum(squares), static_cast<float>(count)) + task.epsilon);
+    const float scale = __frsqrt_rn(__fdividef(squares, static_cast<float>(count)) + task.epsilon);
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
       const int i = lane + 32 * j;
@@ -93,10 +126,11 @@ __device__ __forceinline__ void prepare_head(const DecodeTask& task, const Decod
   }
 }
 
-// What the block's keys give, into `partials`, when the row's queries, key and value can be read.
+// What the block's keys give, as partials.
 template <class T>
 __device__ __forceinline__ void attend_keys(const DecodeTask& task, const DecodeContext& context,
-                                            const DecodeLayer& layer, ChunkLoads<T>& loads, AttendRoom& room) {
+                                            const DecodeLayer& layer, const Turn& turn, ChunkLoads<T>& loads,
+                                            AttendRoom& room) {
   constexpr int kMine = ChunkLoads<T>::kMine;
   const HeadShape& shape = task.heads;
   const int dim = shape.head_dim;
@@ -111,13 +145,16 @@ __device__ __forceinline__ void attend_keys(const DecodeTask& task, const Decode
   const int values_each = loads.values_each;
   const int first_value = loads.first_value;
   const bool owns_last = split == share.splits - 1;
-  // The first warps have a query head each, two more the new key and value, where they are this block's.
-  const bool is_query = warp < group;
-  const bool is_value = warp > kDecodeHeads;
-  if (is_query || (owns_last && warp >= kDecodeHeads && warp < kDecodeHeads + 2)) {
+  // The query heads, and the new key and value where they are this block's: a warp each.
+  const int jobs = group + (owns_last ? 2 : 0);
+#pragma unroll 1
+  for (int job = warp; job < jobs; job += kDecodeWarps) {
+    const bool is_query = job < group;
+    const bool is_value = job == group + 1;
     const int head = kv_head + shape.heads + (is_value ? shape.kv_heads : 0);
-    float* out = is_query ? room.queries[warp] : is_value ? room.value : room.key;
-    prepare_head(task, layer, is_query ? kv_head * group + warp : head, context, is_query ? layer.scale : 1.0f, out);
+    float* out = is_query ? room.queries[job] : is_value ? room.value : room.key;
+    prepare_head(task, layer, is_query ? kv_head * group + job : head, context, turn, is_query ? layer.scale : 1.0f,
+                 out);
     __syncwarp();
     if (!is_query) {
       const int64_t base = loads.block_at(task, context, share.position);
@@ -207,10 +244,7 @@ __device__ __forceinline__ void attend_keys(const DecodeTask& task, const Decode
     if (h < group) room.sums[h][threadIdx.x] = sums[h];
   }
   sync_workers();
-  const int stride = dim + 2;
-  const auto partial_of = [&](int h) {
-    return task.partials + (static_cast<int64_t>(kv_head * group + h) * share.splits + split) * stride;
-  };
+  const Partials partials(task, share, turn);
   const int shares = (kAttendChunk + values_each - 1) / values_each;
 #pragma unroll 1
   for (int i = threadIdx.x; i < group * dim; i += kDecodeThreads) {
@@ -219,64 +253,13 @@ __device__ __forceinline__ void attend_keys(const DecodeTask& task, const Decode
     float sum = 0;
 #pragma unroll 4
     for (int s = 0; s < shares; ++s) sum += room.sums[h][s * dim + d];
-    partial_of(h)[d] = sum;
+    store_word(partials.at(kv_head * group + h, split) + d, sum, turn.mark);
   }
   if (warp < group && lane == 0) {
-    float* partial = partial_of(warp) + dim;
-    partial[0] = most;
-    partial[1] = total;
+    uint32_t* const partial = partials.at(kv_head * group + warp, split) + dim;
+    store_word(partial, most, turn.mark);
+    store_word(partial + 1, total, turn.mark);
   }
-}
-
-// Merges what blocks found for a head, into `mixed`.
-__device__ __forceinline__ void merge_partials(const DecodeTask& task, int splits, int head, float* factors,
-                                               float* sums) {
-  constexpr int kAhead = 12;
-  const int dim = task.heads.head_dim;
-  const int lane = threadIdx.x % 32;
-  const int stride = dim + 2;
-  const float* partials = task.partials + static_cast<int64_t>(head) * splits * stride;
-  const int groups = kDecodeThreads / dim;
-  const int mine = threadIdx.x / dim;
-  const int d = threadIdx.x % dim;
-  float ahead[kAhead];
-#pragma unroll
-  for (int j = 0; j < kAhead; ++j) {
-    const int s = mine + j * groups;
-    ahead[j] = mine < groups && s < splits ? __ldcg(partials + s * stride + d) : 0.0f;
-  }
-  float most = -INFINITY;
-#pragma unroll 1
-  for (int s = lane; s < splits; s += 32) most = fmaxf(most, __ldcg(partials + s * stride + dim));
-  most = warp_max(most);
-  float total = 0;
-#pragma unroll 1
-  for (int s = lane; s < splits; s += 32) {
-    const float factor = expf(__ldcg(partials + s * stride + dim) - most);
-    total += factor * __ldcg(partials + s * stride + dim + 1);
-    if (threadIdx.x < 32) factors[s] = factor;
-  }
-  total = warp_sum(total);
-  sync_workers();
-  float sum = 0;
-#pragma unroll
-  for (int j = 0; j < kAhead; ++j) {
-    const int s = mine + j * groups;
-    if (mine < groups && s < splits) sum += factors[s] * ahead[j];
-  }
-  if (mine < groups) {
-#pragma unroll 1
-    for (int s = mine + kAhead * groups; s < splits; s += groups) sum += factors[s] * __ldcg(partials + s * stride + d);
-  }
-  sums[threadIdx.x] = sum;
-  sync_workers();
-  if (threadIdx.x < dim) {
-    float all = 0;
-#pragma unroll 2
-    for (int g = 0; g < groups; ++g) all += sums[g * dim + threadIdx.x];
-    store_parts(task.mixed, 0, head * dim + static_cast<int>(threadIdx.x), all / total);
-  }
-  sync_workers();
 }
 
 }  // namespace espalier::cuda

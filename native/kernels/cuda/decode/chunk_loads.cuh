@@ -15,12 +15,13 @@ struct AttendShare {
   int chunks;
   int each;
   int splits;
+  int blocks;  // of a KV head
 
   __device__ AttendShare(const DecodeTask& task, int at) : position(at) {
     first_key = task.window > 0 ? max(0, position + 1 - task.window) : 0;
     first_chunk = first_key / kAttendChunk;
     chunks = position / kAttendChunk + 1 - first_chunk;
-    const int blocks = gridDim.x / task.heads.kv_heads;
+    blocks = static_cast<int>(gridDim.x) / task.heads.kv_heads;
     each = (chunks + blocks - 1) / blocks;
     splits = (chunks + each - 1) / each;
   }
@@ -30,10 +31,10 @@ __device__ __forceinline__ float cached(const float* from) { return __ldcs(from)
 __device__ __forceinline__ float cached(const __nv_bfloat16* from) { return __bfloat162float(__ldcs(from)); }
 
 // The block's keys and values of a layer, a chunk at a time: those of rows before, from the cache. A warp scores the
-// keys of a chunk by some elements of the head, four or eight; a thread sums an element of some values, four or eight.
+// keys of a chunk by some elements of the head, at most 16; a thread sums an element of some values, at most 16.
 template <class T>
 struct ChunkLoads {
-  static constexpr int kMine = 8;
+  static constexpr int kMine = 16;
   AttendShare share;
   int kv_head;
   int split;

@@ -7,16 +7,17 @@
 
 namespace espalier::cuda {
 
-// The warps of a block that compute, and all threads, with the warp that fetches.
-inline constexpr int kDecodeWarps = 16;
+// The warps of a block that compute, and all threads: those that fetch are a warp of a group of four, as registers are
+// handed out by groups.
+inline constexpr int kDecodeWarps = 8;
 inline constexpr int kDecodeThreads = kDecodeWarps * 32;
-inline constexpr int kDecodeBlock = kDecodeThreads + 32;
+inline constexpr int kDecodeBlock = kDecodeThreads + 128;
 static_assert(kDecodeWarps <= 32);
 
 // The most tiles that a ring holds.
-inline constexpr int kTilesAhead = 8;
+inline constexpr int kTilesAhead = 16;
 // Bytes that a warp has on their way: more would make everything else that is read wait longer.
-inline constexpr int kBytesOnTheWay = 4608;
+inline constexpr int kBytesOnTheWay = 9216;
 // The most elements of a head.
 inline constexpr int kDecodeDim = 128;
 
@@ -25,7 +26,8 @@ struct DecodeContext {
   DecodeLayer layers[2];  // layer i at i % 2
   int experts[kMostChosen];
   float gates[kMostChosen];
-  int kept;  // of the experts
+  int kept;              // of the experts
+  uint32_t layers_done;  // before this launch
   // The row's place in its sequence, and in the KV cache.
   int position;
   const int32_t* table;
@@ -60,21 +62,21 @@ struct SharedMemory {
   }
 };
 
-// The layer before the one at hand is no longer used, and whoever uses this one waits for the block first.
-__device__ __forceinline__ void load_layer(const DecodeTask& task, DecodeContext& context, int index) {
+// By so many threads. The layer before the one at hand is no longer used, and whoever uses this one waits for the block
+// first.
+__device__ __forceinline__ void load_layer(const DecodeTask& task, DecodeContext& context, int index, int thread,
+                                           int threads) {
   static_assert(sizeof(DecodeLayer) % 8 == 0);
   const auto* from = reinterpret_cast<const uint64_t*>(task.of_layers + index);
   auto* to = reinterpret_cast<uint64_t*>(&context.layers[index % 2]);
-  // The first warp has to wait for other blocks meanwhile.
-  const int mine = kDecodeThreads - 1 - static_cast<int>(threadIdx.x);
-  for (int i = mine; i < static_cast<int>(sizeof(DecodeLayer) / 8); i += kDecodeThreads) to[i] = from[i];
+  for (int i = thread; i < static_cast<int>(sizeof(DecodeLayer) / 8); i += threads) to[i] = from[i];
 }
 
 // What all warps find in shared memory; all of them call it.
 __device__ __forceinline__ void begin_decode(const DecodeTask& task, const SharedMemory& shared,
                                              DecodeContext& context) {
   const int thread = threadIdx.x;
-  if (thread < kDecodeThreads) load_layer(task, context, 0);
+  load_layer(task, context, 0, thread, kDecodeBlock);
   if (thread < task.heads.head_dim / 2) {
     context.cosines[thread] = task.cosines[thread];
     context.sines[thread] = task.sines[thread];
@@ -89,6 +91,7 @@ __device__ __forceinline__ void begin_decode(const DecodeTask& task, const Share
     context.position = task.places.positions[0];
     context.table = task.places.blocks + task.places.tables[0];
     context.kept = 0;
+    context.layers_done = *task.layers_done;
     context.open = {kGateUp, 0};
   }
   __syncthreads();

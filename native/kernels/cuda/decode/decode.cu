@@ -11,7 +11,7 @@ namespace espalier::cuda {
 namespace {
 
 // Ring of a warp that the kernel is not slowed down by.
-constexpr int kLeastRing = 8192;
+constexpr int kLeastRing = 16384;
 
 // Beside attention in bf16.
 DecodeKernel find_bf16_kernel(TileLayout experts, bool kv_is_bf16) {
@@ -42,43 +42,32 @@ DecodeKernel find_kernel(const DecodeTask& task) {
   return nullptr;
 }
 
-int splits_of(const DecodeTask& task, int multiprocessors) { return multiprocessors / task.heads.kv_heads; }
-
 int total_bytes(const DecodeTask& task) {
   return task.hidden * static_cast<int>(sizeof(float)) + task.room.x + task.room.scratch + kRingAlignment +
          kDecodeWarps * task.room.ring;
 }
 
-// Hands out a piece of memory at a time.
-class Pieces {
- public:
-  explicit Pieces(void* memory) : at_(static_cast<uint8_t*>(memory)) {}
-  template <class T>
-  void take(T*& pointer, int64_t count) {
-    pointer = reinterpret_cast<T*>(at_ + size_);
-    size_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
-  }
-  int64_t size() const { return size_; }
-
- private:
-  uint8_t* at_;
-  int64_t size_ = 0;
-};
-
+// Lays a copy of the words behind the one count that there is of them.
 int64_t lay_out(DecodeTask& task, void* memory, int multiprocessors) {
-  const int64_t queries = static_cast<int64_t>(task.heads.heads) * task.heads.head_dim;
-  Pieces pieces(memory);
-  pieces.take(task.arrived, kGridCounters + task.heads.kv_heads);
-  pieces.take(task.qkv, task.products[kQkv].rows);
-  pieces.take(task.partials, task.heads.heads * splits_of(task, multiprocessors) * (task.heads.head_dim + 2));
-  task.mixed = {nullptr, task.parts, part_stride(queries)};
-  pieces.take(task.mixed.data, task.parts * task.mixed.stride);
-  pieces.take(task.output, task.hidden);
-  pieces.take(task.logits, task.routing.rows);
-  task.gated = {nullptr, task.parts, part_stride(task.products[kGateUp].rows / 2)};
-  pieces.take(task.gated.data, task.routing.top_k * task.parts * task.gated.stride);
-  pieces.take(task.down, task.hidden);
-  return pieces.size();
+  constexpr int kAligned = 64;  // words
+  task.layers_done = static_cast<uint32_t*>(memory);
+  int64_t size = kAligned;
+  const auto take = [&](uint32_t*& words, int64_t count) {
+    words = static_cast<uint32_t*>(memory) + size;
+    size += (count + kAligned - 1) / kAligned * kAligned;
+  };
+  const HeadShape& heads = task.heads;
+  const auto rows = [&](int kind) { return static_cast<int64_t>(task.products[kind].row_tiles) * kTileHeight; };
+  take(task.words.qkv, rows(kQkv));
+  take(task.words.partials, heads.heads * (multiprocessors / heads.kv_heads) * (heads.head_dim + 4));
+  take(task.words.mixed, static_cast<int64_t>(heads.heads) * heads.head_dim);
+  take(task.words.output, rows(kOutput));
+  take(task.words.logits, task.routing.rows);
+  take(task.words.blocks, multiprocessors);
+  take(task.words.gated, task.routing.top_k * rows(kGateUp) / 2);
+  take(task.words.down, rows(kDown));
+  task.copy_size = size - kAligned;
+  return (size + task.copy_size) * static_cast<int64_t>(sizeof(uint32_t));
 }
 
 }  // namespace
@@ -96,9 +85,10 @@ bool plan_decode(DecodeTask& task) {
   const RouteTask& routing = task.routing;
   const bool fits = limits.is_ok() && find_kernel(task) != nullptr && heads.head_dim <= kDecodeDim &&
                     heads.head_dim % 4 == 0 && heads.heads / heads.kv_heads <= kDecodeHeads &&
-                    heads.kv_heads <= limits.value().multiprocessors && routing.rows <= kMostExperts &&
-                    routing.top_k <= kMostChosen && task.hidden % 32 == 0;
+                    routing.rows <= kMostExperts && routing.top_k <= kMostChosen && task.hidden % 32 == 0;
   if (!fits) return false;
+  const int multiprocessors = limits.value().multiprocessors;
+  if (heads.kv_heads > multiprocessors || multiprocessors > kDecodeThreads) return false;
   int columns = 0;
   for (int kind = 0; kind < kDecodeProducts; ++kind) {
     DecodeProduct& product = task.products[kind];
@@ -106,10 +96,12 @@ bool plan_decode(DecodeTask& task) {
     columns = std::max(columns, times * product.col_tiles);
     product.tile_bytes = fixed_tile_bytes(product.layout, product.slots);
     const int items = product.row_tiles * (kind == kGateUp ? routing.top_k : 1);
-    product.split = choose_split(items, times * product.col_tiles, kDecodeWarps, limits.value().multiprocessors);
+    product.by_columns = Divisor(product.col_tiles);
+    product.split = choose_split(items, times * product.col_tiles, kDecodeWarps, multiprocessors);
   }
   task.room.x = (columns * kTileWidth + 32) * task.parts * static_cast<int>(sizeof(uint16_t));
-  const auto scratch = std::max(sizeof(AttendRoom), sizeof(RouterRoom) + task.hidden * sizeof(float));
+  const auto scratch =
+      std::max({sizeof(AttendRoom), sizeof(MergeRoom), sizeof(RouterRoom) + task.hidden * sizeof(float)});
   task.room.scratch = static_cast<int>((scratch + 127) / 128 * 128);
   task.room.ring = 0;
   cudaFuncAttributes attributes{};

@@ -8,6 +8,7 @@
 
 #include "core/status.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/divisor.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/routing.h"
 
@@ -48,11 +49,21 @@ struct DecodeProduct {
   int col_tiles = 0;
   // plan_decode sets:
   int tile_bytes = 0;
-  int split = 1;  // warps that share a row tile
+  int split = 1;       // warps that share a row tile
+  Divisor by_columns;  // by col_tiles
 };
 
-// Counters by which all blocks wait for each other; those of the blocks of a KV head come behind.
-inline constexpr int kGridCounters = 2;
+// What blocks tell each other in a layer, as words (words.cuh).
+struct DecodeWords {
+  uint32_t* qkv = nullptr;       // [row tiles of kQkv · 16]
+  uint32_t* partials = nullptr;  // [heads][multiprocessors / kv_heads][head_dim + 4]
+  uint32_t* mixed = nullptr;     // [heads · head_dim]
+  uint32_t* output = nullptr;    // [row tiles of kOutput · 16]
+  uint32_t* logits = nullptr;    // [routing.rows]
+  uint32_t* blocks = nullptr;    // [multiprocessors]: a block has come to the router
+  uint32_t* gated = nullptr;     // [top_k][row tiles of kGateUp · 8]
+  uint32_t* down = nullptr;      // [row tiles of kDown · 16]
+};
 
 // Bytes of the parts of a block's shared memory.
 struct DecodeRoom {
@@ -81,21 +92,18 @@ struct DecodeTask {
   const float* sines = nullptr;
   float* residual = nullptr;  // [hidden]: the token's embedding, then the last layer's hidden states
 
-  // What blocks tell each other.
-  float* qkv = nullptr;         // [rows of kQkv]
-  float* partials = nullptr;    // [heads][splits][head_dim + 2]
-  PartRows mixed;               // one row of heads · head_dim
-  float* output = nullptr;      // [hidden]
-  float* logits = nullptr;      // [routing.rows]
-  PartRows gated;               // [top_k] rows of an expert's width
-  float* down = nullptr;        // [hidden]
-  unsigned* arrived = nullptr;  // kGridCounters, and one for each KV head; zeros before and after
+  DecodeWords words;                // the first copy
+  int64_t copy_size = 0;            // words of a copy
+  uint32_t* layers_done = nullptr;  // since the words were zeros
+#ifdef __CUDACC__
+  __device__ uint32_t* words_of(uint32_t* first, uint32_t copy) const { return first + copy * copy_size; }
+#endif
 
   DecodeRoom room;  // launch_decode's
 };
 
-// Bytes of the memory that blocks tell each other things in, for a device of so many multiprocessors; place_decode lets
-// the task's pointers point into it.
+// Bytes of the memory that blocks tell each other things in, for a device of so many multiprocessors: zeros at first,
+// and nobody else's while there are launches. place_decode lets the task's pointers point into it.
 int64_t decode_bytes(const DecodeTask& task, int multiprocessors);
 void place_decode(DecodeTask& task, void* memory, int multiprocessors);
 

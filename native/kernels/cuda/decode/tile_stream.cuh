@@ -52,14 +52,16 @@ class TileReader {
   __device__ uint32_t next(int bytes) {
     done_.x += place_.take(bytes, room_);
     ptx::barrier_wait(barriers_ + 8 * (done_.y % kTilesAhead), done_.y / kTilesAhead % 2);
-    return ring_ + place_.at;
-  }
-  // The lanes have read the tile that next() gave.
-  __device__ void release(int bytes) {
-    place_.at += bytes;
     ++done_.y;
+    const uint32_t at = ring_ + place_.at;
+    place_.at += bytes;
+    return at;
+  }
+  // The lanes have read all tiles that next() gave. A warp's loads of shared memory are not overtaken by its stores
+  // there.
+  __device__ void release() {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::store_release(done_at_, done_);
+    if (threadIdx.x % 32 == 0) ptx::store_shared_8(done_at_, done_);
   }
 
  private:
@@ -99,7 +101,7 @@ class TileFetcher {
       }
       const int on_the_way = static_cast<int>(fetched_.y - landed) * bytes_;
       if (on_the_way > 0 && on_the_way + bytes_ > kBytesOnTheWay) continue;
-      const uint2 done = ptx::load_acquire(done_at_);
+      const uint2 done = ptx::load_shared_8(done_at_);
       if (fetched_.y - done.y == kTilesAhead) continue;
       RingPlace place = place_;
       const int taken = place.take(bytes_, room_);

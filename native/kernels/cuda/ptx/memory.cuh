@@ -64,6 +64,32 @@ __device__ __forceinline__ uint32_t load_acquire_device(const uint32_t* from) {
   return value;
 }
 
+// Words that threads of the device write and read while others do, each for itself: nothing else is ordered by them.
+__device__ __forceinline__ void store_relaxed_device(uint32_t* to, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ __forceinline__ uint32_t load_relaxed_device(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+__device__ __forceinline__ uint2 load_relaxed_device_8(const uint32_t* from) {
+  uint2 value;
+  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
+               : "=r"(value.x), "=r"(value.y)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+__device__ __forceinline__ uint4 load_relaxed_device_16(const uint32_t* from) {
+  uint4 value;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+
 // Orders what this thread did with global memory, or learnt of it, before what the copy engine does there later.
 __device__ __forceinline__ void copy_engine_global_fence() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
