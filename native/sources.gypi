@@ -122,6 +122,7 @@
       "native/kernels/cuda/gemm_double.cu",
       "native/kernels/cuda/triangular_inverse.cu",
       "native/kernels/cuda/rank_search.cu",
+      "native/kernels/cuda/relative_scores.cu",
       "native/kernels/cuda/mask.cu",
       "native/kernels/cuda/sparsegpt.cu",
       "native/engine/cuda/upload.cc",

@@ -1,6 +1,6 @@
 // Time of pruning one Mixtral-8x7B-shaped layer on a GPU, step by step, with random weights and hidden states:
-//   prune_layer [SEQUENCES 128] [TOKENS 2048] [FOLDER /tmp] [sparsegpt | cpu]
-// MoE-Pruner, or SparseGPT; `cpu` runs the layer on the CPU. Then the time of the kernels that take most of it. CMake's
+//   prune_layer [SEQUENCES 128] [TOKENS 2048] [FOLDER /tmp] [moe-pruner | ria | sparsegpt | cpu]
+// `cpu` is MoE-Pruner with the layer run on the CPU. Then the time of the kernels that take most of it. CMake's
 // ESPALIER_CUDA_BENCH builds it.
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -245,8 +245,9 @@ int main(int count, char** arguments) {
   const int64_t sequences = std::stol(argument(1, "128"));
   const int64_t length = std::stol(argument(2, "2048"));
   const std::string folder = argument(3, "/tmp");
-  const bool gram = argument(4, "") == "sparsegpt";
-  const bool cpu = argument(4, "") == "cpu";
+  const std::string method = argument(4, "moe-pruner");
+  const bool gram = method == "sparsegpt";
+  const bool cpu = method == "cpu";
   const auto pool = ThreadPool::shared(0);
   double last = now();
   double all = 0;
@@ -263,10 +264,7 @@ int main(int count, char** arguments) {
   RopeSpec rope;
   for (int i = 0; i < kHeadDim / 2; ++i) rope.inverse_frequencies.push_back(std::pow(1e6f, -2.0f * i / kHeadDim));
   if (!cpu) MUST(cudaFree(nullptr));
-  std::printf("%d threads, %ld x %ld tokens%s\n", pool->size(), sequences, length,
-              gram  ? ", SparseGPT"
-              : cpu ? ", on the CPU"
-                    : "");
+  std::printf("%d threads, %ld x %ld tokens, %s\n", pool->size(), sequences, length, method.c_str());
   last = now();
   auto loaded = LayerPruner::load(0, layer.spec, rope, kHidden, 1e-5f, false, cpu ? std::nullopt : std::optional(0));
   MUST(loaded.status());
@@ -282,7 +280,9 @@ int main(int count, char** arguments) {
   MUST(pruner.forward(request, {}, nullptr));
   step("dense forward with statistics");
   const Budget half = Budget::unstructured(0.5);
-  const MethodPlan plan = gram ? MethodPlan::sparsegpt(half) : MethodPlan::activation(half);
+  const MethodPlan plan = gram              ? MethodPlan::sparsegpt(half)
+                          : method == "ria" ? MethodPlan::relative(half)
+                                            : MethodPlan::activation(half);
   MUST(pruner.prune(plan, {}, nullptr).status());
   step("weights chosen");
   MUST(pruner.measure(nullptr).status());

@@ -39,7 +39,7 @@ Status apply_mask(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& 
                   int64_t cols, MatrixMasks* masks) {
   if (plan.comparison == Comparison::kGiven) return Status::ok();
   if (masks != nullptr) {
-    const bool has_norms = plan.score == Score::kActivation && !site.fallback;
+    const bool has_norms = plan.score != Score::kMagnitude && !site.fallback;
     const Result<bool> applied = masks->apply(plan, has_norms ? site.norms.data() : nullptr, weights, rows, cols);
     if (!applied.is_ok()) return applied.status();
     if (applied.value()) return Status::ok();

@@ -104,8 +104,9 @@ void score_matrix(ThreadPool& pool, const MethodPlan& plan, const PreparedSite& 
 class MatrixMasks {
  public:
   virtual ~MatrixMasks() = default;
-  // Zeroes the weights that the plan's choice among |W_ij| · norms[j] does not keep (`norms` null: |W_ij|), the same
-  // ones as the CPU. False where such plans are left to the CPU: nothing is done then. The errors of the device.
+  // Zeroes the weights that the plan's choice does not keep, the same ones as the CPU; `norms`: those of the site, null
+  // where the score is |W_ij|. False where such plans are left to the CPU: nothing is done then. The errors of the
+  // device.
   virtual Result<bool> apply(const MethodPlan& plan, const float* norms, float* weights, int64_t rows,
                              int64_t cols) = 0;
 };

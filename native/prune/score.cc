@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 namespace espalier {
 namespace {
@@ -31,6 +30,12 @@ void score_activation(ThreadPool& pool, const float* weights, int64_t rows, int6
   });
 }
 
+std::vector<double> relative_lengths(const float* norms, int64_t cols, double power) {
+  std::vector<double> lengths(static_cast<size_t>(cols));
+  for (size_t j = 0; j < lengths.size(); ++j) lengths[j] = std::pow(static_cast<double>(norms[j]), power);
+  return lengths;
+}
+
 void score_relative(ThreadPool& pool, const float* weights, int64_t rows, int64_t cols, const float* norms,
                     double power, float* scores) {
   std::vector<double> by_column(static_cast<size_t>(cols), 0.0);
@@ -47,8 +52,7 @@ void score_relative(ThreadPool& pool, const float* weights, int64_t rows, int64_
       value = inverse_of(value);
     }
   });
-  std::vector<double> lengths(static_cast<size_t>(cols));
-  for (size_t j = 0; j < lengths.size(); ++j) lengths[j] = std::pow(static_cast<double>(norms[j]), power);
+  const std::vector<double> lengths = relative_lengths(norms, cols, power);
   pool.parallel_for(rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* source = weights + row * cols;

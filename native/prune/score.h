@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "core/thread_pool.h"
 
@@ -21,5 +22,7 @@ void score_activation(ThreadPool& pool, const float* weights, int64_t rows, int6
 // float64.
 void score_relative(ThreadPool& pool, const float* weights, int64_t rows, int64_t cols, const float* norms,
                     double power, float* scores);
+// norms[j]^power, as they are there.
+std::vector<double> relative_lengths(const float* norms, int64_t cols, double power);
 
 }  // namespace espalier

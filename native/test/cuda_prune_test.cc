@@ -134,7 +134,8 @@ TEST_CASE("a layer pruned on a GPU is the one pruned on the CPU, but for scores 
   shrunk.shrinkage = 0.2;
   const MethodPlan plans[] = {
       MethodPlan::magnitude(Budget::unstructured(0.5)), MethodPlan::activation(Budget::unstructured(0.5)),
-      MethodPlan::sparsegpt(Budget::unstructured(0.5)), MethodPlan::sparsegpt(Budget::n_of_m(2, 4)), shrunk};
+      MethodPlan::relative(Budget::unstructured(0.5)),  MethodPlan::sparsegpt(Budget::unstructured(0.5)),
+      MethodPlan::sparsegpt(Budget::n_of_m(2, 4)),      shrunk};
   for (const MethodPlan& plan : plans) {
     CAPTURE(static_cast<int>(plan.update));
     CAPTURE(plan.shrinkage);

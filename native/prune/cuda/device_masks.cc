@@ -5,17 +5,20 @@
 
 #include "kernels/cuda/mask.h"
 #include "kernels/cuda/rank_search.h"
+#include "kernels/cuda/relative_scores.h"
 #include "prune/cuda/parallel_copy.h"
+#include "prune/score.h"
 
 namespace espalier::cuda {
 namespace {
 
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
+constexpr auto kDoubleBytes = static_cast<int64_t>(sizeof(double));
 constexpr int64_t kMostCompared = 128;
 constexpr int64_t kMostWeights = int64_t{1} << 32;
 
 bool takes(const MethodPlan& plan, int64_t rows, int64_t cols) {
-  if (plan.score != Score::kMagnitude && plan.score != Score::kActivation) return false;
+  if (plan.score == Score::kSecondOrder) return false;
   if (cols > kMostMaskedCols || rows * cols >= kMostWeights) return false;
   if (plan.budget.is_grouped()) return plan.budget.group <= kMostCompared;
   return plan.comparison == Comparison::kRow || plan.comparison == Comparison::kMatrix;
@@ -32,7 +35,7 @@ Result<bool> DeviceMasks::apply(const MethodPlan& plan, const float* norms, floa
   const int64_t mask_bytes = rows * words * static_cast<int64_t>(sizeof(uint32_t));
   ESPALIER_TRY(host_.ensure(std::max(bytes, mask_bytes)));
   ESPALIER_TRY(weights_.ensure(bytes));
-  ESPALIER_TRY(norms_.ensure(cols * kFloatBytes));
+  ESPALIER_TRY(norms_.ensure(cols * kDoubleBytes));
   ESPALIER_TRY(kept_.ensure(mask_bytes));
   parallel_copy(pool_, weights, host_.as<float>(), rows * cols);
   const auto send = [&](const void* from, const DeviceMemory& to, int64_t size) {
@@ -40,11 +43,25 @@ Result<bool> DeviceMasks::apply(const MethodPlan& plan, const float* norms, floa
                      "cudaMemcpyAsync");
   };
   ESPALIER_TRY(send(host_.as<void>(), weights_, bytes));
-  if (norms != nullptr) ESPALIER_TRY(send(norms, norms_, cols * kFloatBytes));
+  const bool is_relative = norms != nullptr && plan.score == Score::kRelative;
+  if (is_relative) {
+    const std::vector<double> lengths = relative_lengths(norms, cols, plan.power);
+    ESPALIER_TRY(shares_.ensure((rows + cols) * kDoubleBytes));
+    ESPALIER_TRY(send(lengths.data(), norms_, cols * kDoubleBytes));
+    // What follows takes the scores for weights, by their magnitude.
+    ESPALIER_TRY(score_relative({.weights = weights_.as<float>(),
+                                 .rows = rows,
+                                 .cols = cols,
+                                 .lengths = norms_.as<double>(),
+                                 .shares = shares_.as<double>()},
+                                stream_));
+  } else if (norms != nullptr) {
+    ESPALIER_TRY(send(norms, norms_, cols * kFloatBytes));
+  }
   const MaskTask task{.weights = weights_.as<float>(),
                       .rows = rows,
                       .cols = cols,
-                      .scales = norms != nullptr ? norms_.as<float>() : nullptr,
+                      .scales = norms != nullptr && !is_relative ? norms_.as<float>() : nullptr,
                       .kept = kept_.as<uint32_t>()};
   const Budget& budget = plan.budget;
   if (budget.is_grouped()) {

@@ -11,7 +11,7 @@ class DeviceMasks final : public MatrixMasks {
  public:
   DeviceMasks(int device, ThreadPool& pool, cudaStream_t stream) : device_(device), pool_(pool), stream_(stream) {}
 
-  // Takes |W| and |W| · ‖X_j‖, in rows, n:m of up to kMostCompared columns, and under one threshold.
+  // Takes every score that needs no update, in rows, n:m of up to kMostCompared columns, and under one threshold.
   Result<bool> apply(const MethodPlan& plan, const float* norms, float* weights, int64_t rows, int64_t cols) override;
 
  private:
@@ -19,7 +19,7 @@ class DeviceMasks final : public MatrixMasks {
   ThreadPool& pool_;
   cudaStream_t stream_;
   PinnedMemory host_;  // the weights, then the mask
-  DeviceMemory weights_, norms_, kept_, rank_work_, threshold_;
+  DeviceMemory weights_, norms_, shares_, kept_, rank_work_, threshold_;
 };
 
 }  // namespace espalier::cuda
