@@ -52,7 +52,7 @@ export interface NativeSurveyRequest {
   readonly keep: number;
 }
 
-/** What the calibration set shows of the experts of a part (native/prune/expert_survey.h); all empty for a dense one. */
+/** What the calibration set shows of the experts of a part (native/prune/survey_sums.h); all empty for a dense one. */
 export interface NativeSurvey {
   readonly tokens: number;
   readonly topK: number;

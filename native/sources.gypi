@@ -67,6 +67,7 @@
       "native/prune/moments.cc",
       "native/prune/hidden_file.cc",
       "native/prune/naee.cc",
+      "native/prune/survey_sums.cc",
       "native/prune/expert_survey.cc",
       "native/prune/expert_distances.cc",
       "native/prune/assignment.cc",
@@ -119,6 +120,7 @@
       "native/kernels/cuda/gemm.cu",
       "native/kernels/cuda/measure.cu",
       "native/kernels/cuda/calibration.cu",
+      "native/kernels/cuda/expert_outputs.cu",
       "native/kernels/cuda/gemm_double.cu",
       "native/kernels/cuda/triangular_inverse.cu",
       "native/kernels/cuda/rank_search.cu",
@@ -134,7 +136,9 @@
       "native/engine/cuda/cuda_engine.cc",
       "native/prune/cuda/device_layer.cc",
       "native/prune/cuda/device_statistics.cc",
+      "native/prune/cuda/device_expert_survey.cc",
       "native/prune/cuda/layer_products.cc",
+      "native/prune/cuda/expert_products.cc",
       "native/prune/cuda/device_walk.cc",
       "native/prune/cuda/device_masks.cc",
       "native/prune/cuda/layer_runner.cc"
@@ -202,6 +206,7 @@
       "native/test/cuda_calibration_test.cc",
       "native/test/cuda_sparsegpt_test.cc",
       "native/test/cuda_mask_test.cc",
+      "native/test/cuda_survey_test.cc",
       "native/test/cuda_prune_test.cc"
     ]
   }

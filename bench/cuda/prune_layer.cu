@@ -1,6 +1,7 @@
 // Time of pruning one Mixtral-8x7B-shaped layer on a GPU, step by step, with random weights and hidden states:
-//   prune_layer [SEQUENCES 128] [TOKENS 2048] [FOLDER /tmp] [moe-pruner | ria | sparsegpt | cpu]
-// `cpu` is MoE-Pruner with the layer run on the CPU. Then the time of the kernels that take most of it. CMake's
+//   prune_layer [SEQUENCES 128] [TOKENS 2048] [FOLDER /tmp] [moe-pruner | ria | sparsegpt | cpu | survey | survey-all]
+// `cpu` is MoE-Pruner with the layer run on the CPU; `survey` only surveys the experts, `survey-all` with their mean
+// outputs and the losses of sets of four. Then the time of the kernels that take most of it. CMake's
 // ESPALIER_CUDA_BENCH builds it.
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -271,11 +272,21 @@ int main(int count, char** arguments) {
   LayerPruner& pruner = *loaded.value();
   step("load, check for NaN, pack");
   all = 0;
-  MUST(pruner.measure(nullptr).status());
-  step("measure the dense weights");
   ForwardRequest request;
   request.input = input;
   request.lengths.assign(static_cast<size_t>(sequences), length);
+  if (method.starts_with("survey")) {
+    const bool runs_all = method == "survey-all";
+    const SurveyOptions options{.logit_products = false, .mean_outputs = runs_all, .keep = runs_all ? 4 : 0};
+    MUST(pruner.survey(request, options, {}, nullptr).status());
+    step("survey, with uploads");
+    MUST(pruner.survey(request, options, {}, nullptr).status());
+    step("survey");
+    for (const char* name : {"weights", "input"}) ::unlink((folder + "/prune_layer." + name).c_str());
+    return 0;
+  }
+  MUST(pruner.measure(nullptr).status());
+  step("measure the dense weights");
   request.collect = StatisticsRequest{.gram = gram, .pooled = gram, .router_weighted = true, .scratch = folder + "/s"};
   MUST(pruner.forward(request, {}, nullptr));
   step("dense forward with statistics");

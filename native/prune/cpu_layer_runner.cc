@@ -1,3 +1,4 @@
+#include "prune/expert_survey.h"
 #include "prune/layer_runner.h"
 #include "prune/layer_statistics.h"
 
@@ -23,7 +24,11 @@ class CpuLayerRunner final : public LayerRunner {
     return std::unique_ptr<GatheredStatistics>(std::move(made.value()));
   }
 
-  Status forward(const Batch& batch, float* states, GatheredStatistics* statistics, Observer* observer) override {
+  Result<std::unique_ptr<LayerSurvey>> survey(const SurveyOptions& options) override {
+    return ExpertSurvey::create(compute_, layer_.layer.feed_forward(), options);
+  }
+
+  Status forward(const Batch& batch, float* states, const Watchers& watchers) override {
     const Attention& attention = layer_.layer.attention();
     int64_t blocks = 0;
     for (const Slice& slice : batch.slices) blocks += static_cast<int64_t>(slice.blocks.size());
@@ -33,11 +38,13 @@ class CpuLayerRunner final : public LayerRunner {
       }
       cache_blocks_ = blocks;
     }
-    // Of this runner's collect().
-    auto* own = static_cast<LayerStatistics*>(statistics);
+    auto* statistics = static_cast<LayerStatistics*>(watchers.statistics);
+    Observer* observer = watchers.observer;
+    if (statistics != nullptr) observer = statistics;
+    if (watchers.survey != nullptr) observer = static_cast<ExpertSurvey*>(watchers.survey);
     layer_.layer.forward(compute_, batch, RopeRows::compute(layer_.rope, batch), layer_.norm_epsilon, cache_,
-                         layer_.hidden, states, own != nullptr ? own : observer);
-    return own != nullptr ? own->status() : Status::ok();
+                         layer_.hidden, states, observer);
+    return statistics != nullptr ? statistics->status() : Status::ok();
   }
 
   void layer_changed() override {}

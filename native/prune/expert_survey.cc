@@ -1,8 +1,6 @@
 #include "prune/expert_survey.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 
 namespace espalier {
 namespace {
@@ -10,96 +8,19 @@ namespace {
 // Tokens whose outputs of all experts are in memory at once.
 constexpr int64_t kChunk = 128;
 
-double median_of_strided(const std::vector<float>& values, size_t first, size_t stride) {
-  std::vector<float> own;
-  for (size_t i = first; i < values.size(); i += stride) own.push_back(values[i]);
-  if (own.empty()) return 0;
-  const auto middle = own.begin() + static_cast<std::ptrdiff_t>(own.size() / 2);
-  std::nth_element(own.begin(), middle, own.end());
-  if (own.size() % 2 == 1) return static_cast<double>(*middle);
-  const float below = *std::max_element(own.begin(), middle);
-  return (static_cast<double>(below) + static_cast<double>(*middle)) / 2;
-}
-
 }  // namespace
 
-Result<ExpertSurvey> ExpertSurvey::create(const Compute& compute, std::vector<FeedForwardPart>& parts,
-                                          const SurveyOptions& options) {
-  ExpertSurvey survey(compute, parts, options);
-  for (FeedForwardPart& part : parts) {
-    PartSurvey& own = survey.surveys_.emplace_back();
-    survey.losses_.emplace_back();
-    survey.ratios_.emplace_back();
-    if (!part.is_routed()) continue;
-    own.experts = static_cast<int64_t>(part.experts().size());
-    own.top_k = part.routing().top_k;
-    const auto n = static_cast<size_t>(own.experts);
-    own.family.assign(n * PartSurvey::kFamily, 0.0);
-    own.coactivation.assign(n * n, 0.0);
-    own.probabilities.assign(n, 0.0);
-    if (options.logit_products) own.logit_products.assign(n * n, 0.0);
-    if (options.keep == 0) continue;
-    Result<KeptSetLosses> losses = KeptSetLosses::create(part.routing(), own.experts, options.keep);
-    if (!losses.is_ok()) return losses.status();
-    survey.losses_.back().emplace(std::move(losses.value()));
-  }
-  return survey;
+Result<std::unique_ptr<LayerSurvey>> ExpertSurvey::create(const Compute& compute, std::vector<FeedForwardPart>& parts,
+                                                          const SurveyOptions& options) {
+  Result<SurveySums> sums = SurveySums::create(compute.pool, parts, options);
+  if (!sums.is_ok()) return sums.status();
+  return std::unique_ptr<LayerSurvey>(new ExpertSurvey(compute, parts, options, std::move(sums.value())));
 }
 
 void ExpertSurvey::on_routing(const RoutingBatch& batch) {
-  PartSurvey& survey = surveys_[static_cast<size_t>(batch.part)];
-  const int64_t n = survey.experts;
-  survey.tokens += batch.tokens;
-  for (int64_t t = 0; t < batch.tokens; ++t) {
-    const int32_t* chosen = batch.chosen + t * batch.top_k;
-    for (int a = 0; a < batch.top_k; ++a) {
-      for (int b = 0; b < batch.top_k; ++b) {
-        if (a != b) survey.coactivation[static_cast<size_t>(chosen[a] * n + chosen[b])] += 1;
-      }
-    }
-    const float* gates = batch.gates + t * batch.top_k;
-    for (int k = 1; k < batch.top_k; ++k) ratios_[static_cast<size_t>(batch.part)].push_back(gates[k] / gates[0]);
-  }
-  add_probabilities(batch, survey);
-  if (options_.logit_products) {
-    compute_.pool.parallel_for(n, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        double* row = survey.logit_products.data() + i * n;
-        for (int64_t t = 0; t < batch.tokens; ++t) {
-          const float* logits = batch.logits + t * n;
-          const double own = logits[i];
-          for (int64_t j = 0; j < n; ++j) row[j] += own * static_cast<double>(logits[j]);
-        }
-      }
-    });
-  }
-  if (options_.mean_outputs) add_outputs(batch, survey);
-  if (losses_[static_cast<size_t>(batch.part)]) add_losses(batch);
-}
-
-void ExpertSurvey::add_probabilities(const RoutingBatch& batch, PartSurvey& survey) {
-  const int64_t n = survey.experts;
-  const bool softmax = parts_[static_cast<size_t>(batch.part)].routing().scoring == Scoring::kSoftmax;
-  scratch_.resize(static_cast<size_t>(batch.tokens * n));
-  compute_.pool.parallel_for(batch.tokens, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const float* logits = batch.logits + t * n;
-      double* scores = scratch_.data() + t * n;
-      const double highest = *std::max_element(logits, logits + n);
-      double total = 0;
-      for (int64_t e = 0; e < n; ++e) {
-        const double logit = logits[e];
-        total += scores[e] = softmax ? std::exp(logit - highest) : 1 / (1 + std::exp(-logit));
-      }
-      for (int64_t e = 0; e < n && softmax; ++e) scores[e] /= total;
-    }
-  });
-  compute_.pool.parallel_for(n, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) {
-      double& sum = survey.probabilities[static_cast<size_t>(e)];
-      for (int64_t t = 0; t < batch.tokens; ++t) sum += scratch_[static_cast<size_t>(t * n + e)];
-    }
-  });
+  sums_.add_routing(batch);
+  if (options_.mean_outputs) add_outputs(batch);
+  if (KeptSetLosses* losses = sums_.losses(batch.part)) add_losses(batch, *losses);
 }
 
 void ExpertSurvey::run_expert(Mlp& mlp, const float* x, int64_t rows, int64_t hidden, float* out) {
@@ -111,14 +32,15 @@ void ExpertSurvey::run_expert(Mlp& mlp, const float* x, int64_t rows, int64_t hi
   multiply(compute_, std::span(&second, 1));
 }
 
-void ExpertSurvey::add_outputs(const RoutingBatch& batch, PartSurvey& survey) {
+void ExpertSurvey::add_outputs(const RoutingBatch& batch) {
   const int64_t hidden = batch.hidden;
-  survey.mean_outputs.resize(static_cast<size_t>(survey.experts * hidden), 0.0);
-  outputs_.ensure(static_cast<size_t>(batch.tokens * hidden));
   std::vector<Mlp>& experts = parts_[static_cast<size_t>(batch.part)].experts();
+  std::vector<double>& all_sums = sums_.output_sums(batch.part);
+  all_sums.resize(experts.size() * static_cast<size_t>(hidden), 0.0);
+  outputs_.ensure(static_cast<size_t>(batch.tokens * hidden));
   for (size_t e = 0; e < experts.size(); ++e) {
     run_expert(experts[e], batch.input, batch.tokens, hidden, outputs_.data());
-    double* sums = survey.mean_outputs.data() + e * static_cast<size_t>(hidden);
+    double* sums = all_sums.data() + e * static_cast<size_t>(hidden);
     compute_.pool.parallel_for(hidden, 64, [&](int64_t begin, int64_t end) {
       for (int64_t t = 0; t < batch.tokens; ++t) {
         const float* row = outputs_.data() + t * hidden;
@@ -128,8 +50,7 @@ void ExpertSurvey::add_outputs(const RoutingBatch& batch, PartSurvey& survey) {
   }
 }
 
-void ExpertSurvey::add_losses(const RoutingBatch& batch) {
-  KeptSetLosses& losses = *losses_[static_cast<size_t>(batch.part)];
+void ExpertSurvey::add_losses(const RoutingBatch& batch, KeptSetLosses& losses) {
   std::vector<Mlp>& experts = parts_[static_cast<size_t>(batch.part)].experts();
   const auto n = static_cast<int64_t>(experts.size());
   outputs_.ensure(static_cast<size_t>(n * std::min(kChunk, batch.tokens) * batch.hidden));
@@ -139,7 +60,9 @@ void ExpertSurvey::add_losses(const RoutingBatch& batch) {
       run_expert(experts[static_cast<size_t>(e)], batch.input + begin * batch.hidden, count, batch.hidden,
                  outputs_.data() + e * count * batch.hidden);
     }
-    losses.add(compute_.pool, batch.logits + begin * n, outputs_.data(), count, batch.hidden);
+    scratch_.resize(static_cast<size_t>(count * n * n));
+    output_grams(compute_.pool, outputs_.data(), n, count, batch.hidden, scratch_.data());
+    losses.add(compute_.pool, batch.logits + begin * n, scratch_.data(), count);
   }
   losses.end_batch();
 }
@@ -154,27 +77,7 @@ void ExpertSurvey::on_expert(const ExpertBatch& batch) {
       scratch_[static_cast<size_t>(r)] = square;
     }
   });
-  double* family = surveys_[static_cast<size_t>(batch.part)].family.data() + batch.expert * PartSurvey::kFamily;
-  for (int64_t r = 0; r < batch.rows; ++r) {
-    const double gate = batch.gates[r];
-    const double square = scratch_[static_cast<size_t>(r)];
-    const std::array gates = {1.0, gate, gate * gate};
-    const std::array norms = {1.0, std::sqrt(square), square};
-    for (size_t a = 0; a < 3; ++a) {
-      for (size_t b = 0; b < 3; ++b) family[3 * a + b] += gates[a] * norms[b];
-    }
-  }
-}
-
-std::vector<PartSurvey> ExpertSurvey::finish() {
-  for (size_t p = 0; p < surveys_.size(); ++p) {
-    PartSurvey& survey = surveys_[p];
-    for (double& mean : survey.mean_outputs) mean /= static_cast<double>(std::max<int64_t>(survey.tokens, 1));
-    if (losses_[p]) survey.losses = losses_[p]->losses();
-    const auto ranks = static_cast<size_t>(std::max(survey.top_k - 1, 0));
-    for (size_t k = 0; k < ranks; ++k) survey.gate_ratios.push_back(median_of_strided(ratios_[p], k, ranks));
-  }
-  return std::move(surveys_);
+  sums_.add_norms(batch.part, batch.expert, batch.rows, batch.gates, scratch_.data());
 }
 
 }  // namespace espalier

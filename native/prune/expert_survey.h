@@ -1,70 +1,36 @@
-// What a dense run over the calibration set tells about the experts of a layer, for deciding which of them to keep.
+// The survey of a layer's experts on the CPU.
 #pragma once
 
-#include <cstdint>
-#include <optional>
-#include <vector>
-
-#include "engine/feed_forward.h"
-#include "prune/naee.h"
+#include "prune/layer_runner.h"
+#include "prune/survey_sums.h"
 
 namespace espalier {
 
-struct SurveyOptions {
-  bool logit_products = false;  // Σ l_i·l_j of the router's logits
-  bool mean_outputs = false;    // the mean output of every expert over all tokens: runs every expert on every token
-  int keep = 0;                 // losses of all sets of so many experts (naee.h): runs every expert on every token
-};
-
-// One routed part. Sums are over the calibration tokens, accumulated in float64 in the order of the tokens.
-struct PartSurvey {
-  // Powers 0, 1, 2 of gate and of ‖output‖: family[expert·9 + 3·α + β] = Σ g^α·‖f‖^β over the tokens of an expert,
-  // from which S(b, α, β) = family / |X|^b; α = β = 0 counts its tokens.
-  static constexpr int kFamily = 9;
-
-  int64_t tokens = 0;
-  int top_k = 0;
-  int64_t experts = 0;
-  std::vector<double> family;
-  std::vector<double> coactivation;    // [experts][experts]: tokens that chose both; 0 on the diagonal
-  std::vector<double> probabilities;   // [experts]: Σ of the router's score of it, over all tokens
-  std::vector<double> logit_products;  // [experts][experts], or empty
-  std::vector<double> mean_outputs;    // [experts][hidden], or empty
-  std::vector<double> losses;          // of every kept set, in lexicographic order, or empty
-  // [top_k − 1]: the median over tokens of the gate of the second, third, … chosen expert over that of the first (Lu et
-  // al. 2024, arXiv 2402.14800, section 3.3).
-  std::vector<double> gate_ratios;
-};
-
-// Observes one layer. Router rows must lead to experts of the same number. The result depends on the tokens, their
-// order and (losses) how they are cut into batches, not on threads.
-class ExpertSurvey final : public Observer {
+// Observes one run of the layer. The result depends on the tokens, their order and (losses) how they are cut into
+// batches, not on threads.
+class ExpertSurvey final : public Observer, public LayerSurvey {
  public:
-  // kUsage where `keep` does not fit a part or leaves too many sets. `parts` must outlive it.
-  static Result<ExpertSurvey> create(const Compute& compute, std::vector<FeedForwardPart>& parts,
-                                     const SurveyOptions& options);
+  // As SurveySums has it.
+  static Result<std::unique_ptr<LayerSurvey>> create(const Compute& compute, std::vector<FeedForwardPart>& parts,
+                                                     const SurveyOptions& options);
 
   void on_routing(const RoutingBatch& batch) override;
   void on_expert(const ExpertBatch& batch) override;
-
-  // One for each part; those of dense parts are empty.
-  std::vector<PartSurvey> finish();
+  Result<std::vector<PartSurvey>> finish() override { return sums_.finish(); }
 
  private:
-  ExpertSurvey(const Compute& compute, std::vector<FeedForwardPart>& parts, const SurveyOptions& options)
-      : compute_(compute), parts_(parts), options_(options) {}
-  void add_probabilities(const RoutingBatch& batch, PartSurvey& survey);
-  void add_outputs(const RoutingBatch& batch, PartSurvey& survey);
-  void add_losses(const RoutingBatch& batch);
+  ExpertSurvey(const Compute& compute, std::vector<FeedForwardPart>& parts, const SurveyOptions& options,
+               SurveySums sums)
+      : compute_(compute), parts_(parts), options_(options), sums_(std::move(sums)) {}
+  void add_outputs(const RoutingBatch& batch);
+  void add_losses(const RoutingBatch& batch, KeptSetLosses& losses);
   // out = the output of one expert for rows of x.
   void run_expert(Mlp& mlp, const float* x, int64_t rows, int64_t hidden, float* out);
 
   Compute compute_;
   std::vector<FeedForwardPart>& parts_;
   SurveyOptions options_;
-  std::vector<PartSurvey> surveys_;
-  std::vector<std::optional<KeptSetLosses>> losses_;
-  std::vector<std::vector<float>> ratios_;  // [part][token · (top_k − 1)]
+  SurveySums sums_;
   std::vector<double> scratch_;
   AlignedBuffer<float> activations_, outputs_;
 };

@@ -114,13 +114,13 @@ Result<std::unique_ptr<LayerPruner>> LayerPruner::load(int threads, const LayerS
 
 Result<std::vector<PartSurvey>> LayerPruner::survey(const ForwardRequest& request, const SurveyOptions& options,
                                                     const Progress& progress, const std::atomic<bool>* cancel) {
-  Result<ExpertSurvey> survey = ExpertSurvey::create({*pool_, cpu_kernels()}, layer_.feed_forward(), options);
+  const Result<std::unique_ptr<LayerSurvey>> survey = runner_->survey(options);
   if (!survey.is_ok()) return survey.status();
-  ESPALIER_TRY(forward(request, &survey.value(), progress, cancel));
-  return survey.value().finish();
+  ESPALIER_TRY(forward(request, survey.value().get(), progress, cancel));
+  return survey.value()->finish();
 }
 
-Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
+Status LayerPruner::forward(const ForwardRequest& request, LayerSurvey* survey, const Progress& progress,
                             const std::atomic<bool>* cancel) {
   std::optional<HiddenFile> output;
   if (!request.output.empty()) {
@@ -146,8 +146,8 @@ Status LayerPruner::forward(const ForwardRequest& request, Observer* watcher, co
     });
     return Status::ok();
   };
-  const Status ran =
-      run(request.input, request.first_input, request.lengths, {statistics.get(), watcher}, write, progress, cancel);
+  const Status ran = run(request.input, request.first_input, request.lengths, {statistics.get(), survey, nullptr},
+                         write, progress, cancel);
   const Status last = written();
   ESPALIER_TRY(ran);
   ESPALIER_TRY(last);
@@ -188,7 +188,7 @@ Status LayerPruner::run(const std::string& input, int64_t first_input, const std
     std::future<Status> reading;
     if (b + 1 < batches.size())
       reading = std::async(std::launch::async, [&read, b, next] { return read(b + 1, next); });
-    const Status ran = runner_->forward(batches[b], buffer(b), watchers.statistics, watchers.observer);
+    const Status ran = runner_->forward(batches[b], buffer(b), watchers);
     if (reading.valid()) ready = reading.get();
     ESPALIER_TRY(ran);
     ESPALIER_TRY(visit(done, batches[b].rows, buffer(b)));

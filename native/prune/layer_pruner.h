@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "engine/decoder_layer.h"
-#include "prune/expert_survey.h"
 #include "prune/expert_weights.h"
 #include "prune/layer_runner.h"
 #include "prune/merge_experts.h"
@@ -127,17 +126,12 @@ class LayerPruner {
 
  private:
   explicit LayerPruner(const LayerSpec& spec) : spec_(spec), weights_(spec.feed_forward) {}
-  // Where the request collects nothing, `watcher` (may be null) watches.
-  Status forward(const ForwardRequest& request, Observer* watcher, const Progress& progress,
+  // Where the request collects nothing, `survey` (may be null) watches.
+  Status forward(const ForwardRequest& request, LayerSurvey* survey, const Progress& progress,
                  const std::atomic<bool>* cancel);
   // Runs the layer over every sequence of `input`, some at a time; `visit` sees each batch's rows of the output, which
   // stay as they are until it has seen the next.
   using Visit = std::function<Status(int64_t first, int64_t rows, const float* states)>;
-  // See LayerRunner::forward.
-  struct Watchers {
-    GatheredStatistics* statistics = nullptr;
-    Observer* observer = nullptr;
-  };
   Status run(const std::string& input, int64_t first_input, const std::vector<int64_t>& lengths,
              const Watchers& watchers, const Visit& visit, const Progress& progress, const std::atomic<bool>* cancel);
 

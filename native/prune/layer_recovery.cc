@@ -220,7 +220,7 @@ Result<std::vector<ExpertRecoverReport>> LayerPruner::recover(const RecoverLayer
   const auto told = [&](int64_t done, int64_t total) {
     if (progress) progress(kRunShare * done / total, kAllShares);
   };
-  ESPALIER_TRY(run(request.input, 0, request.lengths, {nullptr, &captured}, end_batch, told, cancel));
+  ESPALIER_TRY(run(request.input, 0, request.lengths, {.observer = &captured}, end_batch, told, cancel));
   if (!captured.finite()) return reports;
   RecoverOptions options = request.options;
   options.gradual = options.gradual && !grouped_zeros_;

@@ -9,6 +9,7 @@
 #include "prune/expert_weights.h"
 #include "prune/prune_matrix.h"
 #include "prune/statistics.h"
+#include "prune/survey_sums.h"
 
 namespace espalier {
 
@@ -45,6 +46,21 @@ class GatheredStatistics {
   virtual Result<ExpertStatistics> take(int part, int expert) = 0;
 };
 
+// What a run over the calibration set told of the experts, for deciding which of them to keep.
+class LayerSurvey {
+ public:
+  virtual ~LayerSurvey() = default;
+  // To be called once, after the run: one for each part; those of dense parts are empty. The errors of the device.
+  virtual Result<std::vector<PartSurvey>> finish() = 0;
+};
+
+// Who sees what the experts do: one of these, or none. The first two are of the runner's own collect() and survey().
+struct Watchers {
+  GatheredStatistics* statistics = nullptr;
+  LayerSurvey* survey = nullptr;
+  Observer* observer = nullptr;
+};
+
 class LayerRunner {
  public:
   virtual ~LayerRunner() = default;
@@ -52,9 +68,10 @@ class LayerRunner {
   virtual Result<float*> states(int64_t rows) = 0;
   // For forwards of this runner that follow. kOutOfMemory; kIo and kNoSpace for files.
   virtual Result<std::unique_ptr<GatheredStatistics>> collect(const StatisticsRequest& request) = 0;
-  // Advances `states` [batch.rows][hidden], some rows of states(), by the layer; `statistics`, or else `observer`, sees
-  // what its experts do. Both may be null.
-  virtual Status forward(const Batch& batch, float* states, GatheredStatistics* statistics, Observer* observer) = 0;
+  // Likewise. kUsage as SurveySums has it; kOutOfMemory.
+  virtual Result<std::unique_ptr<LayerSurvey>> survey(const SurveyOptions& options) = 0;
+  // Advances `states` [batch.rows][hidden], some rows of states(), by the layer.
+  virtual Status forward(const Batch& batch, float* states, const Watchers& watchers) = 0;
   // What chooses masks in the place of the CPU; null where that is the CPU. Belongs to this.
   virtual MatrixMasks* masks() { return nullptr; }
   // The layer is not what it was at the last forward: other weights, experts or routers.

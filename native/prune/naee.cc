@@ -120,9 +120,17 @@ Result<KeptSetLosses> KeptSetLosses::create(const RouterOptions& routing, int64_
   return result;
 }
 
-void KeptSetLosses::add(ThreadPool& pool, const float* logits, const float* outputs, int64_t tokens, int64_t hidden) {
+void output_grams(ThreadPool& pool, const float* outputs, int64_t experts, int64_t tokens, int64_t hidden,
+                  double* grams) {
+  pool.parallel_for(tokens, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      gram_of(outputs + t * hidden, tokens * hidden, experts, hidden, grams + t * experts * experts);
+    }
+  });
+}
+
+void KeptSetLosses::add(ThreadPool& pool, const float* logits, const double* grams, int64_t tokens) {
   const int64_t n = experts_;
-  grams_.resize(static_cast<size_t>(tokens * n * n));
   std::vector<double> dense(static_cast<size_t>(tokens * n), 0.0);
   std::vector<double> scores(dense.size());
   std::vector<int32_t> all(static_cast<size_t>(n));
@@ -130,7 +138,6 @@ void KeptSetLosses::add(ThreadPool& pool, const float* logits, const float* outp
   pool.parallel_for(tokens, 4, [&](int64_t begin, int64_t end) {
     Chooser chooser(routing_);
     for (int64_t t = begin; t < end; ++t) {
-      gram_of(outputs + t * hidden, tokens * hidden, n, hidden, grams_.data() + t * n * n);
       score(routing_, logits + t * n, n, scores.data() + t * n);
       chooser.add_gates(scores.data() + t * n, all.data(), n, 1, dense.data() + t * n);
     }
@@ -147,7 +154,7 @@ void KeptSetLosses::add(ThreadPool& pool, const float* logits, const float* outp
         for (int64_t e = 0; e < n; ++e) {
           if (change[static_cast<size_t>(e)] != 0) changed.push_back(e);
         }
-        const double* gram = grams_.data() + t * n * n;
+        const double* gram = grams + t * n * n;
         double square = 0;
         for (const int64_t i : changed) {
           for (const int64_t j : changed) {

@@ -20,13 +20,17 @@ inline constexpr int64_t kMostKeptSets = 50'000;
 // C(n, r), or `most` + 1 where it is more than `most`.
 int64_t count_sets(int64_t n, int64_t r, int64_t most);
 
+// grams [tokens][experts][experts] of outputs [experts][tokens][hidden], in float64.
+void output_grams(ThreadPool& pool, const float* outputs, int64_t experts, int64_t tokens, int64_t hidden,
+                  double* grams);
+
 class KeptSetLosses {
  public:
   // kUsage unless 1 ≤ keep < experts and C(experts, keep) ≤ kMostKeptSets.
   static Result<KeptSetLosses> create(const RouterOptions& routing, int64_t experts, int64_t keep);
 
-  // Adds tokens to the open batch: raw logits [tokens][experts]; outputs [experts][tokens][hidden] of every expert.
-  void add(ThreadPool& pool, const float* logits, const float* outputs, int64_t tokens, int64_t hidden);
+  // Adds tokens to the open batch: raw logits [tokens][experts], and the Gram matrices of their experts' outputs.
+  void add(ThreadPool& pool, const float* logits, const double* grams, int64_t tokens);
   // Closes it: adds ‖Z − Z'‖_F of its tokens to the losses.
   void end_batch();
 
@@ -42,7 +46,6 @@ class KeptSetLosses {
   std::vector<int32_t> sets_;   // [sets][keep]
   std::vector<double> losses_;  // [sets]
   std::vector<double> open_;    // [sets]: Σ ‖Z − Z'‖² of the open batch
-  std::vector<double> grams_;   // [tokens][experts][experts]
 };
 
 }  // namespace espalier

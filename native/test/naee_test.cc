@@ -115,9 +115,13 @@ TEST_CASE("the loss of every kept set is that of the plain formula, for any numb
           }
         }
         for (size_t s = 0; s < sets.size(); ++s) wanted[s] += std::sqrt(squares[s]);
-        found.value().add(one, logits.data(), outputs.data(), kTokens, kHidden);
+        std::vector<double> grams(kTokens * kExperts * kExperts);
+        output_grams(one, outputs.data(), kExperts, kTokens, kHidden, grams.data());
+        found.value().add(one, logits.data(), grams.data(), kTokens);
         found.value().end_batch();
-        threaded.value().add(three, logits.data(), outputs.data(), kTokens, kHidden);
+        grams.assign(grams.size(), NAN);
+        output_grams(three, outputs.data(), kExperts, kTokens, kHidden, grams.data());
+        threaded.value().add(three, logits.data(), grams.data(), kTokens);
         threaded.value().end_batch();
       }
       REQUIRE(found.value().losses().size() == sets.size());

@@ -36,7 +36,8 @@ __global__ void gate_kernel(const __grid_constant__ GateTask task) {
 }
 
 // A thread has a column of a group.
-__global__ void __launch_bounds__(kColumnThreads) squares_kernel(const __grid_constant__ SquaresTask task) {
+template <bool kSquared>
+__global__ void __launch_bounds__(kColumnThreads) columns_kernel(const __grid_constant__ ColumnsTask task) {
   begin_kernel();
   const int64_t col = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.x;
   if (col >= task.cols) return;
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(kColumnThreads) squares_kernel(const __grid_co
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const double value = static_cast<double>(gate[i]) * static_cast<double>(x[i]);
-      if (begin + i < rows) sum = __dadd_rn(sum, __dmul_rn(value, value));
+      if (begin + i < rows) sum = __dadd_rn(sum, kSquared ? __dmul_rn(value, value) : value);
     }
   }
   *at = sum;
@@ -90,6 +91,10 @@ __global__ void add_kernel(float* to, const float* from, int64_t count) {
   if (i < count) to[i] += from[i];
 }
 
+dim3 columns_grid(const ColumnsTask& task) {
+  return dim3((task.cols + kColumnThreads - 1) / kColumnThreads, task.group_count);
+}
+
 }  // namespace
 
 Status split_rows(const SplitTask& task, cudaStream_t stream) {
@@ -100,9 +105,12 @@ Status gate_rows(const GateTask& task, cudaStream_t stream) {
   return launch("gate_rows", gate_kernel, {dim3(task.rows), kThreads}, stream, task);
 }
 
-Status add_squares(const SquaresTask& task, cudaStream_t stream) {
-  const dim3 grid((task.cols + kColumnThreads - 1) / kColumnThreads, task.group_count);
-  return launch("add_squares", squares_kernel, {grid, kColumnThreads}, stream, task);
+Status add_columns(const ColumnsTask& task, cudaStream_t stream) {
+  return launch("add_columns", columns_kernel<false>, {columns_grid(task), kColumnThreads}, stream, task);
+}
+
+Status add_squares(const ColumnsTask& task, cudaStream_t stream) {
+  return launch("add_squares", columns_kernel<true>, {columns_grid(task), kColumnThreads}, stream, task);
 }
 
 Status transpose_rows(const TransposeTask& task, cudaStream_t stream) {

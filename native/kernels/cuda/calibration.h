@@ -1,4 +1,4 @@
-// What pruning computes of a layer's activations beside products: SwiGLU, sums of squares, inputs as products want
+// What pruning computes of a layer's activations beside products: SwiGLU, sums of columns, inputs as products want
 // them. Pointers are to device memory; nothing is allocated; an error is that of the launch.
 #pragma once
 
@@ -32,9 +32,9 @@ struct GateTask {
 };
 Status gate_rows(const GateTask& task, CUstream_st* stream);
 
-// sums[g][j] += Σ over the rows of group g of (gate · x_j)², in float64 and in the order of the rows: the bits do not
-// depend on how rows are cut into launches.
-struct SquaresTask {
+// sums[g][j] += Σ over the rows of group g of gate · x_j, or of its square, in float64 and in the order of the rows:
+// the bits do not depend on how rows are cut into launches.
+struct ColumnsTask {
   const GemmGroup* groups = nullptr;
   int32_t group_count = 0;
   const float* x = nullptr;       // [?][cols]
@@ -43,7 +43,8 @@ struct SquaresTask {
   int64_t cols = 0;
   double* sums = nullptr;  // [group_count][cols]
 };
-Status add_squares(const SquaresTask& task, CUstream_st* stream);
+Status add_columns(const ColumnsTask& task, CUstream_st* stream);
+Status add_squares(const ColumnsTask& task, CUstream_st* stream);
 
 // gate · x, transposed: out row j holds column j of `rows` rows from `first_row` on, padded with zeros to out.stride.
 struct TransposeTask {

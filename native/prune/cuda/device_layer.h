@@ -27,6 +27,8 @@ struct DevicePart {
   DeviceMatrix router;  // or the output gate of a dense part; no rows where there is none
   std::vector<DeviceMlp> experts;
   int64_t width = 0;  // of the widest
+
+  int64_t count() const { return static_cast<int64_t>(experts.size()); }
 };
 
 struct DeviceLayer {

@@ -17,6 +17,13 @@ Status send_list(const std::vector<T>& list, DeviceMemory& to, cudaStream_t stre
                    "cudaMemcpyAsync");
 }
 
+// Room for rows as parts, in memory that grows without keeping them.
+inline Result<PartRows> part_rows(DeviceMemory& memory, int64_t rows, int64_t width) {
+  const int stride = part_stride(width);
+  ESPALIER_TRY(memory.ensure(rows * kGemmParts * stride * 2));
+  return PartRows{memory.as<uint16_t>(), kGemmParts, stride};
+}
+
 class LayerProducts {
  public:
   explicit LayerProducts(cudaStream_t stream) : stream_(stream) {}

@@ -5,10 +5,11 @@
 
 #include "kernels/cuda/activations.h"
 #include "kernels/cuda/device.h"
+#include "prune/cuda/device_expert_survey.h"
 #include "prune/cuda/device_layer.h"
 #include "prune/cuda/device_masks.h"
 #include "prune/cuda/device_statistics.h"
-#include "prune/cuda/layer_products.h"
+#include "prune/cuda/expert_products.h"
 
 namespace espalier::cuda {
 namespace {
@@ -30,6 +31,7 @@ class CudaLayerRunner final : public LayerRunner {
         stream_(std::move(stream)),
         uploader_(stream_.get()),
         products_(stream_.get()),
+        experts_(stream_.get()),
         masks_(device, layer.pool, stream_.get()) {}
 
   Status load() { return uploader_.attention(layer_, weights_); }
@@ -48,10 +50,15 @@ class CudaLayerRunner final : public LayerRunner {
     return std::unique_ptr<GatheredStatistics>(std::move(made.value()));
   }
 
-  Status forward(const Batch& batch, float* states, GatheredStatistics* statistics, Observer* observer) override {
+  Result<std::unique_ptr<LayerSurvey>> survey(const SurveyOptions& options) override {
     ESPALIER_CUDA_TRY(cudaSetDevice(device_));
-    // Statistics are of this runner's collect().
-    const Status ran = run(batch, states, static_cast<DeviceStatistics*>(statistics), observer);
+    return DeviceExpertSurvey::create(device_, layer_.pool, stream_.get(), layer_.layer.feed_forward(), layer_.hidden,
+                                      options);
+  }
+
+  Status forward(const Batch& batch, float* states, const Watchers& watchers) override {
+    ESPALIER_CUDA_TRY(cudaSetDevice(device_));
+    const Status ran = run(batch, states, watchers);
     const Status ended = stream_.wait();
     return ran.is_ok() ? ended : ran;
   }
@@ -68,7 +75,7 @@ class CudaLayerRunner final : public LayerRunner {
     std::vector<GemmGroup> groups;
   };
 
-  Status run(const Batch& batch, float* states, DeviceStatistics* statistics, Observer* observer) {
+  Status run(const Batch& batch, float* states, const Watchers& watchers) {
     if (!is_current_) {
       ESPALIER_TRY(uploader_.feed_forward(layer_, weights_));
       is_current_ = true;
@@ -82,18 +89,15 @@ class CudaLayerRunner final : public LayerRunner {
         cudaMemcpyAsync(hidden_.data(), states, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()));
     ESPALIER_TRY(attention(batch));
     for (size_t p = 0; p < weights_.feed_forward.size(); ++p) {
-      ESPALIER_TRY(feed_forward(static_cast<int>(p), rows, statistics, observer));
+      ESPALIER_TRY(feed_forward(static_cast<int>(p), rows, watchers));
     }
     return to_status(
         cudaMemcpyAsync(states, hidden_.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_.get()),
         "cudaMemcpyAsync");
   }
 
-  Result<PartRows> room(DeviceMemory& memory, int64_t rows, int64_t width) {
-    const PartRows out{nullptr, kGemmParts, part_stride(width)};
-    ESPALIER_TRY(memory.ensure(rows * out.parts * out.stride * 2));
-    return PartRows{memory.as<uint16_t>(), out.parts, out.stride};
-  }
+  // The normalised input of the feed-forward.
+  PartRows input_parts() const { return {input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)}; }
 
   template <class T>
   Status send(const std::vector<T>& list, DeviceMemory& to) {
@@ -131,7 +135,7 @@ class CudaLayerRunner final : public LayerRunner {
     const AttentionSpec& spec = layer_.spec.attention;
     const HeadShape& heads = weights_.heads;
     ESPALIER_TRY(send_places(batch));
-    const Result<PartRows> input = room(input_, rows, layer_.hidden);
+    const Result<PartRows> input = part_rows(input_, rows, layer_.hidden);
     if (!input.is_ok()) return input.status();
     NormTask norm{.rows = rows,
                   .width = static_cast<int>(layer_.hidden),
@@ -159,7 +163,7 @@ class CudaLayerRunner final : public LayerRunner {
                                 .queries = queries_.as<float>(),
                                 .cache = cache},
                                stream_.get()));
-    const Result<PartRows> mixed = room(mixed_, rows, weights_.query_width());
+    const Result<PartRows> mixed = part_rows(mixed_, rows, weights_.query_width());
     if (!mixed.is_ok()) return mixed.status();
     ESPALIER_TRY(attend({.places = places,
                          .shape = heads,
@@ -191,8 +195,7 @@ class CudaLayerRunner final : public LayerRunner {
     const DeviceMatrix& router = weights_.feed_forward[static_cast<size_t>(part)].router;
     std::vector<float> logits;
     if (router.rows > 0) {
-      ESPALIER_TRY(
-          products_.multiply(router, {input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)}, rows, logits_));
+      ESPALIER_TRY(products_.multiply(router, input_parts(), rows, logits_));
       ESPALIER_TRY(fetch(logits_, rows, router.rows, logits));
     }
     Slots slots;
@@ -215,14 +218,20 @@ class CudaLayerRunner final : public LayerRunner {
   }
 
   // hidden += part(input).
-  Status feed_forward(int part, int64_t rows, DeviceStatistics* statistics, Observer* observer) {
+  Status feed_forward(int part, int64_t rows, const Watchers& watchers) {
     const DevicePart& weights = weights_.feed_forward[static_cast<size_t>(part)];
     const bool is_routed = layer_.layer.feed_forward()[static_cast<size_t>(part)].is_routed();
+    // Both are of this runner.
+    auto* statistics = is_routed ? static_cast<DeviceStatistics*>(watchers.statistics) : nullptr;
+    auto* survey = is_routed ? static_cast<DeviceExpertSurvey*>(watchers.survey) : nullptr;
+    Observer* observer = is_routed ? watchers.observer : nullptr;
     if (observer != nullptr) ESPALIER_TRY(fetch(input_floats_, rows, layer_.hidden, host_input_));
-    Result<Slots> chosen = choose(part, rows, host_input_.data(), observer);
+    Result<Slots> chosen = choose(part, rows, host_input_.data(), survey != nullptr ? survey : observer);
     if (!chosen.is_ok()) return chosen.status();
     Slots& slots = chosen.value();
-    const int64_t count = slots.host.slots();
+    if (survey != nullptr && survey->wants_all()) {
+      ESPALIER_TRY(show_all(part, rows, std::max<int64_t>(1, slots.host.slots() / weights.count()), *survey));
+    }
     // Gates in the order of the tokens' slots.
     std::vector<float> gates(slots.host.slots_of.size(), 0.0f);
     for (size_t i = 0; i < gates.size(); ++i) {
@@ -233,39 +242,26 @@ class CudaLayerRunner final : public LayerRunner {
     ESPALIER_TRY(send(slots.host.gate, slot_gates_));
     ESPALIER_TRY(send(slots.host.slots_of, slots_of_));
     ESPALIER_TRY(send(gates, gates_));
-
-    std::vector<const DeviceMatrix*> gate, up, down;
-    for (const DeviceMlp& mlp : weights.experts) {
-      gate.push_back(&mlp.gate);
-      up.push_back(&mlp.up);
-      down.push_back(&mlp.down);
-    }
-    const PartRows input{input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)};
-    ESPALIER_TRY(
-        products_.multiply(gate, slots.groups, gate_groups_, input, tokens_.as<int32_t>(), activation_, count));
-    ESPALIER_TRY(products_.multiply(up, slots.groups, up_groups_, input, tokens_.as<int32_t>(), up_, count));
-    const Result<PartRows> activation = room(activation_parts_, count, weights.width);
-    if (!activation.is_ok()) return activation.status();
-    ESPALIER_TRY(gate_rows({.rows = count,
-                            .cols = weights.width,
-                            .gate = activation_.as<float>(),
-                            .up = up_.as<float>(),
-                            .out = activation.value()},
-                           stream_.get()));
-    if (statistics != nullptr && is_routed) {
-      ESPALIER_TRY(statistics->add(part, {.groups = gate_groups_.as<GemmGroup>(),
+    ESPALIER_TRY(experts_.run(weights, slots.groups, input_parts(), tokens_.as<int32_t>(), slots.host.slots()));
+    if (statistics != nullptr) {
+      ESPALIER_TRY(statistics->add(part, {.groups = experts_.groups(),
                                           .on_host = &slots.groups,
                                           .input = input_floats_.as<float>(),
                                           .tokens = tokens_.as<int32_t>(),
                                           .gates = slot_gates_.as<float>(),
-                                          .activation = activation_.as<float>()}));
+                                          .activation = experts_.activation().as<float>()}));
     }
-    ESPALIER_TRY(products_.multiply(down, slots.groups, down_groups_, activation.value(), nullptr, down_, count));
-    if (observer != nullptr && is_routed) ESPALIER_TRY(show(part, slots, weights.width, *observer));
+    if (survey != nullptr) {
+      ESPALIER_TRY(survey->add_routed(part, {.groups = experts_.groups(),
+                                             .on_host = &slots.groups,
+                                             .gates = slots.host.gate.data(),
+                                             .outputs = experts_.output().as<float>()}));
+    }
+    if (observer != nullptr) ESPALIER_TRY(show(part, slots, weights.width, *observer));
     return add_and_norm({.rows = static_cast<int>(rows),
                          .width = static_cast<int>(layer_.hidden),
                          .hidden = hidden_.as<float>(),
-                         .source = down_.as<float>(),
+                         .source = experts_.output().as<float>(),
                          .slots = slots_of_.as<int32_t>(),
                          .gates = gates_.as<float>(),
                          .terms = slots.terms,
@@ -273,11 +269,32 @@ class CudaLayerRunner final : public LayerRunner {
                         stream_.get());
   }
 
+  // Every expert on every token of the batch, `together` tokens at a time.
+  Status show_all(int part, int64_t rows, int64_t together, DeviceExpertSurvey& survey) {
+    const DevicePart& weights = weights_.feed_forward[static_cast<size_t>(part)];
+    for (int64_t first = 0; first < rows; first += together) {
+      const auto count = static_cast<int32_t>(std::min(together, rows - first));
+      std::vector<GemmGroup> groups;
+      std::vector<int32_t> tokens;
+      for (int64_t e = 0; e < weights.count(); ++e) {
+        groups.push_back({.weights = nullptr, .first_row = static_cast<int32_t>(tokens.size()), .rows = count});
+        for (int32_t t = 0; t < count; ++t) tokens.push_back(static_cast<int32_t>(first) + t);
+      }
+      ESPALIER_TRY(send(tokens, tokens_));
+      ESPALIER_TRY(
+          experts_.run(weights, groups, input_parts(), tokens_.as<int32_t>(), static_cast<int64_t>(tokens.size())));
+      ESPALIER_TRY(survey.add_all(
+          part, {.groups = experts_.groups(), .on_host = &groups, .outputs = experts_.output().as<float>()}));
+    }
+    survey.end_batch(part);
+    return Status::ok();
+  }
+
   // An observer of the host sees each expert.
   Status show(int part, const Slots& slots, int64_t stride, Observer& observer) {
     std::vector<float> outputs, activations, own_inputs, own_activations;
-    ESPALIER_TRY(fetch(down_, slots.host.slots(), layer_.hidden, outputs));
-    ESPALIER_TRY(fetch(activation_, slots.host.slots(), stride, activations));
+    ESPALIER_TRY(fetch(experts_.output(), slots.host.slots(), layer_.hidden, outputs));
+    ESPALIER_TRY(fetch(experts_.activation(), slots.host.slots(), stride, activations));
     const std::vector<Mlp>& experts = layer_.layer.feed_forward()[static_cast<size_t>(part)].experts();
     for (size_t e = 0; e < experts.size(); ++e) {
       const int64_t first = slots.groups[e].first_row;
@@ -313,15 +330,14 @@ class CudaLayerRunner final : public LayerRunner {
   bool is_current_ = false;  // the feed-forward of weights_
   LayerUploader uploader_;
   LayerProducts products_;
+  ExpertProducts experts_;
   DeviceMasks masks_;
   PinnedMemory states_;
   DeviceMemory hidden_, input_, input_floats_, output_;
   std::vector<int32_t> positions_;  // what the following four are of
   DeviceMemory positions_device_, tables_, blocks_, cosines_, sines_;
   DeviceMemory qkv_, queries_, keys_, values_, mixed_;
-  DeviceMemory gate_groups_, up_groups_, down_groups_;
   DeviceMemory logits_, tokens_, slot_gates_, slots_of_, gates_;
-  DeviceMemory activation_, activation_parts_, up_, down_;
   std::vector<float> host_input_;
 };
 

@@ -2,8 +2,8 @@
 //
 // The layer's weights lie on the device as bf16 rows, f16 and float32 ones as the sum of two (kernels/cuda/gemm.h). A
 // batch of whole sequences goes through in one piece; its router's logits come to the host, which chooses as the CPU
-// engine does and sends back the list of each expert's tokens. Statistics are summed on the device and fetched after
-// the run; another observer gets what it would on the CPU, copied to the host.
+// engine does and sends back the list of each expert's tokens. Statistics and what surveys
+// take of outputs are summed on the device; another observer gets what it would on the CPU, copied to the host.
 #pragma once
 
 #include <memory>
