@@ -258,6 +258,8 @@ export interface NativeAddon {
   engineDispose(engine: NativeEngine): void;
   /** `layer` as lib/runtime/native-spec.ts makes it. */
   prunerLoad(layer: object, files: NativeSafetensorsFile[], options: NativePrunerOptions): NativeJob<NativePruner>;
+  /** Does ahead what the first prunerForward would begin with; another layer may run meanwhile. */
+  prunerPrepare(pruner: NativePruner): NativeJob<void>;
   prunerForward(pruner: NativePruner, request: NativeForward, onProgress?: NativeProgress): NativeJob<void>;
   prunerRestructure(pruner: NativePruner, part: number, plan: NativeRestructure): NativeJob<void>;
   prunerSurvey(

@@ -138,6 +138,7 @@
       "native/prune/cuda/device_statistics.cc",
       "native/prune/cuda/device_expert_survey.cc",
       "native/prune/cuda/layer_products.cc",
+      "native/prune/cuda/layer_attention.cc",
       "native/prune/cuda/expert_products.cc",
       "native/prune/cuda/device_walk.cc",
       "native/prune/cuda/device_masks.cc",

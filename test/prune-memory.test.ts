@@ -7,6 +7,7 @@ import { dryRun, type PruneOptions } from '../lib/index.ts';
 import { memoryLimit } from '../lib/prune/memory.ts';
 import { hashesOf } from './support/checkpoints.ts';
 import { compiledLibrary } from './support/dist.ts';
+import { demoModel } from './support/models.ts';
 import { pruned, randomIds } from './support/prune.ts';
 import { temporaryFolder } from './support/raw-safetensors.ts';
 import { errorOf } from './support/refusal.ts';
@@ -30,6 +31,19 @@ test('memoryGiB must be above 0', () => {
   for (const memoryGiB of [0, -1, Number.NaN]) {
     expect(errorOf(() => memoryLimit({ memoryGiB }))).toMatchObject({ code: 'USAGE', field: 'memoryGiB' });
   }
+});
+
+test('the next layer is loaded ahead beside a GPU, where memory is enough', async () => {
+  const options = { output: join(temporaryFolder(), 'pruned'), model: demoModel, method: 'magnitude' } as const;
+  const { memory: onCpu } = await dryRun(options);
+  const { memory } = await dryRun({ ...options, device: 'cuda' });
+  const { memory: tight } = await dryRun({ ...options, device: 'cuda', memoryGiB: 0.001 });
+  expect(onCpu.ahead).toBe(0);
+  // The layer itself, as all are alike, and a matrix as float32.
+  expect(memory.ahead).toBeGreaterThan(memory.weights);
+  expect(memory.ahead).toBeLessThan(1.5 * memory.weights);
+  expect(memory.peak).toBeGreaterThan(onCpu.peak);
+  expect(tight).toEqual(onCpu);
 });
 
 test('a dry run foresees the peak, and it is lower where less may be taken', async () => {

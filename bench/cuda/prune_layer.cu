@@ -1,7 +1,9 @@
 // Time of pruning one Mixtral-8x7B-shaped layer on a GPU, step by step, with random weights and hidden states:
 //   prune_layer [SEQUENCES 128] [TOKENS 2048] [FOLDER /tmp] [moe-pruner | ria | sparsegpt | cpu | survey | survey-all]
+//   [ahead]
 // `cpu` is MoE-Pruner with the layer run on the CPU; `survey` only surveys the experts, `survey-all` with their mean
-// outputs and the losses of sets of four. Then the time of the kernels that take most of it. CMake's
+// outputs and the losses of sets of four. `ahead`: the next layer, which has the same weights, is loaded, measured and
+// uploaded during the last forward. Then the time of the kernels that take most of it. CMake's
 // ESPALIER_CUDA_BENCH builds it.
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -9,6 +11,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <future>
 #include <string>
 
 #include "checkpoint/mapped_file.h"
@@ -249,6 +252,7 @@ int main(int count, char** arguments) {
   const std::string method = argument(4, "moe-pruner");
   const bool gram = method == "sparsegpt";
   const bool cpu = method == "cpu";
+  const bool ahead = argument(5, "") == "ahead";
   const auto pool = ThreadPool::shared(0);
   double last = now();
   double all = 0;
@@ -267,7 +271,10 @@ int main(int count, char** arguments) {
   if (!cpu) MUST(cudaFree(nullptr));
   std::printf("%d threads, %ld x %ld tokens, %s\n", pool->size(), sequences, length, method.c_str());
   last = now();
-  auto loaded = LayerPruner::load(0, layer.spec, rope, kHidden, 1e-5f, false, cpu ? std::nullopt : std::optional(0));
+  const auto load = [&] {
+    return LayerPruner::load(0, layer.spec, rope, kHidden, 1e-5f, false, cpu ? std::nullopt : std::optional(0));
+  };
+  auto loaded = load();
   MUST(loaded.status());
   LayerPruner& pruner = *loaded.value();
   step("load, check for NaN, pack");
@@ -300,8 +307,24 @@ int main(int count, char** arguments) {
   step("measure the pruned weights");
   request.collect.reset();
   request.output = folder + "/prune_layer.output";
+  std::future<double> next;
+  if (ahead) {
+    next = std::async(std::launch::async, [&] {
+      const double begin = now();
+      auto following = load();
+      MUST(following.status());
+      MUST(following.value()->measure(nullptr).status());
+      MUST(following.value()->prepare());
+      return now() - begin;
+    });
+  }
   MUST(pruner.forward(request, {}, nullptr));
   step("pruned forward, hidden states written");
+  if (ahead) {
+    const double took = next.get();
+    step("the next layer is there after that");
+    std::printf("  for which it took %.2f s\n", took);
+  }
   for (int e = 0; e < kExperts; ++e) {
     for (const Role role : kRoles) MUST(pruner.tensor({0, e, role}).status());
   }

@@ -47,7 +47,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
   const recipe = resolveRecipe(recipeOptions(options));
   const { threads = 0 } = options;
   const limit = memoryLimit(options);
-  gpuOf(options.device ?? 'cpu');
+  const gpu = gpuOf(options.device ?? 'cpu');
   checkPackedCopy(options, recipe);
   using checkpoint = openCheckpoint(options.model);
   refusePacked(checkpoint);
@@ -81,7 +81,7 @@ export async function dryRun(options: PruneOptions): Promise<DryRunResult> {
     weights: sum('weights'),
     zeros: sum('zeros'),
     bytesNeeded: needed,
-    memory: mostMemory({ checkpoint, spec, recipe, lengths, limit, threads }),
+    memory: mostMemory({ checkpoint, spec, recipe, lengths, limit, threads, gpu }),
     calibration,
     warnings: progress.warnings,
   };

@@ -17,17 +17,22 @@ import type { Recipe } from './recipe.ts';
 import { kurtosisOf, type LayerReport, layerReport } from './report.ts';
 import { kindOf } from './stages/index.ts';
 import type { CalibratedLayer, RestructuredLayer, StageOutcome, Step } from './stages/stage.ts';
-import { loadLayer } from './walk.ts';
+import { type LoadLayer, loadLayer } from './walk.ts';
 
-export interface LayerRun {
+/** A layer as the checkpoint has it. */
+export interface LoadedLayer {
+  readonly pruner: NativePruner;
+  /** None where it has no routed experts. */
+  readonly matrices: readonly NativeMatrixMoments[];
+}
+
+export interface LayerRun extends LoadedLayer {
   readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly layer: number;
   readonly recipe: Recipe;
   /** What each stage of the recipe prepared for the whole run. */
   readonly prepared: readonly unknown[];
-  readonly gpu: number | undefined;
-  readonly threads: number;
   readonly memory: LayerMemory;
   /** Tokens of each calibration sequence. */
   readonly lengths: Int32Array;
@@ -35,6 +40,8 @@ export interface LayerRun {
   readonly input: string | undefined;
   readonly output: string | undefined;
   readonly signal: AbortSignal | undefined;
+  /** Called when only the forward for the next layer and writing are left. */
+  readonly onStagesDone: () => void;
   /** `done` of `total` of one of the steps of stepsOf. */
   readonly onStep: (step: number, done: number, total: number) => void;
 }
@@ -60,18 +67,34 @@ export function stepsOf({ stages }: Pick<Recipe, 'stages'>): Step[] {
   ];
 }
 
+/** Loads a layer and looks at its weights; `runs`: it will run over the calibration set. To be given to prunerDispose. */
+export async function loadDense(options: LoadLayer & { readonly runs: boolean }): Promise<LoadedLayer> {
+  const { spec, layer, runs, signal } = options;
+  const pruner = await loadLayer(options);
+  try {
+    const matrices = isRouted(spec.layers[layer]!) ? await measure(pruner, signal) : [];
+    if (runs) await runJob(() => native().prunerPrepare(pruner), signal);
+    return { pruner, matrices };
+  } catch (error) {
+    native().prunerDispose(pruner);
+    throw error;
+  }
+}
+
+function isRouted({ feedForward }: LayerSpec): boolean {
+  return feedForward.some(({ kind }) => kind === 'routed');
+}
+
 /**
  * Runs the stages on the layer, and runs the result on the calibration set, so that the next layer is calibrated on what it
- * will get (Wanda and SparseGPT do so; see MoE-Pruner, section 3.3, "layer-wise").
+ * will get (Wanda and SparseGPT do so; see MoE-Pruner, section 3.3, "layer-wise"). Disposes of it where that fails.
  */
 export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
-  const { checkpoint, spec, recipe, signal, onStep } = run;
+  const { checkpoint, spec, recipe, pruner, signal, onStep } = run;
   const layer = spec.layers[run.layer]!;
-  const pruner = await loadLayer({ ...run, allowNonfinite: recipe.allowNonfinite });
   try {
-    const isRouted = layer.feedForward.some(({ kind }) => kind === 'routed');
     const outcomes: StageOutcome[] = [];
-    let matrices = isRouted ? await measure(run, pruner) : [];
+    let { matrices } = run;
     const kurtosis: LayerReport['kurtosis'][number][] = [{ after: null, ...kurtosisOf(matrices) }];
     const calibrated = await denseOutput(run, pruner);
     let firstStep = needsDense(recipe) ? 1 : 0;
@@ -79,7 +102,7 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
       const kind = kindOf(stage);
       const step = firstStep;
       firstStep += kind.steps(stage).length;
-      if (!isRouted) continue;
+      if (!isRouted(layer)) continue;
       const outcome = await kind.run(stage, {
         checkpoint,
         spec,
@@ -98,9 +121,10 @@ export async function pruneLayer(run: LayerRun): Promise<PrunedLayer> {
         progress: (own, done, total) => onStep(step + own, done, total),
       });
       outcomes.push(outcome);
-      matrices = await measure(run, pruner);
+      matrices = await measure(pruner, signal);
       kurtosis.push({ after: stage.stage, ...kurtosisOf(matrices) });
     }
+    run.onStagesDone();
     if (run.output !== undefined) {
       await forward(run, pruner, firstStep, { output: run.output });
     }
@@ -132,7 +156,7 @@ async function denseOutput(run: LayerRun, pruner: NativePruner): Promise<Calibra
   return { input, lengths, dense, firstDense };
 }
 
-async function measure({ signal }: LayerRun, pruner: NativePruner): Promise<NativeMatrixMoments[]> {
+async function measure(pruner: NativePruner, signal: AbortSignal | undefined): Promise<NativeMatrixMoments[]> {
   return await runJob(() => native().prunerMeasure(pruner), signal);
 }
 

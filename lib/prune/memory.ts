@@ -19,6 +19,8 @@ export interface LayerMemory {
   readonly stages: readonly number[];
   /** For each stage, experts whose statistics are gathered together. */
   readonly together: readonly number[];
+  /** The next layer, where it is loaded after the stages, while a GPU runs this one for the last time; else 0. */
+  readonly ahead: number;
   /** With the stage that takes most, and with what the process has without any layer. */
   readonly peak: number;
 }
@@ -32,6 +34,8 @@ export interface MemoryOptions {
   /** Bytes that the run may take, if that is enough for one expert at a time. */
   readonly limit: number;
   readonly threads: number;
+  /** The GPU that layers run on; undefined: the CPU. */
+  readonly gpu: number | undefined;
 }
 
 /** Node.js, this library, and what was written and waits for the garbage collector. */
@@ -51,13 +55,9 @@ export function memoryLimit({ memoryGiB }: { readonly memoryGiB?: number | undef
 }
 
 export function layerMemory(options: MemoryOptions, layer: number): LayerMemory {
-  const { checkpoint, spec, recipe, limit } = options;
+  const { spec, recipe, limit } = options;
   const shape = shapeOf(options, layer);
-  const weights = sum(
-    sourcesOf(spec.layers[layer]!).map(({ tensor, shape: size }) =>
-      allocated(elements(size) * runningBytes(checkpoint.get(tensor).dtype)),
-    ),
-  );
+  const weights = weightBytes(options, layer);
   const activations = activationBytes(spec.layers[layer]!, shape);
   const base = processBytes + weights + activations;
   const [stages, together]: [number[], number[]] = [[], []];
@@ -71,7 +71,25 @@ export function layerMemory(options: MemoryOptions, layer: number): LayerMemory 
     stages.push(rest + each * Math.max(1, room));
     experts = kind.keeps?.(stage, experts) ?? experts;
   }
-  return { weights, activations, stages, together, peak: base + Math.max(readBytes(shape), ...stages) };
+  const written = readBytes(shape);
+  const ahead = aheadBytes(options, layer + 1, limit - base - written);
+  return { weights, activations, stages, together, ahead, peak: base + Math.max(written + ahead, ...stages) };
+}
+
+/** A layer and the largest of its matrices unpacked, where both have room. */
+function aheadBytes(options: MemoryOptions, layer: number, room: number): number {
+  if (options.gpu === undefined || layer >= options.spec.layers.length) return 0;
+  const sizes = sourcesOf(options.spec.layers[layer]!).map(({ shape }) => elements(shape));
+  const bytes = weightBytes(options, layer) + 4 * Math.max(...sizes);
+  return bytes <= room ? bytes : 0;
+}
+
+function weightBytes({ checkpoint, spec }: MemoryOptions, layer: number): number {
+  return sum(
+    sourcesOf(spec.layers[layer]!).map(({ tensor, shape }) =>
+      allocated(elements(shape) * runningBytes(checkpoint.get(tensor).dtype)),
+    ),
+  );
 }
 
 /** Of the layer that takes most. */

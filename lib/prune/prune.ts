@@ -12,12 +12,14 @@ import { writeShardIndex } from '../checkpoint/shard-index.ts';
 import { stateExperts } from '../models/experts-config.ts';
 import { describeModel } from '../models/registry.ts';
 import type { ModelSpec } from '../models/spec.ts';
+import { native } from '../native.ts';
 import { type DeviceName, gpuOf } from '../runtime/device.ts';
 import type { Weights } from '../runtime/weights.ts';
 import { version } from '../version.ts';
+import { LayersInTurn } from './ahead.ts';
 import { type Calibration, type CalibrationSource, calibrate } from './calibrate.ts';
 import { checkFiniteOutsideLayers } from './finite.ts';
-import { pruneLayer, stepsOf } from './layer.ts';
+import { loadDense, pruneLayer, stepsOf } from './layer.ts';
 import { type Manifest, manifestName, readManifest } from './manifest.ts';
 import { layerMemory, memoryLimit } from './memory.ts';
 import { checkPackedCopy, writePackedCopy } from './packed-copy.ts';
@@ -253,23 +255,29 @@ async function pruneLayers({
     await writeHidden(checkpoint, spec, sequences, state.hiddenPath(0), signal);
   }
   const lengths = Int32Array.from(sequences?.sequences ?? [], ({ length }) => length);
-  const memory = { checkpoint, spec, recipe, lengths, limit: memoryLimit(options), threads };
+  const memoryOptions = { checkpoint, spec, recipe, lengths, limit: memoryLimit(options), threads, gpu };
+  const { allowNonfinite } = recipe;
+  await using layers = new LayersInTurn({
+    load: (layer) => loadDense({ checkpoint, spec, layer, gpu, threads, allowNonfinite, runs: needsHidden, signal }),
+    dispose: ({ pruner }) => native().prunerDispose(pruner),
+  });
   for (let layer = state.layers.length; layer < spec.layers.length; layer++) {
     throwIfAborted(signal);
     const isLast = layer === spec.layers.length - 1;
+    const memory = layerMemory(memoryOptions, layer);
     const pruned = await pruneLayer({
+      ...(await layers.take(layer)),
       checkpoint,
       spec,
       layer,
       recipe,
       prepared,
-      gpu,
-      threads,
-      memory: layerMemory(memory, layer),
+      memory,
       lengths,
       input: needsHidden ? state.hiddenPath(layer) : undefined,
       output: needsHidden && !isLast ? state.hiddenPath(layer + 1) : undefined,
       signal,
+      onStagesDone: () => memory.ahead > 0 && layers.begin(layer + 1),
       onStep: (step, done, total) => progress.step(layer, step, done, total),
     });
     try {

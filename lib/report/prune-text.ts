@@ -35,9 +35,10 @@ export function describePruned(result: PruneResult, seconds: number): string {
   return `${table}\n\n${output}: ${describeRecipe(recipe)}; ${formatPercent(sparsity)} of the expert weights are zero (${formatDuration(seconds)})`;
 }
 
-function describeMemory({ peak, weights, activations, stages }: LayerMemory): string {
+function describeMemory({ peak, weights, activations, stages, ahead }: LayerMemory): string {
   const parts = `layer ${formatBytes(weights)}, activations ${formatBytes(activations)}`;
-  return `${formatBytes(peak)}: ${parts}, pruning ${formatBytes(Math.max(0, ...stages))}`;
+  const next = ahead > 0 ? ` or then the next layer ${formatBytes(ahead)}` : '';
+  return `${formatBytes(peak)}: ${parts}, pruning ${formatBytes(Math.max(0, ...stages))}${next}`;
 }
 
 export function describeDryRun(result: DryRunResult): string {

@@ -1,5 +1,5 @@
-// prunerLoad, prunerForward, prunerSurvey, prunerRestructure, prunerPrune, prunerRecover, prunerMeasure, prunerTensor,
-// prunerDispose, writeEmbeddings: pruning one decoder layer.
+// prunerLoad, prunerPrepare, prunerForward, prunerSurvey, prunerRestructure, prunerPrune, prunerRecover, prunerMeasure,
+// prunerTensor, prunerDispose, writeEmbeddings: pruning one decoder layer.
 #include "binding/exports.h"
 #include "binding/handle.h"
 #include "binding/job.h"
@@ -75,6 +75,14 @@ Napi::Value load(const Napi::CallbackInfo& info) {
     return Status::ok();
   };
   job.finish = [pruner](Napi::Env env) { return PrunerHandle::create(env, std::move(*pruner), 0); };
+  return start_job(info.Env(), std::move(job));
+}
+
+// prunerPrepare(handle) → job
+Napi::Value prepare(const Napi::CallbackInfo& info) {
+  JobRequest job;
+  job.work = [pruner = PrunerHandle::get(info[0])](JobContext&) { return pruner->prepare(); };
+  job.finish = [](Napi::Env env) { return env.Undefined(); };
   return start_job(info.Env(), std::move(job));
 }
 
@@ -336,6 +344,7 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
 
 void export_pruner(Napi::Env env, Napi::Object exports) {
   exports.Set("prunerLoad", Napi::Function::New(env, load));
+  exports.Set("prunerPrepare", Napi::Function::New(env, prepare));
   exports.Set("prunerForward", Napi::Function::New(env, forward));
   exports.Set("prunerSurvey", Napi::Function::New(env, survey));
   exports.Set("prunerRestructure", Napi::Function::New(env, restructure));

@@ -87,6 +87,9 @@ class LayerPruner {
                                                    int64_t hidden, float norm_epsilon, bool allow_nonfinite,
                                                    std::optional<int> gpu = std::nullopt);
 
+  // Does ahead what the first forward() would begin with: on a GPU, uploads. Another layer may run meanwhile.
+  Status prepare() { return runner_->prepare(); }
+
   // Runs the layer over every sequence. `progress` counts tokens.
   Status forward(const ForwardRequest& request, const Progress& progress, const std::atomic<bool>* cancel) {
     return forward(request, nullptr, progress, cancel);

@@ -74,6 +74,8 @@ class LayerRunner {
   virtual Status forward(const Batch& batch, float* states, const Watchers& watchers) = 0;
   // What chooses masks in the place of the CPU; null where that is the CPU. Belongs to this.
   virtual MatrixMasks* masks() { return nullptr; }
+  // Does ahead what the next forward() would begin with, where there is memory for it.
+  virtual Status prepare() { return Status::ok(); }
   // The layer is not what it was at the last forward: other weights, experts or routers.
   virtual void layer_changed() = 0;
 };

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <future>
 #include <string>
 
 #include "checkpoint/mapped_file.h"
@@ -23,7 +24,7 @@ class Files {
  public:
   Files() : base_("/tmp/espalier_cuda_prune_test." + std::to_string(::getpid())) {}
   ~Files() {
-    for (const char* name : {"weights", "input", "scratch"}) ::unlink(of(name).c_str());
+    for (const char* name : {"weights", "others", "input", "output", "scratch"}) ::unlink(of(name).c_str());
   }
   std::string of(const char* name) const { return base_ + "." + name; }
 
@@ -110,6 +111,19 @@ ForwardRequest over_input(const Files& files) {
   request.input = files.of("input");
   request.lengths.assign(4, kTokens / 4);
   return request;
+}
+
+// What the layer makes of the input.
+std::vector<float> output_of(LayerPruner& pruner, const Files& files) {
+  ForwardRequest request = over_input(files);
+  request.output = files.of("output");
+  test::require(pruner.forward(request, {}, nullptr));
+  const auto file = HiddenFile::open_for_reading(files.of("output"), kHidden);
+  REQUIRE(file.is_ok());
+  std::vector<float> states(static_cast<size_t>(kTokens * kHidden), NAN);
+  test::require(file.value().read(0, kTokens, states.data()));
+  ::unlink(files.of("output").c_str());
+  return states;
 }
 
 PartSurvey survey(const LayerSpec& spec, const Files& files, bool gpu) {
@@ -205,7 +219,8 @@ TEST_CASE("a survey of experts on a GPU is that of the CPU, but for float32 sums
   // A token that goes to another expert is counted in four places.
   CHECK(moved <= 4 * 3);
   MESSAGE((moved / 4) << " tokens went to other experts");
-  const auto close = [](const char* name, const std::vector<double>& a, const std::vector<double>& b, double bound) {
+  const auto close = [](const std::string& name, const std::vector<double>& a, const std::vector<double>& b,
+                        double bound) {
     REQUIRE(a.size() == b.size());
     REQUIRE(!b.empty());
     const double error = test::relative_error(a, b);
@@ -220,4 +235,51 @@ TEST_CASE("a survey of experts on a GPU is that of the CPU, but for float32 sums
   close("probabilities", found.probabilities, wanted.probabilities, 1e-4);
   close("products of logits", found.logit_products, wanted.logit_products, 1e-4);
   close("mean outputs", found.mean_outputs, wanted.mean_outputs, 1e-4);
+}
+
+TEST_CASE("a layer is loaded and uploaded while another one runs, and both give what they give alone") {
+  if (!test::has_gpu()) return;
+  const Files files;
+  const LayerSpec first = make_layer(files.of("weights"));
+  const LayerSpec second = make_layer(files.of("others"));
+  write_input(files);
+  const std::vector<float> of_first = output_of(*load(first, true), files);
+  const std::vector<float> of_second = output_of(*load(second, true), files);
+  CHECK(of_first != of_second);
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const std::unique_ptr<LayerPruner> runs = load(first, true);
+    auto ahead = std::async(std::launch::async, [&] {
+      std::unique_ptr<LayerPruner> loaded = load(second, true);
+      const Status prepared = loaded->prepare();
+      return prepared.is_ok() ? std::move(loaded) : nullptr;
+    });
+    CHECK(output_of(*runs, files) == of_first);
+    const std::unique_ptr<LayerPruner> next = ahead.get();
+    REQUIRE(next != nullptr);
+    CHECK(output_of(*next, files) == of_second);
+  }
+}
+
+TEST_CASE("a layer that finds no room on the GPU ahead is uploaded when it runs") {
+  if (!test::has_gpu()) return;
+  const Files files;
+  const LayerSpec spec = make_layer(files.of("weights"));
+  write_input(files);
+  const std::vector<float> wanted = output_of(*load(spec, true), files);
+  const std::unique_ptr<LayerPruner> pruner = load(spec, true);
+  {
+    std::vector<cuda::DeviceMemory> everything;
+    for (int64_t bytes = int64_t{1} << 37; bytes >= 512;) {
+      auto taken = cuda::DeviceMemory::allocate(bytes);
+      if (taken.is_ok()) {
+        everything.push_back(std::move(taken.value()));
+      } else {
+        bytes /= 2;
+      }
+    }
+    test::require(pruner->prepare());
+    ForwardRequest request = over_input(files);
+    CHECK(pruner->forward(request, {}, nullptr).code() == Code::kOutOfMemory);
+  }
+  CHECK(output_of(*pruner, files) == wanted);
 }

@@ -10,18 +10,12 @@
 #include "prune/cuda/device_masks.h"
 #include "prune/cuda/device_statistics.h"
 #include "prune/cuda/expert_products.h"
+#include "prune/cuda/layer_attention.h"
 
 namespace espalier::cuda {
 namespace {
 
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
-static_assert(kKvTokens == kKvBlock);
-
-// Kernels take a null pointer for what is not there.
-const float* optional(const DeviceMemory& memory) { return memory.bytes() > 0 ? memory.as<float>() : nullptr; }
-
-// Norms of heads, or of the whole row, by the length of the weight.
-bool is_whole(const DeviceMemory& norm, int head_dim) { return norm.bytes() != head_dim * kFloatBytes; }
 
 class CudaLayerRunner final : public LayerRunner {
  public:
@@ -31,6 +25,7 @@ class CudaLayerRunner final : public LayerRunner {
         stream_(std::move(stream)),
         uploader_(stream_.get()),
         products_(stream_.get()),
+        attention_(layer, weights_, stream_.get()),
         experts_(stream_.get()),
         masks_(device, layer.pool, stream_.get()) {}
 
@@ -63,6 +58,16 @@ class CudaLayerRunner final : public LayerRunner {
     return ran.is_ok() ? ended : ran;
   }
 
+  Status prepare() override {
+    ESPALIER_CUDA_TRY(cudaSetDevice(device_));
+    const Status uploaded = upload();
+    if (uploaded.code() != Code::kOutOfMemory) return uploaded;
+    // The layer that runs meanwhile will have left when this one is to run.
+    ESPALIER_TRY(stream_.wait());
+    weights_.feed_forward.clear();
+    return Status::ok();
+  }
+
   MatrixMasks* masks() override { return &masks_; }
 
   void layer_changed() override { is_current_ = false; }
@@ -75,19 +80,22 @@ class CudaLayerRunner final : public LayerRunner {
     std::vector<GemmGroup> groups;
   };
 
+  // The experts as they are now.
+  Status upload() {
+    if (is_current_) return Status::ok();
+    ESPALIER_TRY(uploader_.feed_forward(layer_, weights_));
+    is_current_ = true;
+    return Status::ok();
+  }
+
   Status run(const Batch& batch, float* states, const Watchers& watchers) {
-    if (!is_current_) {
-      ESPALIER_TRY(uploader_.feed_forward(layer_, weights_));
-      is_current_ = true;
-    }
+    ESPALIER_TRY(upload());
     const int64_t rows = batch.rows;
     const int64_t bytes = rows * layer_.hidden * kFloatBytes;
     ESPALIER_TRY(hidden_.ensure(bytes));
-    ESPALIER_TRY(input_floats_.ensure(bytes));
-    ESPALIER_TRY(output_.ensure(bytes));
     ESPALIER_CUDA_TRY(
         cudaMemcpyAsync(hidden_.data(), states, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()));
-    ESPALIER_TRY(attention(batch));
+    ESPALIER_TRY(attention_.run(batch, hidden_.as<float>()));
     for (size_t p = 0; p < weights_.feed_forward.size(); ++p) {
       ESPALIER_TRY(feed_forward(static_cast<int>(p), rows, watchers));
     }
@@ -96,89 +104,9 @@ class CudaLayerRunner final : public LayerRunner {
         "cudaMemcpyAsync");
   }
 
-  // The normalised input of the feed-forward.
-  PartRows input_parts() const { return {input_.as<uint16_t>(), kGemmParts, part_stride(layer_.hidden)}; }
-
   template <class T>
   Status send(const std::vector<T>& list, DeviceMemory& to) {
     return send_list(list, to, stream_.get());
-  }
-
-  Status send_places(const Batch& batch) {
-    std::vector<int32_t> positions, tables, blocks;
-    for (const Slice& slice : batch.slices) {
-      for (int64_t i = 0; i < slice.count; ++i) {
-        positions.push_back(static_cast<int32_t>(slice.position + i));
-        tables.push_back(static_cast<int32_t>(blocks.size()));
-      }
-      blocks.insert(blocks.end(), slice.blocks.begin(), slice.blocks.end());
-    }
-    const int64_t cache = static_cast<int64_t>(blocks.size()) * kKvTokens * weights_.heads.kv_heads *
-                          weights_.heads.head_dim * kFloatBytes;
-    ESPALIER_TRY(keys_.ensure(cache));
-    ESPALIER_TRY(values_.ensure(cache));
-    if (positions == positions_) return Status::ok();
-    const RopeRows rope = RopeRows::compute(layer_.rope, batch);
-    ESPALIER_TRY(send(rope.cosines, cosines_));
-    ESPALIER_TRY(send(rope.sines, sines_));
-    ESPALIER_TRY(send(positions, positions_device_));
-    ESPALIER_TRY(send(tables, tables_));
-    ESPALIER_TRY(send(blocks, blocks_));
-    // The same positions are of the same sequences, whose blocks have the same numbers.
-    positions_ = std::move(positions);
-    return Status::ok();
-  }
-
-  // hidden += attention(norm(hidden)); then the norm of the feed-forward.
-  Status attention(const Batch& batch) {
-    const auto rows = static_cast<int>(batch.rows);
-    const AttentionSpec& spec = layer_.spec.attention;
-    const HeadShape& heads = weights_.heads;
-    ESPALIER_TRY(send_places(batch));
-    const Result<PartRows> input = part_rows(input_, rows, layer_.hidden);
-    if (!input.is_ok()) return input.status();
-    NormTask norm{.rows = rows,
-                  .width = static_cast<int>(layer_.hidden),
-                  .hidden = hidden_.as<float>(),
-                  .weight = weights_.attention_norm.as<float>(),
-                  .epsilon = layer_.norm_epsilon,
-                  .out = input.value()};
-    ESPALIER_TRY(add_and_norm(norm, stream_.get()));
-    ESPALIER_TRY(products_.multiply(weights_.qkv, input.value(), rows, qkv_));
-    ESPALIER_TRY(queries_.ensure(rows * weights_.query_width() * kFloatBytes));
-    const RowPlaces places{rows, positions_device_.as<int32_t>(), tables_.as<int32_t>(), blocks_.as<int32_t>()};
-    const KvCache cache{keys_.data(), values_.data(), false};
-    ESPALIER_TRY(prepare_heads({.places = places,
-                                .shape = heads,
-                                .source = qkv_.as<float>(),
-                                .bias = optional(weights_.qkv_bias),
-                                .q_norm = optional(weights_.q_norm),
-                                .k_norm = optional(weights_.k_norm),
-                                .q_norm_whole = is_whole(weights_.q_norm, heads.head_dim),
-                                .k_norm_whole = is_whole(weights_.k_norm, heads.head_dim),
-                                .epsilon = layer_.norm_epsilon,
-                                .clip = spec.clip,
-                                .cosines = cosines_.as<float>(),
-                                .sines = sines_.as<float>(),
-                                .queries = queries_.as<float>(),
-                                .cache = cache},
-                               stream_.get()));
-    const Result<PartRows> mixed = part_rows(mixed_, rows, weights_.query_width());
-    if (!mixed.is_ok()) return mixed.status();
-    ESPALIER_TRY(attend({.places = places,
-                         .shape = heads,
-                         .scale = spec.scale,
-                         .window = static_cast<int>(spec.window),
-                         .cache = cache,
-                         .queries = queries_.as<float>(),
-                         .out = mixed.value()},
-                        stream_.get()));
-    ESPALIER_TRY(products_.multiply(weights_.output, mixed.value(), rows, output_));
-    norm.source = output_.as<float>();
-    norm.bias = optional(weights_.output_bias);
-    norm.weight = weights_.feed_forward_norm.as<float>();
-    norm.out_floats = input_floats_.as<float>();
-    return add_and_norm(norm, stream_.get());
   }
 
   // A float [rows][width] of the device on the host.
@@ -195,7 +123,7 @@ class CudaLayerRunner final : public LayerRunner {
     const DeviceMatrix& router = weights_.feed_forward[static_cast<size_t>(part)].router;
     std::vector<float> logits;
     if (router.rows > 0) {
-      ESPALIER_TRY(products_.multiply(router, input_parts(), rows, logits_));
+      ESPALIER_TRY(products_.multiply(router, attention_.input(), rows, logits_));
       ESPALIER_TRY(fetch(logits_, rows, router.rows, logits));
     }
     Slots slots;
@@ -225,7 +153,7 @@ class CudaLayerRunner final : public LayerRunner {
     auto* statistics = is_routed ? static_cast<DeviceStatistics*>(watchers.statistics) : nullptr;
     auto* survey = is_routed ? static_cast<DeviceExpertSurvey*>(watchers.survey) : nullptr;
     Observer* observer = is_routed ? watchers.observer : nullptr;
-    if (observer != nullptr) ESPALIER_TRY(fetch(input_floats_, rows, layer_.hidden, host_input_));
+    if (observer != nullptr) ESPALIER_TRY(fetch(attention_.input_floats(), rows, layer_.hidden, host_input_));
     Result<Slots> chosen = choose(part, rows, host_input_.data(), survey != nullptr ? survey : observer);
     if (!chosen.is_ok()) return chosen.status();
     Slots& slots = chosen.value();
@@ -242,11 +170,11 @@ class CudaLayerRunner final : public LayerRunner {
     ESPALIER_TRY(send(slots.host.gate, slot_gates_));
     ESPALIER_TRY(send(slots.host.slots_of, slots_of_));
     ESPALIER_TRY(send(gates, gates_));
-    ESPALIER_TRY(experts_.run(weights, slots.groups, input_parts(), tokens_.as<int32_t>(), slots.host.slots()));
+    ESPALIER_TRY(experts_.run(weights, slots.groups, attention_.input(), tokens_.as<int32_t>(), slots.host.slots()));
     if (statistics != nullptr) {
       ESPALIER_TRY(statistics->add(part, {.groups = experts_.groups(),
                                           .on_host = &slots.groups,
-                                          .input = input_floats_.as<float>(),
+                                          .input = attention_.input_floats().as<float>(),
                                           .tokens = tokens_.as<int32_t>(),
                                           .gates = slot_gates_.as<float>(),
                                           .activation = experts_.activation().as<float>()}));
@@ -281,8 +209,8 @@ class CudaLayerRunner final : public LayerRunner {
         for (int32_t t = 0; t < count; ++t) tokens.push_back(static_cast<int32_t>(first) + t);
       }
       ESPALIER_TRY(send(tokens, tokens_));
-      ESPALIER_TRY(
-          experts_.run(weights, groups, input_parts(), tokens_.as<int32_t>(), static_cast<int64_t>(tokens.size())));
+      ESPALIER_TRY(experts_.run(weights, groups, attention_.input(), tokens_.as<int32_t>(),
+                                static_cast<int64_t>(tokens.size())));
       ESPALIER_TRY(survey.add_all(
           part, {.groups = experts_.groups(), .on_host = &groups, .outputs = experts_.output().as<float>()}));
     }
@@ -330,13 +258,11 @@ class CudaLayerRunner final : public LayerRunner {
   bool is_current_ = false;  // the feed-forward of weights_
   LayerUploader uploader_;
   LayerProducts products_;
+  LayerAttention attention_;
   ExpertProducts experts_;
   DeviceMasks masks_;
   PinnedMemory states_;
-  DeviceMemory hidden_, input_, input_floats_, output_;
-  std::vector<int32_t> positions_;  // what the following four are of
-  DeviceMemory positions_device_, tables_, blocks_, cosines_, sines_;
-  DeviceMemory qkv_, queries_, keys_, values_, mixed_;
+  DeviceMemory hidden_;
   DeviceMemory logits_, tokens_, slot_gates_, slots_of_, gates_;
   std::vector<float> host_input_;
 };
