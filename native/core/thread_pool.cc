@@ -71,6 +71,7 @@ class ThreadPool::Team {
 
   std::vector<std::thread> workers_;
   std::mutex callers_;  // one loop at a time
+  std::mutex next_;     // held by who waits for it: who has just had a loop comes after them
 
   // The loop in progress; written by the caller while `open_` is false and `active_` is 0.
   Call call_ = nullptr;
@@ -88,7 +89,9 @@ class ThreadPool::Team {
 };
 
 void ThreadPool::Team::run(int64_t count, int64_t grain, Call call, void* data) {
+  std::unique_lock waiting(next_);
   std::lock_guard caller(callers_);
+  waiting.unlock();
   call_ = call;
   data_ = data;
   grain_ = grain;

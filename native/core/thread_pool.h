@@ -22,8 +22,8 @@ class ThreadPool {
 
   // Calls body(begin, end) on disjoint ranges that cover [0, count), each at most `grain` long, and returns when all
   // are done. A thread takes its ranges one after the other from its own part of [0, count), so that what it reads
-  // streams; then it helps the others. May be called from several threads (their loops run one after the other), not
-  // from inside a body.
+  // streams; then it helps the others. May be called from several threads (their loops run one after the other, in
+  // turns), not from inside a body.
   template <class Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     if (count <= 0) return;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "test_main.h"
@@ -78,6 +79,39 @@ TEST_CASE("callers on several threads share a pool, each with loops of its own")
   }
   for (std::thread& caller : callers) caller.join();
   CHECK(lost == 0);
+}
+
+TEST_CASE("a caller with one loop after the other lets others in between") {
+  ThreadPool pool(2);
+  std::atomic<bool> stop{false};
+  std::atomic<int> loops{0};
+  // Leaves a core free for whoever waits, so that it does not get its turn by taking the caller's core.
+  const auto work = [](int64_t begin, int64_t) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(begin == 0 ? 1 : 0);
+    while (std::chrono::steady_clock::now() < end) continue;
+  };
+  std::thread busy([&] {
+    while (!stop.load()) {
+      pool.parallel_for(2, 1, work);
+      loops.fetch_add(1);
+    }
+  });
+  int waited = 0;
+  for (int i = 0; i < 20; ++i) {
+    for (const int from = loops.load(); loops.load() < from + 2;) std::this_thread::yield();
+    // In the middle of a loop, and so asleep when it ends.
+    std::this_thread::sleep_for(std::chrono::microseconds(500));
+    const int before = loops.load();
+    int now = 0;
+    pool.parallel_for(2, 1, [&](int64_t begin, int64_t) {
+      if (begin == 0) now = loops.load();
+    });
+    waited += now - before;
+  }
+  stop.store(true);
+  busy.join();
+  // One loop each, and what passes while the system lets a thread sleep; without turns it is hundreds.
+  CHECK(waited < 100);
 }
 
 TEST_CASE("pools come and go while their workers are awake or asleep") {
