@@ -87,6 +87,11 @@ Status HiddenFile::write(int64_t first, int64_t count, const float* data) {
   return Status::ok();
 }
 
+void HiddenFile::begin_sync(int64_t first, int64_t count) {
+  const int64_t row = hidden_ * static_cast<int64_t>(sizeof(float));
+  ::sync_file_range(descriptor_, first * row, count * row, SYNC_FILE_RANGE_WRITE);
+}
+
 Status HiddenFile::sync() {
   if (::fsync(descriptor_) != 0) return system_error("write");
   return Status::ok();

@@ -26,6 +26,8 @@ class HiddenFile {
   // Rows [first, first + count). kTruncated where the file ends before.
   Status read(int64_t first, int64_t count, float* out) const;
   Status write(int64_t first, int64_t count, const float* data);
+  // Begins to bring these rows to the disk, so that sync() finds little left; a wish, which has no errors.
+  void begin_sync(int64_t first, int64_t count);
   // Brings what was written to the disk.
   Status sync();
 
