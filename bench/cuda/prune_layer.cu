@@ -1,10 +1,10 @@
-// Time of pruning one Mixtral-8x7B-shaped layer on a GPU, step by step, with random weights and hidden states:
+// Time of pruning Mixtral-8x7B-shaped layers on a GPU, step by step, with random weights and hidden states:
 //   prune_layer [SEQUENCES 128] [TOKENS 2048] [FOLDER /tmp] [moe-pruner | ria | sparsegpt | cpu | survey | survey-all]
-//   [ahead]
+//     [LAYERS 1]
 // `cpu` is MoE-Pruner with the layer run on the CPU; `survey` only surveys the experts, `survey-all` with their mean
-// outputs and the losses of sets of four. `ahead`: the next layer, which has the same weights, is loaded, measured and
-// uploaded during the last forward. Then the time of the kernels that take most of it. CMake's
-// ESPALIER_CUDA_BENCH builds it.
+// outputs and the losses of sets of four. Of several layers, which all have the same weights and inputs, the next one
+// is loaded during the last forward. Then the time of the kernels that take most of it. CMake's ESPALIER_CUDA_BENCH
+// builds it.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -250,18 +250,10 @@ int main(int count, char** arguments) {
   const int64_t length = std::stol(argument(2, "2048"));
   const std::string folder = argument(3, "/tmp");
   const std::string method = argument(4, "moe-pruner");
+  const int layers = std::stoi(argument(5, "1"));
   const bool gram = method == "sparsegpt";
   const bool cpu = method == "cpu";
-  const bool ahead = argument(5, "") == "ahead";
   const auto pool = ThreadPool::shared(0);
-  double last = now();
-  double all = 0;
-  const auto step = [&](const char* name) {
-    std::printf("%-44s %7.2f s\n", name, now() - last);
-    std::fflush(stdout);
-    all += now() - last;
-    last = now();
-  };
   const Layer layer(*pool, folder + "/prune_layer.weights");
   const std::string input = folder + "/prune_layer.input";
   write_file<float>(*pool, input, sequences * length * kHidden,
@@ -270,66 +262,69 @@ int main(int count, char** arguments) {
   for (int i = 0; i < kHeadDim / 2; ++i) rope.inverse_frequencies.push_back(std::pow(1e6f, -2.0f * i / kHeadDim));
   if (!cpu) MUST(cudaFree(nullptr));
   std::printf("%d threads, %ld x %ld tokens, %s\n", pool->size(), sequences, length, method.c_str());
-  last = now();
-  const auto load = [&] {
-    return LayerPruner::load(0, layer.spec, rope, kHidden, 1e-5f, false, cpu ? std::nullopt : std::optional(0));
+
+  double last = now();
+  const auto step = [&](const char* name) {
+    std::printf("%-44s %7.2f s\n", name, now() - last);
+    std::fflush(stdout);
+    last = now();
   };
-  auto loaded = load();
-  MUST(loaded.status());
-  LayerPruner& pruner = *loaded.value();
-  step("load, check for NaN, pack");
-  all = 0;
-  ForwardRequest request;
-  request.input = input;
-  request.lengths.assign(static_cast<size_t>(sequences), length);
-  if (method.starts_with("survey")) {
-    const bool runs_all = method == "survey-all";
-    const SurveyOptions options{.logit_products = false, .mean_outputs = runs_all, .keep = runs_all ? 4 : 0};
-    MUST(pruner.survey(request, options, {}, nullptr).status());
-    step("survey, with uploads");
-    MUST(pruner.survey(request, options, {}, nullptr).status());
-    step("survey");
-    for (const char* name : {"weights", "input"}) ::unlink((folder + "/prune_layer." + name).c_str());
-    return 0;
-  }
-  MUST(pruner.measure(nullptr).status());
-  step("measure the dense weights");
-  request.collect = StatisticsRequest{.gram = gram, .pooled = gram, .router_weighted = true, .scratch = folder + "/s"};
-  MUST(pruner.forward(request, {}, nullptr));
-  step("dense forward with statistics");
+  // As a run does it; `told` is called after each step.
+  const auto load = [&](const auto& told) {
+    auto loaded = LayerPruner::load(0, layer.spec, rope, kHidden, 1e-5f, false, cpu ? std::nullopt : std::optional(0));
+    MUST(loaded.status());
+    told("load, check for NaN, pack");
+    MUST(loaded.value()->measure(nullptr).status());
+    told("measure the dense weights");
+    MUST(loaded.value()->prepare());
+    told("upload");
+    return std::move(loaded.value());
+  };
+  ForwardRequest dense;
+  dense.input = input;
+  dense.lengths.assign(static_cast<size_t>(sequences), length);
+  ForwardRequest last_forward = dense;
+  last_forward.output = folder + "/prune_layer.output";
+  dense.collect = StatisticsRequest{.gram = gram, .pooled = gram, .router_weighted = true, .scratch = folder + "/s"};
   const Budget half = Budget::unstructured(0.5);
   const MethodPlan plan = gram              ? MethodPlan::sparsegpt(half)
                           : method == "ria" ? MethodPlan::relative(half)
                                             : MethodPlan::activation(half);
-  MUST(pruner.prune(plan, {}, nullptr).status());
-  step("weights chosen");
-  MUST(pruner.measure(nullptr).status());
-  step("measure the pruned weights");
-  request.collect.reset();
-  request.output = folder + "/prune_layer.output";
-  std::future<double> next;
-  if (ahead) {
-    next = std::async(std::launch::async, [&] {
-      const double begin = now();
-      auto following = load();
-      MUST(following.status());
-      MUST(following.value()->measure(nullptr).status());
-      MUST(following.value()->prepare());
-      return now() - begin;
-    });
+
+  double begin = now();
+  std::unique_ptr<LayerPruner> pruner = load(step);
+  if (method.starts_with("survey")) {
+    const bool runs_all = method == "survey-all";
+    const SurveyOptions options{.logit_products = false, .mean_outputs = runs_all, .keep = runs_all ? 4 : 0};
+    dense.collect.reset();
+    MUST(pruner->survey(dense, options, {}, nullptr).status());
+    step("survey");
   }
-  MUST(pruner.forward(request, {}, nullptr));
-  step("pruned forward, hidden states written");
-  if (ahead) {
-    const double took = next.get();
-    step("the next layer is there after that");
-    std::printf("  for which it took %.2f s\n", took);
+  for (int l = 0; l < layers && !method.starts_with("survey"); ++l) {
+    MUST(pruner->forward(dense, {}, nullptr));
+    step("dense forward with statistics");
+    MUST(pruner->prune(plan, {}, nullptr).status());
+    step("weights chosen");
+    MUST(pruner->measure(nullptr).status());
+    step("measure the pruned weights");
+    std::future<std::unique_ptr<LayerPruner>> next;
+    if (l + 1 < layers) {
+      next = std::async(cpu ? std::launch::deferred : std::launch::async, [&] { return load([](const char*) {}); });
+    }
+    MUST(pruner->forward(last_forward, {}, nullptr));
+    step("pruned forward, hidden states written");
+    for (int e = 0; e < kExperts; ++e) {
+      for (const Role role : kRoles) MUST(pruner->tensor({0, e, role}).status());
+    }
+    step("tensors for the checkpoint");
+    pruner.reset();
+    if (next.valid()) {
+      pruner = next.get();
+      step("the next layer is there");
+    }
+    std::printf("%-44s %7.2f s\n", "together", now() - begin);
+    begin = now();
   }
-  for (int e = 0; e < kExperts; ++e) {
-    for (const Role role : kRoles) MUST(pruner.tensor({0, e, role}).status());
-  }
-  step("tensors for the checkpoint");
-  std::printf("together %.2f s\n", all);
   if (!cpu) measure_kernels();
   for (const char* name : {"weights", "input", "output"}) ::unlink((folder + "/prune_layer." + name).c_str());
   return 0;

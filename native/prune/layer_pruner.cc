@@ -142,7 +142,7 @@ Status LayerPruner::forward(const ForwardRequest& request, LayerSurvey* survey, 
     if (!output) return Status::ok();
     ESPALIER_TRY(written());
     writing = std::async(std::launch::async, [&output, at = request.first_output + first, rows, states] {
-      const Status done = output->write(at, rows, states);
+      Status done = output->write(at, rows, states);
       if (done.is_ok()) output->begin_sync(at, rows);
       return done;
     });

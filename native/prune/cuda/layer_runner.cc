@@ -60,7 +60,7 @@ class CudaLayerRunner final : public LayerRunner {
 
   Status prepare() override {
     ESPALIER_CUDA_TRY(cudaSetDevice(device_));
-    const Status uploaded = upload();
+    Status uploaded = upload();
     if (uploaded.code() != Code::kOutOfMemory) return uploaded;
     // The layer that runs meanwhile will have left when this one is to run.
     ESPALIER_TRY(stream_.wait());
