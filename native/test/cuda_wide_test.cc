@@ -19,6 +19,12 @@ namespace {
 
 const std::vector<test::Tiling> kPatterns = test::all_tilings(0.4);
 
+std::vector<uint16_t> bf16_of(const std::vector<float>& values) {
+  std::vector<uint16_t> bits(values.size());
+  std::transform(values.begin(), values.end(), bits.begin(), float_to_bf16);
+  return bits;
+}
+
 }  // namespace
 
 TEST_CASE("products of many tokens by experts") {
@@ -93,11 +99,11 @@ TEST_CASE("products of many tokens by experts") {
   }
 }
 
-TEST_CASE("a product whose last row blocks have a launch of their own") {
+TEST_CASE("a product of several rounds whose last row blocks have a launch of their own") {
   if (!test::has_wide_products()) return;
   ThreadPool pool(4);
-  // On 132 multiprocessors one round, and 16 blocks that split their inputs; several rounds on smaller devices.
-  constexpr int kRows = 1140;
+  // On 132 multiprocessors two rounds, and 64 items whose inputs are split; more rounds on smaller devices.
+  constexpr int kRows = 2504;
   constexpr int kCols = 2080;
   constexpr int kTokens = 4000;
   for (const test::Tiling& pattern : kPatterns) {
@@ -126,6 +132,12 @@ TEST_CASE("a product whose last row blocks have a launch of their own") {
     }
     CHECK(std::none_of(all.begin(), all.end(), [](float value) { return std::isnan(value); }));
     CHECK(test::relative_error(found, wanted) < 1e-5);
+
+    const OnGpu<uint16_t> rounded(static_cast<size_t>(kTokens) * kRows);
+    product.y = rounded.get();
+    product.output = OutputType::kBf16;
+    require(launch_wide_product(product, nullptr));
+    CHECK(rounded.host() == bf16_of(all));
   }
 }
 

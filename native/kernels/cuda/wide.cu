@@ -85,6 +85,30 @@ Status describe_weights(const uint8_t* tiles, int64_t count, const WideArgs& arg
                                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
+// Whether sums go out through shared memory, where the blocks of x that they keep leave enough of them for the first
+// products of the next item.
+bool is_staged(const Product& product, const WideKernel& kernel, const WideArgs& args) {
+  const int first = kernel.by_rows ? 2 * (1 + args.two_parts) : 2;
+  return product.output == OutputType::kBf16 && kernel.resident == 1 && args.split == 1 &&
+         args.x_stages >= kStagedBlocks + first && product.weights.rows % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(product.y) % 16 == 0;
+}
+
+// y as a tensor of [groups][tokens][rows] of bf16, of which a copy brings 64 rows of half a block of tokens.
+Status describe_y(const Product& product, int block_tokens, CUtensorMap& out) {
+  const auto encode = tensor_encoder();
+  if (!encode.is_ok()) return encode.status();
+  const auto rows = static_cast<cuuint64_t>(product.weights.rows);
+  const auto tokens = static_cast<cuuint64_t>(product.tokens);
+  const cuuint64_t sizes[] = {rows, tokens, static_cast<cuuint64_t>(product.groups)};
+  const cuuint64_t strides[] = {rows * 2, tokens * rows * 2};
+  const cuuint32_t boxes[] = {4 * kTileHeight, static_cast<cuuint32_t>(block_tokens / kStagedBlocks), 1};
+  const cuuint32_t steps[] = {1, 1, 1};
+  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, product.y, sizes, strides, boxes,
+                                      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                      CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+}
+
 void set_shape(cudaLaunchConfig_t& config, cudaLaunchAttribute (&attributes)[2], int clusters, int cluster) {
   config.gridDim = dim3(static_cast<unsigned>(clusters * cluster));
   config.blockDim = dim3(kWideThreads);
@@ -192,6 +216,8 @@ Status start(const WideLaunch& launch, WideArgs args, const WideRange& range, cu
     return Status(Code::kUsage, "a product of " + std::to_string(args.items) + " items cannot be split into " +
                                     std::to_string(args.split));
   }
+  args.staged = is_staged(launch.product, launch.kernel, args);
+  if (args.staged) ESPALIER_TRY(describe_y(launch.product, launch.kernel.tokens, args.y_tensor));
   CUtensorMap x;
   ESPALIER_TRY(describe_x(launch.product, launch.kernel.tokens / range.mates, x));
   cudaLaunchConfig_t config{};

@@ -20,6 +20,7 @@
 #include "kernels/cuda/ptx/warpgroup.cuh"
 #include "kernels/cuda/wide_fetch.cuh"
 #include "kernels/cuda/wide_operand.cuh"
+#include "kernels/cuda/wide_staged_store.cuh"
 #include "kernels/cuda/wide_store.cuh"
 #include "kernels/cuda/wide_walk.cuh"
 
@@ -98,6 +99,10 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
     x_read.next(args.x_stages);
   };
 
+  const StagedStore<kTokens> staged_store(warp, lane);
+  // Whether the last item's last two blocks of x have not been let go, since its sums lie there.
+  bool keeps = false;
+
   for (WideWalk walk(args, rank); walk.more(); walk.next()) {
 #pragma unroll
     for (float& sum : sums) {
@@ -132,12 +137,17 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         if (args.two_parts == 0) release_weights();
         if (left > 1) load(then);
         ptx::warpgroup_wait<1>();
-        release_x();
+        if (keeps) {
+          staged_store.wait_taken();
+          for (int i = 0; i < kStagedBlocks; ++i) release_x();
+        }
+        keeps = args.staged && left == 1;
+        if (args.two_parts != 0 || !keeps) release_x();
         for (int part = 0; part < 2 * args.two_parts; ++part) {
           start.template operator()<1>(now);
           if (part == 0) release_weights();
           ptx::warpgroup_wait<1>();
-          release_x();
+          if (part == 0 || !keeps) release_x();
         }
         --left;
       };
@@ -149,16 +159,21 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         if (left == 0) break;
       }
       ptx::warpgroup_wait<0>();
-      release_x();
+      if (!keeps) release_x();
     }
 #pragma unroll
     for (float& sum : sums) ptx::settle(sum);
 
+    if (keeps) {
+      staged_store.start(args, rings, walk, x_read, sums);
+      continue;
+    }
     if (args.split > 1) add_parts<kTokens>(args, rings, rank, warp, lane, sums);
     WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
     // There are as many clusters as items.
     if (args.split > 1) return;
   }
+  if (args.staged) staged_store.end();
   if (args.split > 1) ptx::cluster_barrier();
 }
 

@@ -52,16 +52,21 @@ struct ByRows : WideFetches {
     // The first ones that have not been let go.
     WidePlace weights_read;
     WidePlace x_read;
-    const auto release = [&] {
+    const auto release_weights = [&] {
       if (lane == 0) ptx::barrier_arrive(rings.weights_empty + 8 * weights_read.stage);
       weights_read.next(args.stages);
-      for (int part = 0; part <= args.two_parts; ++part) {
+    };
+    const auto release_x = [&](int blocks) {
+      for (int i = 0; i < blocks; ++i) {
         if (lane < args.mates) {
           ptx::barrier_arrive_in(rings.x_empty + 8 * x_read.stage, args.mates > 1 ? static_cast<uint32_t>(lane) : rank);
         }
         x_read.next(args.x_stages);
       }
     };
+    const StagedStore<kTokens> staged_store(warp, lane);
+    // Whether the last item's last two blocks of x have not been let go, since its sums lie there.
+    bool keeps = false;
     for (WideWalk walk(args, rank); walk.more(); walk.next()) {
 #pragma unroll
       for (float& sum : sums) {
@@ -88,17 +93,30 @@ struct ByRows : WideFetches {
         ptx::warpgroup_commit();
         // The products of this stage run on while the one before is let go.
         ptx::warpgroup_wait<1>();
-        if (i > 0) release();
+        if (i == 0) continue;
+        release_weights();
+        if (keeps) {
+          staged_store.wait_taken();
+          release_x(kStagedBlocks);
+        }
+        keeps = args.staged && i == halves - 1;
+        if (args.two_parts != 0 || !keeps) release_x(1 + args.two_parts);
       }
       ptx::warpgroup_wait<0>();
-      release();
+      release_weights();
+      if (!keeps) release_x(1 + args.two_parts);
 #pragma unroll
       for (float& sum : sums) ptx::settle(sum);
+      if (keeps) {
+        staged_store.start(args, rings, walk, x_read, sums);
+        continue;
+      }
       if (args.split > 1) add_parts<kTokens>(args, rings, rank, warp, lane, sums);
       WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
       // There are as many clusters as items.
       if (args.split > 1) return;
     }
+    if (args.staged) staged_store.end();
     if (args.split > 1) ptx::cluster_barrier();
   }
 };

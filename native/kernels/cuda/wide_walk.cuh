@@ -13,7 +13,9 @@ struct WideArgs : ProductArgs {
   int row_groups;  // of a group, from the first row tile on: row blocks that mates take together
   int mates;
   int x_stages;
-  CUtensorMap tensor;  // dense: the tiles, see wide_dense.cuh
+  CUtensorMap tensor;    // dense: the tiles, see wide_dense.cuh
+  bool staged;           // whether sums go out as wide_staged_store.cuh says
+  CUtensorMap y_tensor;  // then: y
   // Of weights that are expanded on the way, see wide_expanded.cuh.
   uint8_t* expanded;
   uint32_t* progress;
