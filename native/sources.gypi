@@ -108,6 +108,7 @@
       "native/kernels/cuda/routing.cu",
       "native/kernels/cuda/product.cu",
       "native/kernels/cuda/wide.cu",
+      "native/kernels/cuda/wide_tensors.cu",
       "native/kernels/cuda/expand.cu",
       "native/kernels/cuda/dense_products.cc",
       "native/kernels/cuda/product_dense.cu",

@@ -99,10 +99,10 @@ TEST_CASE("products of many tokens by experts") {
   }
 }
 
-TEST_CASE("a product of several rounds whose last row blocks have a launch of their own") {
+TEST_CASE("a product of several rounds, of which mates split the last items") {
   if (!test::has_wide_products()) return;
   ThreadPool pool(4);
-  // On 132 multiprocessors two rounds, and 64 items whose inputs are split; more rounds on smaller devices.
+  // On 132 multiprocessors two rounds, and 64 items that are split; more rounds on smaller devices.
   constexpr int kRows = 2504;
   constexpr int kCols = 2080;
   constexpr int kTokens = 4000;
@@ -144,14 +144,17 @@ TEST_CASE("a product of several rounds whose last row blocks have a launch of th
 TEST_CASE("gated products of many tokens, of rows gathered by expert") {
   if (!test::has_wide_products()) return;
   ThreadPool pool(4);
+  struct Case {
+    int tokens, parts;
+  };
   for (const test::Tiling& pattern : kPatterns) {
-    for (const int parts : {1, 2}) {
+    for (const auto& [tokens, parts] : {Case{45, 1}, Case{45, 2}, Case{300, 1}, Case{300, 2}}) {
       constexpr int kWidth = 96;
       constexpr int kCols = 224;
-      constexpr int kTokens = 45;
       constexpr int kInputs = 60;
       constexpr int kGroups = 3;
       CAPTURE(layout_name(pattern.layout, pattern.n));
+      CAPTURE(tokens);
       CAPTURE(parts);
       const Experts experts(pool, pattern, 2, 2 * kWidth, kCols);
       const std::vector<uint16_t> bits =
@@ -159,7 +162,7 @@ TEST_CASE("gated products of many tokens, of rows gathered by expert") {
                             kInputs, kCols, parts);
       const std::vector<double> seen = test::join_parts(bits, kInputs, kCols, parts);
       const std::vector<int32_t> chosen = {1, 0, -1};
-      std::vector<int32_t> inputs(static_cast<size_t>(kGroups) * kTokens);
+      std::vector<int32_t> inputs(static_cast<size_t>(kGroups * tokens));
       for (int32_t& input : inputs) input = draw(-1, kInputs - 1);
       const OnGpu<uint16_t> x(bits);
       const OnGpu<uint16_t> gathered(inputs.size() * static_cast<size_t>(parts) * kCols);
@@ -174,7 +177,7 @@ TEST_CASE("gated products of many tokens, of rows gathered by expert") {
       Product product;
       product.weights = experts.view();
       product.groups = kGroups;
-      product.tokens = kTokens;
+      product.tokens = tokens;
       product.parts = parts;
       product.x = gathered.get();
       product.experts = chosen_gpu.get();
@@ -185,7 +188,7 @@ TEST_CASE("gated products of many tokens, of rows gathered by expert") {
       std::vector<double> found;
       std::vector<double> wanted;
       for (size_t slot = 0; slot < inputs.size(); ++slot) {
-        const int expert = chosen[slot / kTokens];
+        const int expert = chosen[slot / static_cast<size_t>(tokens)];
         if (expert < 0 || inputs[slot] < 0) continue;
         const double* input = seen.data() + static_cast<ptrdiff_t>(inputs[slot]) * kCols;
         for (int r = 0; r < kWidth; ++r) {

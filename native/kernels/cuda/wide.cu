@@ -10,6 +10,7 @@
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/product_launch.h"
 #include "kernels/cuda/wide_expanded.cuh"
+#include "kernels/cuda/wide_tensors.h"
 
 namespace espalier::cuda {
 namespace {
@@ -34,79 +35,13 @@ WideKernel expanded_kernel(TileLayout layout) {
   return layout == TileLayout::kBitmap ? bitmap_expanded() : balanced_expanded();
 }
 
-// The driver's cuTensorMapEncodeTiled, which programs do not link with.
-Result<decltype(&cuTensorMapEncodeTiled)> tensor_encoder() {
-  static void* found = nullptr;
-  static const cudaError_t error = [] {
-    cudaDriverEntryPointQueryResult answer{};
-    const cudaError_t asked =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &answer);
-    return asked == cudaSuccess && answer != cudaDriverEntryPointSuccess ? cudaErrorSymbolNotFound : asked;
-  }();
-  ESPALIER_TRY(to_status(error, "looking for cuTensorMapEncodeTiled"));
-  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
-}
-
-Status check_encoded(CUresult result) {
-  if (result == CUDA_SUCCESS) return Status::ok();
-  return Status(Code::kDevice, "cuTensorMapEncodeTiled failed: error " + std::to_string(static_cast<int>(result)));
-}
-
-// x as a tensor of [rows][parts][cols], of which a copy takes 64 inputs of one part of `box` rows.
-Status describe_x(const Product& product, int box, CUtensorMap& out) {
-  const auto encode = tensor_encoder();
-  if (!encode.is_ok()) return encode.status();
-  const auto cols = static_cast<cuuint64_t>(product.weights.cols);
-  const auto parts = static_cast<cuuint64_t>(product.parts);
-  const auto rows = static_cast<cuuint64_t>(product.groups) * static_cast<cuuint64_t>(product.tokens);
-  const cuuint64_t sizes[] = {cols, parts, rows};
-  const cuuint64_t strides[] = {cols * 2, parts * cols * 2};
-  const cuuint32_t boxes[] = {kWideInputs, 1, static_cast<cuuint32_t>(box)};
-  const cuuint32_t steps[] = {1, 1, 1};
-  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<uint16_t*>(product.x),
-                                      sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
-}
-
-// The tiles of `count` dense matrices as a tensor of [blocks of 32 inputs][row tiles][16 rows][32 inputs], of which a
-// copy takes two blocks of 8 row tiles.
-Status describe_weights(const uint8_t* tiles, int64_t count, const WideArgs& args, CUtensorMap& out) {
-  const auto encode = tensor_encoder();
-  if (!encode.is_ok()) return encode.status();
-  const auto blocks = static_cast<cuuint64_t>(args.col_tiles) * (kTileWidth / kBlockInputs);
-  const auto row_tiles = static_cast<cuuint64_t>(count) * static_cast<cuuint64_t>(args.row_tiles);
-  const cuuint64_t sizes[] = {kBlockInputs, kTileHeight, row_tiles, blocks};
-  const cuuint64_t strides[] = {kBlockInputs * 2, blocks * kBlockBytes, kBlockBytes};
-  const cuuint32_t boxes[] = {kBlockInputs, kTileHeight, kWideRowTiles, kWideInputs / kBlockInputs};
-  const cuuint32_t steps[] = {1, 1, 1, 1};
-  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<uint8_t*>(tiles), sizes,
-                                      strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
-                                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
-}
-
 // Whether sums go out through shared memory, where the blocks of x that they keep leave enough of them for the first
-// products of the next item.
+// products of the next item, and the copy engine can address y.
 bool is_staged(const Product& product, const WideKernel& kernel, const WideArgs& args) {
   const int first = kernel.by_rows ? 2 * (1 + args.two_parts) : 2;
-  return product.output == OutputType::kBf16 && kernel.resident == 1 && args.split == 1 &&
-         args.x_stages >= kStagedBlocks + first && product.weights.rows % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(product.y) % 16 == 0;
-}
-
-// y as a tensor of [groups][tokens][rows] of bf16, of which a copy brings 64 rows of half a block of tokens.
-Status describe_y(const Product& product, int block_tokens, CUtensorMap& out) {
-  const auto encode = tensor_encoder();
-  if (!encode.is_ok()) return encode.status();
-  const auto rows = static_cast<cuuint64_t>(product.weights.rows);
-  const auto tokens = static_cast<cuuint64_t>(product.tokens);
-  const cuuint64_t sizes[] = {rows, tokens, static_cast<cuuint64_t>(product.groups)};
-  const cuuint64_t strides[] = {rows * 2, tokens * rows * 2};
-  const cuuint32_t boxes[] = {4 * kTileHeight, static_cast<cuuint32_t>(block_tokens / kStagedBlocks), 1};
-  const cuuint32_t steps[] = {1, 1, 1};
-  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, product.y, sizes, strides, boxes,
-                                      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                      CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+  const int multiple = product.output == OutputType::kF32 ? 4 : 8;
+  return kernel.resident == 1 && args.split == 1 && args.x_stages >= kStagedBlocks + first &&
+         product.weights.rows % multiple == 0 && reinterpret_cast<uintptr_t>(product.y) % 16 == 0;
 }
 
 void set_shape(cudaLaunchConfig_t& config, cudaLaunchAttribute (&attributes)[2], int clusters, int cluster) {
@@ -163,7 +98,7 @@ struct WideLaunch {
   int shared = 0;
 };
 
-// Row blocks that are launched together.
+// Row blocks of a launch, and its clusters: of blocks with different rows, or of such that split the inputs.
 struct WideRange {
   int first = 0;
   int count = 0;
@@ -184,59 +119,93 @@ Result<int> choose_split(const WideLaunch& launch, int items, int col_tiles) {
   return best;
 }
 
-// Cuts what would leave most of the device idle in its last round off `all`, of one matrix, to split its inputs
-// instead. Nothing where that is not worth another launch.
-Result<WideRange> cut_tail(const WideLaunch& launch, const WideArgs& args, WideRange& all) {
+// The row blocks that would leave most of the device idle in the last round of `all`, of one matrix: mates split their
+// inputs instead. None where that is not worth it.
+Result<WideRange> find_tail(const WideLaunch& launch, const WideArgs& args, const WideRange& all) {
   constexpr int kLeastSaved = 8;  // tiles of an item
   const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, all.mates);
   if (!fit.is_ok()) return fit.status();
   const int row_groups = (all.count + all.mates - 1) / all.mates;
   const int rounds = row_groups * args.token_blocks / fit.value();
   const int first = rounds * fit.value() / args.token_blocks * all.mates;
-  if (first == 0 || first >= all.count) return WideRange{};
-  WideRange tail{first, all.count - first};
-  const Result<int> split = choose_split(launch, tail.count * args.token_blocks, args.col_tiles);
-  if (!split.is_ok()) return split.status();
-  tail.split = split.value();
-  if (args.col_tiles - args.col_tiles / tail.split < kLeastSaved) return WideRange{};
-  all.count = first;
-  return tail;
+  if (first == 0 || first >= all.count || (all.count - first) * args.token_blocks > fit.value()) return WideRange{};
+  if (args.col_tiles - (args.col_tiles + all.mates - 1) / all.mates < kLeastSaved) return WideRange{};
+  return WideRange{.first = first, .count = all.count - first};
 }
 
-Status start(const WideLaunch& launch, WideArgs args, const WideRange& range, cudaStream_t stream) {
-  args.split = range.split;
-  args.mates = range.mates;
-  args.first_row_tile = range.first * kWideRowTiles;
-  args.row_groups = (range.count + range.mates - 1) / range.mates;
-  args.items = launch.product.groups * args.token_blocks * args.row_groups;
-  const int cluster = range.mates * range.split;
+// Whole items of some row blocks, and split ones of others; either may be empty.
+Status start(const WideLaunch& launch, WideArgs args, const WideRange& whole, const WideRange& split,
+             cudaStream_t stream) {
+  args.mates = whole.count > 0 ? whole.mates : 1;
+  args.split = whole.count > 0 ? 1 : split.split;
+  const int blocks = launch.product.groups * args.token_blocks;
+  args.row_groups = (whole.count + args.mates - 1) / args.mates;
+  args.items = blocks * args.row_groups;
+  args.split_row_tile = split.first * kWideRowTiles;
+  args.split_row_blocks = split.count;
+  args.split_items = blocks * split.count;
+  const int cluster = args.mates * args.split;
   const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, cluster);
   if (!fit.is_ok()) return fit.status();
-  if (args.split > 1 && args.items > fit.value()) {
-    return Status(Code::kUsage, "a product of " + std::to_string(args.items) + " items cannot be split into " +
-                                    std::to_string(args.split));
+  if (args.split_items > fit.value()) {
+    return Status(Code::kUsage, "a product of " + std::to_string(args.split_items) + " items cannot be split into " +
+                                    std::to_string(cluster));
   }
   args.staged = is_staged(launch.product, launch.kernel, args);
-  if (args.staged) ESPALIER_TRY(describe_y(launch.product, launch.kernel.tokens, args.y_tensor));
+  if (args.staged) ESPALIER_TRY(describe_y(launch.product, launch.kernel.tokens / 2, args.y_tensor));
   CUtensorMap x;
-  ESPALIER_TRY(describe_x(launch.product, launch.kernel.tokens / range.mates, x));
+  ESPALIER_TRY(describe_x(launch.product, launch.kernel.tokens / args.mates, x));
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attributes[2]{};
-  set_shape(config, attributes, std::min(args.items, fit.value()), cluster);
+  set_shape(config, attributes, std::min(args.items + args.split_items, fit.value()), cluster);
   config.dynamicSmemBytes = static_cast<size_t>(launch.shared);
   config.stream = stream;
   ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&config, launch.kernel.function, args, x));
   return Status::ok();
 }
 
+Status start_all(const WideLaunch& launch, const WideArgs& args, const WideTuning& tuning, const WideRange& all,
+                 cudaStream_t stream) {
+  if (all.split > 1) return start(launch, args, {}, all, stream);
+  WideRange whole = all;
+  WideRange tail;
+  if (tuning.split == 0 && launch.product.groups == 1) {
+    const Result<WideRange> found = find_tail(launch, args, all);
+    if (!found.is_ok()) return found.status();
+    tail = found.value();
+    whole.count -= tail.count;
+  }
+  return start(launch, args, whole, tail, stream);
+}
+
 // Shared memory of a block, of which it has some beside the rings.
 Status choose_memory(WideLaunch& launch, WideArgs& args, int beside) {
-  const WideKernel& kernel = launch.kernel;
   const int more = beside > 0 ? beside + kBeside : 0;
-  const int rings = choose_stages(args, kernel, launch.limits.shared_of(kernel.resident) - more);
+  const int rings = choose_stages(args, launch.kernel, launch.limits.shared_of(launch.kernel.resident) - more);
   if (rings == 0) return Status(Code::kUsage, "this device has too little shared memory for the product");
   launch.shared = rings + more;
-  ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
+  return Status::ok();
+}
+
+Status allow_memory(const WideLaunch& launch) {
+  ESPALIER_CUDA_TRY(
+      cudaFuncSetAttribute(launch.kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
+  return Status::ok();
+}
+
+// As many tiles at a time for warps that expand as leave the rings as deep as fewer would.
+Status choose_expanders(WideLaunch& launch, WideArgs& args) {
+  int deepest = 0;
+  for (const int batch : {kLeastBatch, kMostBatch}) {
+    WideLaunch with_batch = launch;
+    WideArgs batch_args = args;
+    batch_args.expand_batch = batch;
+    ESPALIER_TRY(choose_memory(with_batch, batch_args, kExpanders * expander_bytes(batch, args.expand_bytes)));
+    if (batch_args.stages < deepest) continue;
+    deepest = batch_args.stages;
+    launch.shared = with_batch.shared;
+    args = batch_args;
+  }
   return Status::ok();
 }
 
@@ -279,21 +248,16 @@ Status launch_wide_product(const Product& product, cudaStream_t stream, const Wi
   describe(product, args);
   if (launch.kernel.by_rows) {
     args.stage_bytes = kRowStageBytes / kWideRowTiles;
-    ESPALIER_TRY(describe_weights(product.weights.tiles, product.weights.count, args, args.tensor));
+    ESPALIER_TRY(
+        describe_weights(product.weights.tiles, product.weights.count, args.row_tiles, args.col_tiles, args.tensor));
   }
   args.token_blocks = (product.tokens + launch.kernel.tokens - 1) / launch.kernel.tokens;
   ESPALIER_TRY(choose_memory(launch, args, 0));
+  ESPALIER_TRY(allow_memory(launch));
 
   WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
   ESPALIER_TRY(choose_clusters(launch, args, tuning, all));
-  WideRange tail;
-  if (all.split == 1 && tuning.split == 0 && product.groups == 1) {
-    const Result<WideRange> cut = cut_tail(launch, args, all);
-    if (!cut.is_ok()) return cut.status();
-    tail = cut.value();
-  }
-  ESPALIER_TRY(start(launch, args, all, stream));
-  return tail.count == 0 ? Status::ok() : start(launch, args, tail, stream);
+  return start_all(launch, args, tuning, all, stream);
 }
 
 bool takes_expanded(const Product& product) {
@@ -334,16 +298,17 @@ Status launch_expanded_product(const Product& product, const ExpansionRoom& room
   args.expanded = room.expanded;
   args.progress = room.progress;
   args.early = false;
-  ESPALIER_TRY(describe_weights(room.expanded, 1, args, args.tensor));
+  ESPALIER_TRY(describe_weights(room.expanded, 1, args.row_tiles, args.col_tiles, args.tensor));
   args.token_blocks = (product.tokens + launch.kernel.tokens - 1) / launch.kernel.tokens;
-  ESPALIER_TRY(choose_memory(launch, args, kExpanders * expander_bytes(args.expand_bytes)));
+  ESPALIER_TRY(choose_expanders(launch, args));
+  ESPALIER_TRY(allow_memory(launch));
 
   WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
   ESPALIER_TRY(choose_clusters(launch, args, {}, all));
   const Result<int> expand_rows = rows_at_a_time(launch, args, all);
   if (!expand_rows.is_ok()) return expand_rows.status();
   args.expand_row_tiles = expand_rows.value();
-  return start(launch, args, all, stream);
+  return start_all(launch, args, {}, all, stream);
 }
 
 }  // namespace espalier::cuda

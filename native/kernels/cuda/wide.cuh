@@ -4,8 +4,8 @@
 // warp of a third keeps tiles of weights coming, another blocks of x, each through a ring of its own in shared memory.
 // A warp turns its tile into the registers that the tensor cores want while they still work on the tile before; x they
 // read where it lies. Blocks of a cluster either have different rows and fetch each a share of the same x for all
-// (`mates`), or the same rows and different inputs (`split`), and add up in the end. Sums are made in the same order
-// whatever the grid is.
+// (`mates`), or the same rows and different inputs (`split`), and add up in the end. Mates, too, split the last items,
+// which would not fill the device. Sums are made in the same order whatever the grid is.
 //
 // Dense weights of more than 128 tokens are not turned into registers: wide_dense.cuh. Others that are expanded once
 // for all tokens: wide_expanded.cuh.
@@ -31,33 +31,87 @@ __device__ __forceinline__ uint64_t describe_x(uint32_t address) {
   return uint64_t{1} << 62 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
 }
 
+// Where a thread puts sums for other blocks, 16 bytes for each 8 tokens: when all blocks of x have been read, their
+// place is free.
+inline constexpr int kPartStep = kWideConsumers * 32 * 16;
+__device__ __forceinline__ uint32_t part_place(const WideRings& rings, int warp, int lane) {
+  return rings.x + (warp * 32 + lane) * 16;
+}
+
 // Adds up what the blocks of a cluster have of the same rows and tokens; each ends with the eights that it stores.
 template <int kTokens>
-__device__ __forceinline__ void add_parts(const WideArgs& args, const WideRings& rings, uint32_t rank, int warp,
-                                          int lane, float (&sums)[kTokens / 2]) {
-  // All blocks of x have been read: their place is free for the sums, 16 bytes a thread for each 8 tokens.
-  const uint32_t place = rings.x + (warp * 32 + lane) * 16;
-  constexpr int kStep = kWideConsumers * 32 * 16;
+__device__ __forceinline__ void add_parts(int split, const WideRings& rings, uint32_t rank, int warp, int lane,
+                                          float (&sums)[kTokens / 2]) {
+  const uint32_t place = part_place(rings, warp, lane);
   ptx::named_barrier(1, kWideConsumers * 32);
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    ptx::store_shared_16(place + j * kStep, {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
+    ptx::store_shared_16(place + j * kPartStep, {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[4 * j + i] = 0;
   }
   ptx::cluster_barrier();
-  for (int from = 0; from < args.split; ++from) {
+  for (int from = 0; from < split; ++from) {
     const uint32_t there = ptx::address_in(place, from);
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) {
-      if (j % args.split != static_cast<int>(rank)) continue;
-      const float4 part = ptx::load_cluster_16(there + j * kStep);
+      if (owner<kTokens>(j, split) != static_cast<int>(rank)) continue;
+      const float4 part = ptx::load_cluster_16(there + j * kPartStep);
       sums[4 * j] += part.x;
       sums[4 * j + 1] += part.y;
       sums[4 * j + 2] += part.z;
       sums[4 * j + 3] += part.w;
     }
   }
+}
+
+// The same of two blocks, where it does not matter whose part comes first: each sends what the other one stores.
+template <int kTokens, int kRank>
+__device__ __forceinline__ void add_two_parts(const WideRings& rings, int warp, int lane, float (&sums)[kTokens / 2]) {
+  constexpr int kEights = kTokens / 16;
+  constexpr int kKept = kRank * kEights * 4;
+  constexpr int kSent = (1 - kRank) * kEights * 4;
+  const uint32_t place = part_place(rings, warp, lane);
+  ptx::named_barrier(1, kWideConsumers * 32);
+#pragma unroll
+  for (int j = 0; j < kEights; ++j) {
+    ptx::store_shared_16(place + j * kPartStep, {sums[kSent + 4 * j], sums[kSent + 4 * j + 1], sums[kSent + 4 * j + 2],
+                                                 sums[kSent + 4 * j + 3]});
+  }
+  ptx::cluster_barrier();
+  const uint32_t there = ptx::address_in(place, 1 - kRank);
+#pragma unroll
+  for (int j = 0; j < kEights; ++j) {
+    const float4 part = ptx::load_cluster_16(there + j * kPartStep);
+    sums[kKept + 4 * j] += part.x;
+    sums[kKept + 4 * j + 1] += part.y;
+    sums[kKept + 4 * j + 2] += part.z;
+    sums[kKept + 4 * j + 3] += part.w;
+  }
+}
+
+// The end of an item that blocks of a cluster split.
+template <int kTokens>
+__device__ __forceinline__ void add_up(int split, const WideRings& rings, uint32_t rank, int warp, int lane,
+                                       float (&sums)[kTokens / 2]) {
+  if (split != 2) {
+    add_parts<kTokens>(split, rings, rank, warp, lane, sums);
+  } else if (rank == 0) {
+    add_two_parts<kTokens, 0>(rings, warp, lane, sums);
+  } else {
+    add_two_parts<kTokens, 1>(rings, warp, lane, sums);
+  }
+}
+
+// A warp's: lets go of a block of x, of an item that so many blocks split. What mates fetch for each other, each lets
+// go of for all; what a block has fetched for itself, for itself as often.
+__device__ __forceinline__ void release_block(const WideArgs& args, const WideRings& rings, uint32_t rank, int lane,
+                                              int split, WidePlace& place) {
+  if (lane < args.mates) {
+    ptx::barrier_arrive_in(rings.x_empty + 8 * place.stage,
+                           args.mates > 1 && split == 1 ? static_cast<uint32_t>(lane) : rank);
+  }
+  place.next(args.x_stages);
 }
 
 // The two warpgroups that multiply.
@@ -92,16 +146,12 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
     ptx::warpgroup_commit();
     x.next(args.x_stages);
   };
-  const auto release_x = [&] {
-    if (lane < args.mates) {
-      ptx::barrier_arrive_in(rings.x_empty + 8 * x_read.stage, args.mates > 1 ? static_cast<uint32_t>(lane) : rank);
-    }
-    x_read.next(args.x_stages);
-  };
+  const auto release_x = [&](int split) { release_block(args, rings, rank, lane, split, x_read); };
 
   const StagedStore<kTokens> staged_store(warp, lane);
   // Whether the last item's last two blocks of x have not been let go, since its sums lie there.
   bool keeps = false;
+  bool ends_split = WideWalk::ends_split(args);
 
   for (WideWalk walk(args, rank); walk.more(); walk.next()) {
 #pragma unroll
@@ -118,7 +168,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         for (int part = 0; part <= args.two_parts; ++part) start.template operator()<1>(operand);
         release_weights();
         ptx::warpgroup_wait<0>();
-        for (int i = 0; i < 2 + 2 * args.two_parts; ++i) release_x();
+        for (int i = 0; i < 2 + 2 * args.two_parts; ++i) release_x(walk.split);
       }
     } else {
       // The next tile is loaded while two blocks are under way.
@@ -127,7 +177,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
       const auto step = [&](Operand& now, Operand& then) {
         start.template operator()<0>(now);
         ptx::warpgroup_wait<1>();
-        if (!is_first) release_x();
+        if (!is_first) release_x(walk.split);
         is_first = false;
         if (args.two_parts != 0) {
           start.template operator()<0>(now);
@@ -139,15 +189,15 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         ptx::warpgroup_wait<1>();
         if (keeps) {
           staged_store.wait_taken();
-          for (int i = 0; i < kStagedBlocks; ++i) release_x();
+          for (int i = 0; i < kStagedBlocks; ++i) release_x(1);
         }
-        keeps = args.staged && left == 1;
-        if (args.two_parts != 0 || !keeps) release_x();
+        keeps = args.staged && walk.split == 1 && left == 1;
+        if (args.two_parts != 0 || !keeps) release_x(walk.split);
         for (int part = 0; part < 2 * args.two_parts; ++part) {
           start.template operator()<1>(now);
           if (part == 0) release_weights();
           ptx::warpgroup_wait<1>();
-          if (part == 0 || !keeps) release_x();
+          if (part == 0 || !keeps) release_x(walk.split);
         }
         --left;
       };
@@ -159,7 +209,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         if (left == 0) break;
       }
       ptx::warpgroup_wait<0>();
-      if (!keeps) release_x();
+      if (!keeps) release_x(walk.split);
     }
 #pragma unroll
     for (float& sum : sums) ptx::settle(sum);
@@ -168,13 +218,15 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
       staged_store.start(args, rings, walk, x_read, sums);
       continue;
     }
-    if (args.split > 1) add_parts<kTokens>(args, rings, rank, warp, lane, sums);
+    if (walk.split > 1) {
+      add_up<kTokens>(walk.split, rings, rank, warp, lane, sums);
+      ends_split = false;
+    }
     WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
-    // There are as many clusters as items.
-    if (args.split > 1) return;
   }
   if (args.staged) staged_store.end();
-  if (args.split > 1) ptx::cluster_barrier();
+  // The item to split had no expert.
+  if (ends_split) ptx::cluster_barrier();
 }
 
 // Of most ways of weights: the warps of the first warpgroup only fetch.
@@ -250,7 +302,7 @@ __device__ void wide_block(const WideArgs& args, const CUtensorMap& x) {
       fetch_x<kTokens>(args, rings, x, rank);
     }
     __syncwarp();
-    if (args.split > 1) ptx::cluster_barrier();
+    if (WideWalk::ends_split(args)) ptx::cluster_barrier();
   } else {
     ptx::take_registers<(kWideResident<kTokens> > 1 ? 96 : Way::kRegisters)>();
     ptx::wait_for_previous();

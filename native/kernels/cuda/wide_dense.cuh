@@ -56,17 +56,13 @@ struct ByRows : WideFetches {
       if (lane == 0) ptx::barrier_arrive(rings.weights_empty + 8 * weights_read.stage);
       weights_read.next(args.stages);
     };
-    const auto release_x = [&](int blocks) {
-      for (int i = 0; i < blocks; ++i) {
-        if (lane < args.mates) {
-          ptx::barrier_arrive_in(rings.x_empty + 8 * x_read.stage, args.mates > 1 ? static_cast<uint32_t>(lane) : rank);
-        }
-        x_read.next(args.x_stages);
-      }
+    const auto release_x = [&](int blocks, int split) {
+      for (int i = 0; i < blocks; ++i) release_block(args, rings, rank, lane, split, x_read);
     };
     const StagedStore<kTokens> staged_store(warp, lane);
     // Whether the last item's last two blocks of x have not been let go, since its sums lie there.
     bool keeps = false;
+    bool ends_split = WideWalk::ends_split(args);
     for (WideWalk walk(args, rank); walk.more(); walk.next()) {
 #pragma unroll
       for (float& sum : sums) {
@@ -97,27 +93,29 @@ struct ByRows : WideFetches {
         release_weights();
         if (keeps) {
           staged_store.wait_taken();
-          release_x(kStagedBlocks);
+          release_x(kStagedBlocks, 1);
         }
-        keeps = args.staged && i == halves - 1;
-        if (args.two_parts != 0 || !keeps) release_x(1 + args.two_parts);
+        keeps = args.staged && walk.split == 1 && i == halves - 1;
+        if (args.two_parts != 0 || !keeps) release_x(1 + args.two_parts, walk.split);
       }
       ptx::warpgroup_wait<0>();
       release_weights();
-      if (!keeps) release_x(1 + args.two_parts);
+      if (!keeps) release_x(1 + args.two_parts, walk.split);
 #pragma unroll
       for (float& sum : sums) ptx::settle(sum);
       if (keeps) {
         staged_store.start(args, rings, walk, x_read, sums);
         continue;
       }
-      if (args.split > 1) add_parts<kTokens>(args, rings, rank, warp, lane, sums);
+      if (walk.split > 1) {
+        add_up<kTokens>(walk.split, rings, rank, warp, lane, sums);
+        ends_split = false;
+      }
       WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
-      // There are as many clusters as items.
-      if (args.split > 1) return;
     }
     if (args.staged) staged_store.end();
-    if (args.split > 1) ptx::cluster_barrier();
+    // The item to split had no expert.
+    if (ends_split) ptx::cluster_barrier();
   }
 };
 

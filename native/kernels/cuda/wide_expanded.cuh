@@ -20,11 +20,12 @@ static_assert(expansion_words(0) == kTileWords);
 
 inline constexpr int kExpanders = 3;
 // Tiles that a warp claims, and tells others of, together: each waits for memory, and so do fences behind it, which
-// would take longer than expanding a tile.
-inline constexpr int kBatch = 3;
-// A warp's memory: a batch as it comes; and with its barriers.
-__host__ __device__ constexpr int batch_bytes(int stage_bytes) { return kBatch * stage_bytes; }
-__host__ __device__ constexpr int expander_bytes(int stage_bytes) { return batch_bytes(stage_bytes) + kBatch * 8; }
+// would take longer than expanding a tile. Where so many would take a stage from the rings of the products, which costs
+// more, it is fewer.
+inline constexpr int kLeastBatch = 2;
+inline constexpr int kMostBatch = 3;
+// A warp's memory: a batch as it comes, and its barriers.
+__host__ __device__ constexpr int expander_bytes(int batch, int stage_bytes) { return batch * (stage_bytes + 8); }
 
 // What stands for a tile where there is none: of the parts that a cluster splits, some are shorter; or all have been
 // claimed.
@@ -74,7 +75,7 @@ class Expander {
   __device__ Expander(const WideArgs& args, uint32_t ring, uint32_t barriers, int lane)
       : args_(args), ring_(ring), barriers_(barriers), lane_(lane), of_lane_(lane), order_(args) {
     if (lane == 0) {
-      for (int i = 0; i < kBatch; ++i) ptx::barrier_init(barriers + 8 * i, 1);
+      for (int i = 0; i < args.expand_batch; ++i) ptx::barrier_init(barriers + 8 * i, 1);
       ptx::barrier_init_fence();
     }
     __syncwarp();
@@ -85,13 +86,13 @@ class Expander {
   __device__ void run() {
     claim();
     Batch now = look();
-    for (int i = 0; i < kBatch; ++i) fetch(now, i);
+    for (int i = 0; i < args_.expand_batch; ++i) fetch(now, i);
     claim();
     Batch next = look();
     uint32_t parities = 0;
     while (true) {
       Batch later;
-      for (int i = 0; i < kBatch; ++i) {
+      for (int i = 0; i < args_.expand_batch; ++i) {
         const int tile = __shfl_sync(~0u, now.tile, i);
         if (tile == kAllClaimed) {
           publish(now, i);
@@ -105,7 +106,7 @@ class Expander {
         if (i == 0) claim();
         if (i == 1) later = look();
       }
-      publish(now, kBatch);
+      publish(now, args_.expand_batch);
       now = next;
       next = later;
     }
@@ -118,12 +119,12 @@ class Expander {
   };
 
   __device__ void claim() {
-    if (lane_ == 0) claimed_ = atomicAdd(args_.progress + kClaimed, kBatch);
+    if (lane_ == 0) claimed_ = atomicAdd(args_.progress + kClaimed, args_.expand_batch);
   }
   __device__ Batch look() {
     Batch batch;
     const int first = static_cast<int>(__shfl_sync(~0u, claimed_, 0));
-    if (lane_ >= kBatch) return batch;
+    if (lane_ >= args_.expand_batch) return batch;
     batch.tile = order_.tile_of(first + lane_);
     if (batch.tile >= 0) batch.source.find(args_, batch.tile);
     return batch;
@@ -179,17 +180,16 @@ struct ByExpansion : ByRows {
     const uint32_t launch = args.progress[kLaunches] + 1;
     WidePlace place;
     WidePlace x_place;
-    const int share = kTokens / args.mates;
-    const int mine = args.mates > 1 ? static_cast<int>(rank) * share : 0;
+    const int mine = args.mates > 1 ? static_cast<int>(rank) * (kTokens / args.mates) : 0;
     for (WideWalk walk(args, rank); walk.more(); walk.next()) {
-      const int row = walk.group * args.tokens + walk.token * kTokens + mine;
+      const int row = walk.group * args.tokens + walk.token * kTokens;
       int ready = walk.first_col;
       for (int half = 2 * walk.first_col; half < 2 * walk.last_col; ++half) {
         if (half == 2 * ready) ready = wait_for_tiles(args, walk, ready, launch, lane);
         if (lane == 0) {
           fetch_half(args, rings, place, walk.row_tile, half);
           for (int part = 0; part <= args.two_parts; ++part) {
-            fetch_block<kTokens>(args, rings, x, row, mine, half, part, x_place);
+            fetch_block<kTokens>(args, rings, x, walk, row, mine, half, part, x_place);
           }
         }
         __syncwarp();
@@ -199,8 +199,8 @@ struct ByExpansion : ByRows {
   }
 
   __device__ static void help(const WideArgs& args, const WideRings& rings, int warp, int lane) {
-    const int bytes = batch_bytes(args.expand_bytes);
-    const uint32_t barriers = rings.beside + kExpanders * bytes + warp * kBatch * 8;
+    const int bytes = args.expand_batch * args.expand_bytes;
+    const uint32_t barriers = rings.beside + kExpanders * bytes + warp * args.expand_batch * 8;
     Expander<Tile>(args, rings.beside + warp * bytes, barriers, lane).run();
   }
 

@@ -38,19 +38,27 @@ __device__ void fetch_weights(const WideArgs& args, const WideRings& rings, uint
   }
 }
 
-// One lane's: the block of 64 inputs `half` of a part of x, of which `mine` is the token that this block of the cluster
-// fetches from on, `row` its row.
+// One lane's: the block of 64 inputs `half` of a part of x, of the tokens from `row` on. Mates fetch a share each for
+// all, but for items whose inputs they split.
 template <int kTokens>
-__device__ __forceinline__ void fetch_block(const WideArgs& args, const WideRings& rings, const CUtensorMap& x, int row,
-                                            int mine, int half, int part, WidePlace& place) {
+__device__ __forceinline__ void fetch_block(const WideArgs& args, const WideRings& rings, const CUtensorMap& x,
+                                            const WideWalk& walk, int row, int mine, int half, int part,
+                                            WidePlace& place) {
   ptx::barrier_wait(rings.x_empty + 8 * place.stage, place.parity ^ 1);
   const uint32_t full = rings.x_full + 8 * place.stage;
   ptx::barrier_expect(full, kWideXBytes<kTokens>);
-  const uint32_t to = rings.x + place.stage * kWideXBytes<kTokens> + mine * kWideInputs * 2;
+  const uint32_t to = rings.x + place.stage * kWideXBytes<kTokens>;
+  const int col = half * kWideInputs;
   if (args.mates == 1) {
-    ptx::tensor_load(to, &x, half * kWideInputs, part, row, full);
+    ptx::tensor_load(to, &x, col, part, row, full);
+  } else if (walk.split == 1) {
+    ptx::tensor_load_to(static_cast<uint16_t>((1u << args.mates) - 1), to + mine * kWideInputs * 2, &x, col, part,
+                        row + mine, full);
   } else {
-    ptx::tensor_load_to(static_cast<uint16_t>((1u << args.mates) - 1), to, &x, half * kWideInputs, part, row, full);
+    const int share = kTokens / args.mates;
+    for (int from = 0; from < kTokens; from += share) {
+      ptx::tensor_load(to + from * kWideInputs * 2, &x, col, part, row + from, full);
+    }
   }
   place.next(args.x_stages);
 }
@@ -58,14 +66,13 @@ __device__ __forceinline__ void fetch_block(const WideArgs& args, const WideRing
 // One lane's.
 template <int kTokens>
 __device__ void fetch_x(const WideArgs& args, const WideRings& rings, const CUtensorMap& x, uint32_t rank) {
-  const int share = kTokens / args.mates;
-  const int mine = args.mates > 1 ? static_cast<int>(rank) * share : 0;
+  const int mine = args.mates > 1 ? static_cast<int>(rank) * (kTokens / args.mates) : 0;
   WidePlace place;
   for (WideWalk walk(args, rank); walk.more(); walk.next()) {
-    const int row = walk.group * args.tokens + walk.token * kTokens + mine;
+    const int row = walk.group * args.tokens + walk.token * kTokens;
     for (int half = 2 * walk.first_col; half < 2 * walk.last_col; ++half) {
       for (int part = 0; part <= args.two_parts; ++part) {
-        fetch_block<kTokens>(args, rings, x, row, mine, half, part, place);
+        fetch_block<kTokens>(args, rings, x, walk, row, mine, half, part, place);
       }
     }
   }

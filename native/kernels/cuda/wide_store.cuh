@@ -5,14 +5,28 @@
 
 namespace espalier::cuda {
 
+__device__ __forceinline__ float gated(float gate, float up) { return __fdividef(gate, 1.0f + expf(-gate)) * up; }
+
+// What is left of a value when it was rounded. Infinity stays infinity.
+__device__ __forceinline__ float rest(float value, __nv_bfloat16 rounded) {
+  return isinf(value) ? 0.0f : value - __bfloat162float(rounded);
+}
+
+// Which of the blocks that split an item stores an eight of its tokens.
+template <int kTokens>
+__device__ __forceinline__ int owner(int eight, int split) {
+  return eight * split / (kTokens / 8);
+}
+
 // Stores what a warp has: of each eight tokens lane 4g + t has its rows g and g + 8 for 2t and 2t + 1, and stores four
-// neighbouring rows for one of them, gated ones two. With `split`, this block stores each split-th eight.
+// neighbouring rows for one of them, gated ones two. Of an item that blocks split, each stores neighbouring eights.
 template <int kTokens>
 class WideStore {
  public:
   __device__ WideStore(const WideArgs& args, const WideWalk& walk, uint32_t rank, int row_tile, int lane)
       : args_(args),
-        rank_(static_cast<int>(rank)),
+        split_(walk.split),
+        rank_(walk.split > 1 ? static_cast<int>(rank) : 0),
         row_tile_(row_tile),
         odd_((lane & 4) != 0),
         high_((lane & 8) != 0),
@@ -31,9 +45,7 @@ class WideStore {
   }
 
  private:
-  __device__ bool mine(int eight) const {
-    return eight * 8 < left_ && (args_.split == 1 || eight % args_.split == rank_);
-  }
+  __device__ bool mine(int eight) const { return eight * 8 < left_ && owner<kTokens>(eight, split_) == rank_; }
   __device__ float2 neighbours(float even_token, float odd_token) const {
     const float other = __shfl_xor_sync(~0u, odd_ ? even_token : odd_token, 4);
     return odd_ ? float2{other, odd_token} : float2{even_token, other};
@@ -77,7 +89,6 @@ class WideStore {
   }
 
   __device__ __forceinline__ void store_gated(const float (&sums)[kTokens / 2]) const {
-    const auto gated = [](float gate, float up) { return __fdividef(gate, 1.0f + expf(-gate)) * up; };
     const int parts = 1 + args_.two_parts;
     const int stride = args_.rows / 2;
     auto* to = static_cast<__nv_bfloat16*>(args_.y) + row_of_y_ * parts * stride + row_tile_ * (kTileHeight / 2) +
@@ -91,14 +102,10 @@ class WideStore {
       if (parts == 2) put(to + stride, float2{rest(pair.x, large.x), rest(pair.y, large.y)});
     }
   }
-  // Infinity stays infinity.
-  __device__ static float rest(float value, __nv_bfloat16 large) {
-    return isinf(value) ? 0.0f : value - __bfloat162float(large);
-  }
-
   const WideArgs& args_;
   int64_t row_of_y_;
   int left_;
+  const int split_;
   const int rank_;
   const int row_tile_;
   const bool odd_;

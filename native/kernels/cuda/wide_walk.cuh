@@ -7,11 +7,14 @@
 
 namespace espalier::cuda {
 
+// Whole items come first (`items` of them), then those whose inputs the blocks of a cluster split.
 struct WideArgs : ProductArgs {
   int token_blocks;  // of a group
-  int first_row_tile;
-  int row_groups;  // of a group, from the first row tile on: row blocks that mates take together
+  int row_groups;    // of a group: row blocks that mates take together
   int mates;
+  int split_items;       // no more than clusters
+  int split_row_tile;    // the first one of these
+  int split_row_blocks;  // of a group
   int x_stages;
   CUtensorMap tensor;    // dense: the tiles, see wide_dense.cuh
   bool staged;           // whether sums go out as wide_staged_store.cuh says
@@ -20,6 +23,7 @@ struct WideArgs : ProductArgs {
   uint8_t* expanded;
   uint32_t* progress;
   int expand_bytes;      // of a stage of tiles before
+  int expand_batch;      // such tiles that a warp has at a time
   int expand_row_tiles;  // that are expanded together
 };
 
@@ -46,43 +50,55 @@ constexpr int kWideResident = kTokens <= 64 ? 2 : 1;
 class WideWalk {
  public:
   __device__ WideWalk(const WideArgs& args, uint32_t rank)
-      : args_(args),
-        clusters_(gridDim.x / (args.mates * args.split)),
-        rank_(static_cast<int>(rank)),
-        item_(blockIdx.x / (args.mates * args.split)) {
-    const int part = args.split > 1 ? rank_ : 0;
-    first_col = static_cast<int>(static_cast<int64_t>(args.col_tiles) * part / args.split);
-    last_col = static_cast<int>(static_cast<int64_t>(args.col_tiles) * (part + 1) / args.split);
+      : args_(args), clusters_(clusters(args)), rank_(static_cast<int>(rank)), item_(first(args)) {
     find();
   }
-  __device__ bool more() const { return item_ < args_.items; }
+  __device__ bool more() const { return item_ < args_.items + args_.split_items; }
   __device__ void next() {
     item_ += clusters_;
     find();
   }
+  // Whether the last item of this cluster is one that its blocks split, even if no expert is to be used.
+  __device__ static bool ends_split(const WideArgs& args) {
+    const int before = max(args.items - first(args), 0);
+    const int rounds = (before + clusters(args) - 1) / clusters(args);
+    return first(args) + rounds * clusters(args) < args.items + args.split_items;
+  }
 
-  int first_col;
-  int last_col;
+  int split = 1;  // blocks that share the inputs
+  int first_col = 0;
+  int last_col = 0;
   int group = 0;
   int64_t expert = 0;
   int token = 0;     // block of tokens
   int row_tile = 0;  // the first one; a mate may have none left
 
  private:
+  __device__ static int cluster(const WideArgs& args) { return args.mates * args.split; }
+  __device__ static int clusters(const WideArgs& args) { return gridDim.x / cluster(args); }
+  __device__ static int first(const WideArgs& args) { return blockIdx.x / cluster(args); }
+
   __device__ void find() {
-    const int each = args_.row_groups * args_.token_blocks;
     for (; more(); item_ += clusters_) {
-      group = item_ / each;
+      const bool is_split = item_ >= args_.items;
+      split = is_split ? cluster(args_) : 1;
+      const int index = is_split ? item_ - args_.items : item_;
+      const int row_groups = is_split ? args_.split_row_blocks : args_.row_groups;
+      const int each = row_groups * args_.token_blocks;
+      group = index / each;
       expert = args_.experts != nullptr ? args_.experts[group] : args_.one_matrix ? 0 : group;
       if (expert < 0) continue;
-      const int in_group = item_ - group * each;
+      const int in_group = index - group * each;
       const int band = in_group / (kWideBand * args_.token_blocks);
       const int in_band = in_group - band * kWideBand * args_.token_blocks;
-      const int width = min(kWideBand, args_.row_groups - band * kWideBand);
+      const int width = min(kWideBand, row_groups - band * kWideBand);
       token = in_band / width;
-      row_tile =
-          args_.first_row_tile +
-          ((band * kWideBand + in_band - token * width) * args_.mates + (args_.mates > 1 ? rank_ : 0)) * kWideRowTiles;
+      const int row_group = band * kWideBand + in_band - token * width;
+      row_tile = is_split ? args_.split_row_tile + row_group * kWideRowTiles
+                          : (row_group * args_.mates + (args_.mates > 1 ? rank_ : 0)) * kWideRowTiles;
+      const int part = is_split ? rank_ : 0;
+      first_col = static_cast<int>(static_cast<int64_t>(args_.col_tiles) * part / split);
+      last_col = static_cast<int>(static_cast<int64_t>(args_.col_tiles) * (part + 1) / split);
       return;
     }
   }

@@ -14,11 +14,11 @@ __device__ __forceinline__ void store_matrices_turned(uint32_t to, const uint32_
                : "memory");
 }
 
-// Starts to copy a box of a tensor of three dimensions from shared memory; what is outside of the tensor is left out.
+// Starts to copy a box of a tensor of four dimensions from shared memory; what is outside of the tensor is left out.
 // `tensor` is a CUtensorMap.
-__device__ __forceinline__ void tensor_store(const void* tensor, int x, int y, int z, uint32_t from) {
-  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(tensor), "r"(x),
-               "r"(y), "r"(z), "r"(from)
+__device__ __forceinline__ void tensor_store(const void* tensor, int x, int y, int z, int w, uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(tensor),
+               "r"(x), "r"(y), "r"(z), "r"(w), "r"(from)
                : "memory");
 }
 
