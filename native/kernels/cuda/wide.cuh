@@ -31,75 +31,36 @@ __device__ __forceinline__ uint64_t describe_x(uint32_t address) {
   return uint64_t{1} << 62 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
 }
 
-// Where a thread puts sums for other blocks, 16 bytes for each 8 tokens: when all blocks of x have been read, their
-// place is free.
-inline constexpr int kPartStep = kWideConsumers * 32 * 16;
-__device__ __forceinline__ uint32_t part_place(const WideRings& rings, int warp, int lane) {
-  return rings.x + (warp * 32 + lane) * 16;
-}
-
 // Adds up what the blocks of a cluster have of the same rows and tokens; each ends with the eights that it stores.
 template <int kTokens>
 __device__ __forceinline__ void add_parts(int split, const WideRings& rings, uint32_t rank, int warp, int lane,
                                           float (&sums)[kTokens / 2]) {
-  const uint32_t place = part_place(rings, warp, lane);
+  // All blocks of x have been read: their place is free for the sums, 16 bytes a thread for each 8 tokens.
+  const uint32_t place = rings.x + (warp * 32 + lane) * 16;
+  constexpr int kStep = kWideConsumers * 32 * 16;
+  // Of two it does not matter which comes first: what a block stores may stay where it is.
+  const int kept = split == 2 ? static_cast<int>(rank) : -1;
   ptx::named_barrier(1, kWideConsumers * 32);
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    ptx::store_shared_16(place + j * kPartStep, {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
+    if (j % split == kept) continue;
+    ptx::store_shared_16(place + j * kStep, {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[4 * j + i] = 0;
   }
   ptx::cluster_barrier();
   for (int from = 0; from < split; ++from) {
+    if (from == kept) continue;
     const uint32_t there = ptx::address_in(place, from);
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) {
-      if (owner<kTokens>(j, split) != static_cast<int>(rank)) continue;
-      const float4 part = ptx::load_cluster_16(there + j * kPartStep);
+      if (j % split != static_cast<int>(rank)) continue;
+      const float4 part = ptx::load_cluster_16(there + j * kStep);
       sums[4 * j] += part.x;
       sums[4 * j + 1] += part.y;
       sums[4 * j + 2] += part.z;
       sums[4 * j + 3] += part.w;
     }
-  }
-}
-
-// The same of two blocks, where it does not matter whose part comes first: each sends what the other one stores.
-template <int kTokens, int kRank>
-__device__ __forceinline__ void add_two_parts(const WideRings& rings, int warp, int lane, float (&sums)[kTokens / 2]) {
-  constexpr int kEights = kTokens / 16;
-  constexpr int kKept = kRank * kEights * 4;
-  constexpr int kSent = (1 - kRank) * kEights * 4;
-  const uint32_t place = part_place(rings, warp, lane);
-  ptx::named_barrier(1, kWideConsumers * 32);
-#pragma unroll
-  for (int j = 0; j < kEights; ++j) {
-    ptx::store_shared_16(place + j * kPartStep, {sums[kSent + 4 * j], sums[kSent + 4 * j + 1], sums[kSent + 4 * j + 2],
-                                                 sums[kSent + 4 * j + 3]});
-  }
-  ptx::cluster_barrier();
-  const uint32_t there = ptx::address_in(place, 1 - kRank);
-#pragma unroll
-  for (int j = 0; j < kEights; ++j) {
-    const float4 part = ptx::load_cluster_16(there + j * kPartStep);
-    sums[kKept + 4 * j] += part.x;
-    sums[kKept + 4 * j + 1] += part.y;
-    sums[kKept + 4 * j + 2] += part.z;
-    sums[kKept + 4 * j + 3] += part.w;
-  }
-}
-
-// The end of an item that blocks of a cluster split.
-template <int kTokens>
-__device__ __forceinline__ void add_up(int split, const WideRings& rings, uint32_t rank, int warp, int lane,
-                                       float (&sums)[kTokens / 2]) {
-  if (split != 2) {
-    add_parts<kTokens>(split, rings, rank, warp, lane, sums);
-  } else if (rank == 0) {
-    add_two_parts<kTokens, 0>(rings, warp, lane, sums);
-  } else {
-    add_two_parts<kTokens, 1>(rings, warp, lane, sums);
   }
 }
 
@@ -219,7 +180,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
       continue;
     }
     if (walk.split > 1) {
-      add_up<kTokens>(walk.split, rings, rank, warp, lane, sums);
+      add_parts<kTokens>(walk.split, rings, rank, warp, lane, sums);
       ends_split = false;
     }
     WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);

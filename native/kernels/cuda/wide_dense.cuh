@@ -108,7 +108,7 @@ struct ByRows : WideFetches {
         continue;
       }
       if (walk.split > 1) {
-        add_up<kTokens>(walk.split, rings, rank, warp, lane, sums);
+        add_parts<kTokens>(walk.split, rings, rank, warp, lane, sums);
         ends_split = false;
       }
       WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);

@@ -54,7 +54,7 @@ class StagedStore {
             wait_taken();
             ptx::named_barrier(2 + warpgroup_, 128);
           }
-          lay_floats(sums, half, to[warp_ / 2]);
+          lay_floats(sums, half, warp_ < 2 ? to[0] : to[1]);
           share();
           if (!stores()) break;
           store(row, 0, to[0]);

@@ -12,21 +12,15 @@ __device__ __forceinline__ float rest(float value, __nv_bfloat16 rounded) {
   return isinf(value) ? 0.0f : value - __bfloat162float(rounded);
 }
 
-// Which of the blocks that split an item stores an eight of its tokens.
-template <int kTokens>
-__device__ __forceinline__ int owner(int eight, int split) {
-  return eight * split / (kTokens / 8);
-}
-
 // Stores what a warp has: of each eight tokens lane 4g + t has its rows g and g + 8 for 2t and 2t + 1, and stores four
-// neighbouring rows for one of them, gated ones two. Of an item that blocks split, each stores neighbouring eights.
+// neighbouring rows for one of them, gated ones two. Of an item that blocks split, each stores every split-th eight.
 template <int kTokens>
 class WideStore {
  public:
   __device__ WideStore(const WideArgs& args, const WideWalk& walk, uint32_t rank, int row_tile, int lane)
       : args_(args),
         split_(walk.split),
-        rank_(walk.split > 1 ? static_cast<int>(rank) : 0),
+        rank_(static_cast<int>(rank)),
         row_tile_(row_tile),
         odd_((lane & 4) != 0),
         high_((lane & 8) != 0),
@@ -45,7 +39,7 @@ class WideStore {
   }
 
  private:
-  __device__ bool mine(int eight) const { return eight * 8 < left_ && owner<kTokens>(eight, split_) == rank_; }
+  __device__ bool mine(int eight) const { return eight * 8 < left_ && (split_ == 1 || eight % split_ == rank_); }
   __device__ float2 neighbours(float even_token, float odd_token) const {
     const float other = __shfl_xor_sync(~0u, odd_ ? even_token : odd_token, 4);
     return odd_ ? float2{other, odd_token} : float2{even_token, other};
