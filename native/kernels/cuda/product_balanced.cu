@@ -56,6 +56,6 @@ WideKernel balanced_wide(int tokens) { return choose_wide<BalancedTile>(tokens);
 
 DecodeKernel balanced_decode(bool kv_is_bf16) { return choose_decode<DenseTile, BalancedTile>(kv_is_bf16); }
 ExpandKernel balanced_expand() { return make_expand<BalancedTile, 24>(); }
-WideKernel balanced_expanded() { return make_wide_by_rows<ByExpansion<BalancedTile>>(); }
+WideKernel balanced_expanded() { return make_expanded<BalancedTile, 3>(); }
 
 }  // namespace espalier::cuda

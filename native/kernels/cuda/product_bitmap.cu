@@ -85,6 +85,7 @@ ProductKernel bitmap_kernel(int tokens, bool is_brief) {
 WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile>(tokens); }
 
 ExpandKernel bitmap_expand() { return make_expand<BitmapTile, 24>(); }
-WideKernel bitmap_expanded() { return make_wide_by_rows<ByExpansion<BitmapTile>>(); }
+// With three tiles at a time the rings of the products would be a stage shorter, which costs more.
+WideKernel bitmap_expanded() { return make_expanded<BitmapTile, 2>(); }
 
 }  // namespace espalier::cuda

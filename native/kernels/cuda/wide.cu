@@ -180,32 +180,12 @@ Status start_all(const WideLaunch& launch, const WideArgs& args, const WideTunin
 
 // Shared memory of a block, of which it has some beside the rings.
 Status choose_memory(WideLaunch& launch, WideArgs& args, int beside) {
+  const WideKernel& kernel = launch.kernel;
   const int more = beside > 0 ? beside + kBeside : 0;
-  const int rings = choose_stages(args, launch.kernel, launch.limits.shared_of(launch.kernel.resident) - more);
+  const int rings = choose_stages(args, kernel, launch.limits.shared_of(kernel.resident) - more);
   if (rings == 0) return Status(Code::kUsage, "this device has too little shared memory for the product");
   launch.shared = rings + more;
-  return Status::ok();
-}
-
-Status allow_memory(const WideLaunch& launch) {
-  ESPALIER_CUDA_TRY(
-      cudaFuncSetAttribute(launch.kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
-  return Status::ok();
-}
-
-// As many tiles at a time for warps that expand as leave the rings as deep as fewer would.
-Status choose_expanders(WideLaunch& launch, WideArgs& args) {
-  int deepest = 0;
-  for (const int batch : {kLeastBatch, kMostBatch}) {
-    WideLaunch with_batch = launch;
-    WideArgs batch_args = args;
-    batch_args.expand_batch = batch;
-    ESPALIER_TRY(choose_memory(with_batch, batch_args, kExpanders * expander_bytes(batch, args.expand_bytes)));
-    if (batch_args.stages < deepest) continue;
-    deepest = batch_args.stages;
-    launch.shared = with_batch.shared;
-    args = batch_args;
-  }
+  ESPALIER_CUDA_TRY(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
   return Status::ok();
 }
 
@@ -253,7 +233,6 @@ Status launch_wide_product(const Product& product, cudaStream_t stream, const Wi
   }
   args.token_blocks = (product.tokens + launch.kernel.tokens - 1) / launch.kernel.tokens;
   ESPALIER_TRY(choose_memory(launch, args, 0));
-  ESPALIER_TRY(allow_memory(launch));
 
   WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
   ESPALIER_TRY(choose_clusters(launch, args, tuning, all));
@@ -300,8 +279,7 @@ Status launch_expanded_product(const Product& product, const ExpansionRoom& room
   args.early = false;
   ESPALIER_TRY(describe_weights(room.expanded, 1, args.row_tiles, args.col_tiles, args.tensor));
   args.token_blocks = (product.tokens + launch.kernel.tokens - 1) / launch.kernel.tokens;
-  ESPALIER_TRY(choose_expanders(launch, args));
-  ESPALIER_TRY(allow_memory(launch));
+  ESPALIER_TRY(choose_memory(launch, args, kExpanders * expander_bytes(launch.kernel.expand_batch, args.expand_bytes)));
 
   WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
   ESPALIER_TRY(choose_clusters(launch, args, {}, all));

@@ -290,6 +290,8 @@ struct WideKernel {
   int resident = 0;
   // Whether a stage of weights is 64 inputs of 128 rows, see wide_dense.cuh; else 8 tiles.
   bool by_rows = false;
+  // Tiles that a warp has at a time that expands them, see wide_expanded.cuh.
+  int expand_batch = 0;
 };
 
 template <class Tile, int kTokens>

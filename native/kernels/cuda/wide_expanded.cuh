@@ -19,12 +19,7 @@ inline constexpr int kTileWords = 32;
 static_assert(expansion_words(0) == kTileWords);
 
 inline constexpr int kExpanders = 3;
-// Tiles that a warp claims, and tells others of, together: each waits for memory, and so do fences behind it, which
-// would take longer than expanding a tile. Where so many would take a stage from the rings of the products, which costs
-// more, it is fewer.
-inline constexpr int kLeastBatch = 2;
-inline constexpr int kMostBatch = 3;
-// A warp's memory: a batch as it comes, and its barriers.
+// A warp's memory: a batch of tiles as it comes, and its barriers.
 __host__ __device__ constexpr int expander_bytes(int batch, int stage_bytes) { return batch * (stage_bytes + 8); }
 
 // What stands for a tile where there is none: of the parts that a cluster splits, some are shorter; or all have been
@@ -68,14 +63,16 @@ class ExpandOrder {
   int width_;
 };
 
-// What a warp does that expands. Lane i has what concerns the i-th tile of a batch.
-template <class Tile>
+// What a warp does that expands. It claims, and tells others of, kBatch tiles together: each waits for memory, and so
+// do fences behind it, which would take longer than expanding a tile. Lane i has what concerns the i-th tile of a
+// batch.
+template <class Tile, int kBatch>
 class Expander {
  public:
   __device__ Expander(const WideArgs& args, uint32_t ring, uint32_t barriers, int lane)
       : args_(args), ring_(ring), barriers_(barriers), lane_(lane), of_lane_(lane), order_(args) {
     if (lane == 0) {
-      for (int i = 0; i < args.expand_batch; ++i) ptx::barrier_init(barriers + 8 * i, 1);
+      for (int i = 0; i < kBatch; ++i) ptx::barrier_init(barriers + 8 * i, 1);
       ptx::barrier_init_fence();
     }
     __syncwarp();
@@ -86,13 +83,13 @@ class Expander {
   __device__ void run() {
     claim();
     Batch now = look();
-    for (int i = 0; i < args_.expand_batch; ++i) fetch(now, i);
+    for (int i = 0; i < kBatch; ++i) fetch(now, i);
     claim();
     Batch next = look();
     uint32_t parities = 0;
     while (true) {
       Batch later;
-      for (int i = 0; i < args_.expand_batch; ++i) {
+      for (int i = 0; i < kBatch; ++i) {
         const int tile = __shfl_sync(~0u, now.tile, i);
         if (tile == kAllClaimed) {
           publish(now, i);
@@ -106,7 +103,7 @@ class Expander {
         if (i == 0) claim();
         if (i == 1) later = look();
       }
-      publish(now, args_.expand_batch);
+      publish(now, kBatch);
       now = next;
       next = later;
     }
@@ -119,12 +116,12 @@ class Expander {
   };
 
   __device__ void claim() {
-    if (lane_ == 0) claimed_ = atomicAdd(args_.progress + kClaimed, args_.expand_batch);
+    if (lane_ == 0) claimed_ = atomicAdd(args_.progress + kClaimed, kBatch);
   }
   __device__ Batch look() {
     Batch batch;
     const int first = static_cast<int>(__shfl_sync(~0u, claimed_, 0));
-    if (lane_ >= args_.expand_batch) return batch;
+    if (lane_ >= kBatch) return batch;
     batch.tile = order_.tile_of(first + lane_);
     if (batch.tile >= 0) batch.source.find(args_, batch.tile);
     return batch;
@@ -166,7 +163,7 @@ class Expander {
   uint32_t claimed_ = 0;
 };
 
-template <class Tile>
+template <class Tile, int kBatch>
 struct ByExpansion : ByRows {
   static constexpr bool kHelps = true;
   static constexpr int kFetcherRegisters = 104;
@@ -199,9 +196,9 @@ struct ByExpansion : ByRows {
   }
 
   __device__ static void help(const WideArgs& args, const WideRings& rings, int warp, int lane) {
-    const int bytes = args.expand_batch * args.expand_bytes;
-    const uint32_t barriers = rings.beside + kExpanders * bytes + warp * args.expand_batch * 8;
-    Expander<Tile>(args, rings.beside + warp * bytes, barriers, lane).run();
+    const int bytes = kBatch * args.expand_bytes;
+    const uint32_t barriers = rings.beside + kExpanders * bytes + warp * kBatch * 8;
+    Expander<Tile, kBatch>(args, rings.beside + warp * bytes, barriers, lane).run();
   }
 
   // The last block makes everything ready for the next launch.
@@ -233,5 +230,12 @@ struct ByExpansion : ByRows {
     return first + (missing == 0 ? 32 : __ffs(static_cast<int>(missing)) - 1) / kWideRowTiles;
   }
 };
+
+template <class Tile, int kBatch>
+WideKernel make_expanded() {
+  WideKernel kernel = make_wide_by_rows<ByExpansion<Tile, kBatch>>();
+  kernel.expand_batch = kBatch;
+  return kernel;
+}
 
 }  // namespace espalier::cuda

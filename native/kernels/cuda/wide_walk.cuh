@@ -23,7 +23,6 @@ struct WideArgs : ProductArgs {
   uint8_t* expanded;
   uint32_t* progress;
   int expand_bytes;      // of a stage of tiles before
-  int expand_batch;      // such tiles that a warp has at a time
   int expand_row_tiles;  // that are expanded together
 };
 
