@@ -86,7 +86,7 @@ Status launch_product(const Product& product, CUstream_st* stream, const Product
 struct WideTuning {
   // Blocks of a cluster, up to 8, that share the inputs of 128 rows.
   int split = 0;
-  // Blocks of a cluster that take different rows and fetch x together: 1 or 2.
+  // Blocks of a cluster that take different rows and fetch x together: 1, 2 or 4.
   int mates = 0;
 };
 

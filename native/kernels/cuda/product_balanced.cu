@@ -52,7 +52,7 @@ ProductKernel balanced_kernel(int tokens) {
   return make_kernel<BalancedTile, 2, 1, 8, 2>();
 }
 
-WideKernel balanced_wide(int tokens) { return choose_wide<BalancedTile>(tokens); }
+WideKernel balanced_wide(int tokens) { return choose_wide<BalancedTile, false>(tokens); }
 
 DecodeKernel balanced_decode(bool kv_is_bf16) { return choose_decode<DenseTile, BalancedTile>(kv_is_bf16); }
 ExpandKernel balanced_expand() { return make_expand<BalancedTile, 24>(); }

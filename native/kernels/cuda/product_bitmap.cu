@@ -82,7 +82,7 @@ ProductKernel bitmap_kernel(int tokens, bool is_brief) {
   return kernel;
 }
 
-WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile>(tokens); }
+WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile, false>(tokens); }
 
 ExpandKernel bitmap_expand() { return make_expand<BitmapTile, 24>(); }
 // With three tiles at a time the rings of the products would be a stage shorter, which costs more.

@@ -11,9 +11,9 @@ ProductKernel dense_kernel(int tokens) {
 }
 
 WideKernel dense_wide(int tokens) {
-  if (tokens <= 32) return make_wide<DenseTile, 32>();
-  if (tokens <= 64) return make_wide<DenseTile, 64>();
-  if (tokens <= 128) return make_wide<DenseTile, 128>();
+  if (tokens <= 32) return make_wide<DenseTile, 32, true>();
+  if (tokens <= 64) return make_wide<DenseTile, 64, true>();
+  if (tokens <= 128) return make_wide<DenseTile, 128, true>();
   return make_wide_by_rows();
 }
 

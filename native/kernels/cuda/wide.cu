@@ -40,7 +40,7 @@ WideKernel expanded_kernel(TileLayout layout) {
 bool is_staged(const Product& product, const WideKernel& kernel, const WideArgs& args) {
   const int first = kernel.by_rows ? 2 * (1 + args.two_parts) : 2;
   const int multiple = product.output == OutputType::kF32 ? 4 : 8;
-  return kernel.resident == 1 && args.split == 1 && args.x_stages >= kStagedBlocks + first &&
+  return kernel.stages && args.split == 1 && args.x_stages >= kStagedBlocks + first &&
          product.weights.rows % multiple == 0 && reinterpret_cast<uintptr_t>(product.y) % 16 == 0;
 }
 
@@ -194,7 +194,16 @@ Status choose_clusters(const WideLaunch& launch, const WideArgs& args, const Wid
   const Result<int> split = tuning.split > 0 ? Result<int>(tuning.split) : choose_split(launch, items, args.col_tiles);
   if (!split.is_ok()) return split.status();
   all.split = split.value();
-  if (all.split == 1) all.mates = tuning.mates > 0 ? tuning.mates : all.count > 1 ? 2 : 1;
+  if (all.split > 1) return Status::ok();
+  all.mates = tuning.mates > 0 ? tuning.mates : all.count > 1 ? 2 : 1;
+  if (tuning.mates > 0 || launch.product.groups > 1 || args.token_blocks > 1 || launch.kernel.tokens < 256) {
+    return Status::ok();
+  }
+  // Nobody else reads these weights; more mates read x less often.
+  constexpr int kMostMates = 4;
+  const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, kMostMates);
+  if (!fit.is_ok()) return fit.status();
+  if (all.count >= kMostMates && (all.count + kMostMates - 1) / kMostMates <= fit.value()) all.mates = kMostMates;
   return Status::ok();
 }
 

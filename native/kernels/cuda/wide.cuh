@@ -64,28 +64,46 @@ __device__ __forceinline__ void add_parts(int split, const WideRings& rings, uin
   }
 }
 
-// A warp's: lets go of a block of x, of an item that so many blocks split. What mates fetch for each other, each lets
-// go of for all; what a block has fetched for itself, for itself as often.
-__device__ __forceinline__ void release_block(const WideArgs& args, const WideRings& rings, uint32_t rank, int lane,
-                                              int split, WidePlace& place) {
-  if (lane < args.mates) {
-    ptx::barrier_arrive_in(rings.x_empty + 8 * place.stage,
-                           args.mates > 1 && split == 1 ? static_cast<uint32_t>(lane) : rank);
-  }
-  place.next(args.x_stages);
-}
+// How a warp lets go of blocks of x: what mates fetch for each other, each lets go of for all; what a block has fetched
+// for itself, for itself as often.
+class BlockRelease {
+ public:
+  __device__ BlockRelease(const WideArgs& args, const WideRings& rings, uint32_t rank, int lane)
+      : of_mates_(ptx::address_in(rings.x_empty, args.mates > 1 ? static_cast<uint32_t>(lane % args.mates) : rank)),
+        own_(ptx::address_in(rings.x_empty, rank)),
+        there_(own_),
+        arrives_(lane < args.mates),
+        stages_(args.x_stages) {}
+  // Before the first block of an item.
+  __device__ void begin(const WideWalk& walk) { there_ = walk.split == 1 ? of_mates_ : own_; }
+  __device__ __forceinline__ void next() { next(there_); }
+  // Of an item that has ended, which was not split.
+  __device__ __forceinline__ void next_kept() { next(of_mates_); }
+  __device__ WidePlace place() const { return place_; }
 
-// The two warpgroups that multiply.
-template <class Tile, int kTokens>
+ private:
+  __device__ __forceinline__ void next(uint32_t there) {
+    if (arrives_) ptx::barrier_arrive_there(there + 8 * place_.stage);
+    place_.next(stages_);
+  }
+
+  const uint32_t of_mates_;
+  const uint32_t own_;
+  uint32_t there_;
+  const bool arrives_;
+  const int stages_;
+  WidePlace place_;  // the first one that has not been let go
+};
+
+// The two warpgroups that multiply. kStaged: whether sums may go out through shared memory.
+template <class Tile, int kTokens, bool kStaged>
 __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint32_t rank, int warp, int lane) {
   using Operand = typename Tile::Operand;
   const typename Tile::Lane of_lane(lane);
   float sums[kTokens / 2];
   WidePlace weights;
   WidePlace x;
-  // The first ones that have not been let go.
-  WidePlace x_read;
-  WidePlace weights_read;
+  WidePlace weights_read;  // the first one that has not been let go
   const auto load = [&](Operand& operand) {
     ptx::barrier_wait(rings.weights_full + 8 * weights.stage, weights.parity);
     Tile tile;
@@ -107,14 +125,14 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
     ptx::warpgroup_commit();
     x.next(args.x_stages);
   };
-  const auto release_x = [&](int split) { release_block(args, rings, rank, lane, split, x_read); };
-
+  BlockRelease release_x(args, rings, rank, lane);
   const StagedStore<kTokens> staged_store(warp, lane);
   // Whether the last item's last two blocks of x have not been let go, since its sums lie there.
   bool keeps = false;
   bool ends_split = WideWalk::ends_split(args);
 
   for (WideWalk walk(args, rank); walk.more(); walk.next()) {
+    release_x.begin(walk);
 #pragma unroll
     for (float& sum : sums) {
       sum = 0;
@@ -129,7 +147,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         for (int part = 0; part <= args.two_parts; ++part) start.template operator()<1>(operand);
         release_weights();
         ptx::warpgroup_wait<0>();
-        for (int i = 0; i < 2 + 2 * args.two_parts; ++i) release_x(walk.split);
+        for (int i = 0; i < 2 + 2 * args.two_parts; ++i) release_x.next();
       }
     } else {
       // The next tile is loaded while two blocks are under way.
@@ -138,7 +156,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
       const auto step = [&](Operand& now, Operand& then) {
         start.template operator()<0>(now);
         ptx::warpgroup_wait<1>();
-        if (!is_first) release_x(walk.split);
+        if (!is_first) release_x.next();
         is_first = false;
         if (args.two_parts != 0) {
           start.template operator()<0>(now);
@@ -148,17 +166,19 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         if (args.two_parts == 0) release_weights();
         if (left > 1) load(then);
         ptx::warpgroup_wait<1>();
-        if (keeps) {
-          staged_store.wait_taken();
-          for (int i = 0; i < kStagedBlocks; ++i) release_x(1);
+        if constexpr (kStaged) {
+          if (keeps) {
+            staged_store.wait_taken();
+            for (int i = 0; i < kStagedBlocks; ++i) release_x.next_kept();
+          }
+          keeps = args.staged && walk.split == 1 && left == 1;
         }
-        keeps = args.staged && walk.split == 1 && left == 1;
-        if (args.two_parts != 0 || !keeps) release_x(walk.split);
+        if (args.two_parts != 0 || !keeps) release_x.next();
         for (int part = 0; part < 2 * args.two_parts; ++part) {
           start.template operator()<1>(now);
           if (part == 0) release_weights();
           ptx::warpgroup_wait<1>();
-          if (part == 0 || !keeps) release_x(walk.split);
+          if (part == 0 || !keeps) release_x.next();
         }
         --left;
       };
@@ -170,14 +190,16 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         if (left == 0) break;
       }
       ptx::warpgroup_wait<0>();
-      if (!keeps) release_x(walk.split);
+      if (!keeps) release_x.next();
     }
 #pragma unroll
     for (float& sum : sums) ptx::settle(sum);
 
-    if (keeps) {
-      staged_store.start(args, rings, walk, x_read, sums);
-      continue;
+    if constexpr (kStaged) {
+      if (keeps) {
+        staged_store.start(args, rings, walk, release_x.place(), sums);
+        continue;
+      }
     }
     if (walk.split > 1) {
       add_parts<kTokens>(walk.split, rings, rank, warp, lane, sums);
@@ -202,7 +224,7 @@ struct WideFetches {
 };
 
 // How weights become operands. This one: from their tiles in shared memory to registers.
-template <class Tile>
+template <class Tile, bool kStaged>
 struct ByRegisters : WideFetches {
   // Lanes that fetch, those of them that announce a stage, and those that let go of it.
   static constexpr int kFetchLanes = kWideRowTiles;
@@ -216,7 +238,7 @@ struct ByRegisters : WideFetches {
   }
   template <int kTokens>
   __device__ static void multiply(const WideArgs& args, const WideRings& rings, uint32_t rank, int warp, int lane) {
-    multiply_wide<Tile, kTokens>(args, rings, rank, warp, lane);
+    multiply_wide<Tile, kTokens, kStaged>(args, rings, rank, warp, lane);
   }
 };
 
@@ -290,22 +312,29 @@ struct WideKernel {
   int resident = 0;
   // Whether a stage of weights is 64 inputs of 128 rows, see wide_dense.cuh; else 8 tiles.
   bool by_rows = false;
+  // Whether sums may go out through shared memory, see wide_staged_store.cuh.
+  bool stages = false;
   // Tiles that a warp has at a time that expands them, see wide_expanded.cuh.
   int expand_batch = 0;
 };
 
-template <class Tile, int kTokens>
+template <class Tile, int kTokens, bool kStages>
 WideKernel make_wide() {
-  return {&wide_kernel<ByRegisters<Tile>, kTokens>, kTokens, kWideResident<kTokens>};
+  constexpr bool kStaged = kStages && kWideResident<kTokens> == 1;
+  return {.function = &wide_kernel<ByRegisters<Tile, kStaged>, kTokens>,
+          .tokens = kTokens,
+          .resident = kWideResident<kTokens>,
+          .stages = kStaged};
 }
 
-// The kernel of a layout for groups of so many tokens.
-template <class Tile>
+// The kernel of a layout for groups of so many tokens. kStages: not where products are bound by the instructions that
+// expand tiles, which what it takes in the loop adds to.
+template <class Tile, bool kStages = true>
 WideKernel choose_wide(int tokens) {
-  if (tokens <= 32) return make_wide<Tile, 32>();
-  if (tokens <= 64) return make_wide<Tile, 64>();
-  if (tokens <= 128) return make_wide<Tile, 128>();
-  return make_wide<Tile, 256>();
+  if (tokens <= 32) return make_wide<Tile, 32, kStages>();
+  if (tokens <= 64) return make_wide<Tile, 64, kStages>();
+  if (tokens <= 128) return make_wide<Tile, 128, kStages>();
+  return make_wide<Tile, 256, kStages>();
 }
 WideKernel dense_wide(int tokens);
 WideKernel two_four_wide(int tokens);

@@ -49,21 +49,21 @@ struct ByRows : WideFetches {
     float sums[kTokens / 2];
     WidePlace weights;
     WidePlace x;
-    // The first ones that have not been let go.
-    WidePlace weights_read;
-    WidePlace x_read;
+    WidePlace weights_read;  // the first one that has not been let go
     const auto release_weights = [&] {
       if (lane == 0) ptx::barrier_arrive(rings.weights_empty + 8 * weights_read.stage);
       weights_read.next(args.stages);
     };
-    const auto release_x = [&](int blocks, int split) {
-      for (int i = 0; i < blocks; ++i) release_block(args, rings, rank, lane, split, x_read);
+    BlockRelease release_x(args, rings, rank, lane);
+    const auto release_half = [&] {
+      for (int part = 0; part <= args.two_parts; ++part) release_x.next();
     };
     const StagedStore<kTokens> staged_store(warp, lane);
     // Whether the last item's last two blocks of x have not been let go, since its sums lie there.
     bool keeps = false;
     bool ends_split = WideWalk::ends_split(args);
     for (WideWalk walk(args, rank); walk.more(); walk.next()) {
+      release_x.begin(walk);
 #pragma unroll
       for (float& sum : sums) {
         sum = 0;
@@ -93,18 +93,18 @@ struct ByRows : WideFetches {
         release_weights();
         if (keeps) {
           staged_store.wait_taken();
-          release_x(kStagedBlocks, 1);
+          for (int j = 0; j < kStagedBlocks; ++j) release_x.next_kept();
         }
         keeps = args.staged && walk.split == 1 && i == halves - 1;
-        if (args.two_parts != 0 || !keeps) release_x(1 + args.two_parts, walk.split);
+        if (args.two_parts != 0 || !keeps) release_half();
       }
       ptx::warpgroup_wait<0>();
       release_weights();
-      if (!keeps) release_x(1 + args.two_parts, walk.split);
+      if (!keeps) release_half();
 #pragma unroll
       for (float& sum : sums) ptx::settle(sum);
       if (keeps) {
-        staged_store.start(args, rings, walk, x_read, sums);
+        staged_store.start(args, rings, walk, release_x.place(), sums);
         continue;
       }
       if (walk.split > 1) {
@@ -123,7 +123,11 @@ struct ByRows : WideFetches {
 template <class Way = ByRows>
 WideKernel make_wide_by_rows() {
   constexpr int kTokens = 256;
-  return {&wide_kernel<Way, kTokens>, kTokens, kWideResident<kTokens>, true};
+  return {.function = &wide_kernel<Way, kTokens>,
+          .tokens = kTokens,
+          .resident = kWideResident<kTokens>,
+          .by_rows = true,
+          .stages = true};
 }
 
 }  // namespace espalier::cuda

@@ -35,10 +35,10 @@ __device__ __forceinline__ float4 load_cluster_16(uint32_t from) {
   return value;
 }
 
-// Arrives at a barrier of a block of the cluster. For readers who are done: a release for the whole cluster would wait
-// for a memory barrier, a thousand cycles.
-__device__ __forceinline__ void barrier_arrive_in(uint32_t barrier, uint32_t rank) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in(barrier, rank)) : "memory");
+// Arrives at a barrier of a block of the cluster, at an address of address_in(). For readers who are done: a release
+// for the whole cluster would wait for a memory barrier, a thousand cycles.
+__device__ __forceinline__ void barrier_arrive_there(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Brings what describes a tensor into its cache.
