@@ -28,7 +28,7 @@ constexpr size_t kMostAlgorithms = 1024;
 constexpr int64_t kLeastRowsBitmap = 1024;
 constexpr int64_t kLeastRowsBalanced = 2048;
 // Those from which on expanding on the way is faster than expanding first, and from which on it no longer is. With
-// fewer it is where every block has one item: else the last ones would wait for all tiles.
+// fewer it is where every block has one item; elsewhere both take as long.
 constexpr int64_t kLeastRowsOnTheWay = 2048;
 constexpr int64_t kLeastRowsLibrary = 3072;
 
