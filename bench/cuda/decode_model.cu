@@ -2,7 +2,8 @@
 // each, greedy. Weights are random, of real shapes, packed once and copied to every expert and layer, so that each lies
 // in memory of its own.
 //
-//   ./decode_model [qwen3-30b-a3b|mixtral-8x7b] [PATTERN] [context] [steps] [batch,…] [layers] [parts] [gpu,…]
+//   ./decode_model [qwen3-30b-a3b|mixtral-8x7b|mixtral-8x22b] [PATTERN] [context] [steps] [batch,…] [layers] [parts]
+//     [gpu,…]
 //   built by CMake with -DESPALIER_CUDA_BENCH=ON; PATTERN is dense, 2:4, 16:32 or bitmap of bf16, or int8 or 2:4-int8.
 //   `parts` is of activations (2: float32). Each of the GPUs listed is a stage with an equal share of the layers; one
 //   may be there several times.
@@ -28,7 +29,8 @@ struct Shape {
   bool head_norms;
 };
 const Shape kShapes[] = {{"qwen3-30b-a3b", 2048, 48, 32, 4, 128, 768, 128, 8, 151936, true},
-                         {"mixtral-8x7b", 4096, 32, 32, 8, 128, 14336, 8, 2, 32000, false}};
+                         {"mixtral-8x7b", 4096, 32, 32, 8, 128, 14336, 8, 2, 32000, false},
+                         {"mixtral-8x22b", 6144, 56, 48, 8, 128, 16384, 8, 2, 32768, false}};
 
 ThreadPool& pool() {
   static ThreadPool threads(0);
