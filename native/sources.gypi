@@ -172,6 +172,7 @@
       "native/test/matmul_test.cc",
       "native/test/rows_test.cc",
       "native/test/cuda_tiles_test.cc",
+      "native/test/cuda_rings_test.cc",
       "native/test/cuda_codes_test.cc",
       "native/test/cuda_host_matrices_test.cc",
       "native/test/cublaslt_test.cc",

@@ -10,12 +10,12 @@
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/product_launch.h"
 #include "kernels/cuda/wide_expanded.cuh"
+#include "kernels/cuda/wide_rings.h"
 #include "kernels/cuda/wide_tensors.h"
 
 namespace espalier::cuda {
 namespace {
 
-constexpr int kMostStages = 16;
 constexpr int kMostSplit = 8;
 
 WideKernel find_kernel(TileLayout layout, int tokens) {
@@ -75,19 +75,18 @@ Result<int> clusters_that_fit(const WideKernel& kernel, const DeviceLimits& limi
   return count;
 }
 
-// Stages of both rings that fit, as deep as each other in inputs; returns the bytes of shared memory, 0 if too few fit.
+// Stages of both rings that fit; returns the bytes of shared memory, 0 if too few fit.
 int choose_stages(WideArgs& args, const WideKernel& kernel, int shared_bytes) {
-  const int x_bytes = kernel.tokens * kWideInputs * 2;
-  const int weight_bytes = kWideRowTiles * args.stage_bytes;
-  const int room = shared_bytes - 4 * kMostStages * 8;
-  const int x_each = (kernel.by_rows ? 1 : 2) * x_bytes * (1 + args.two_parts);
-  args.stages = std::clamp(room / (weight_bytes + x_each), 2, kMostStages);
-  args.x_stages = std::min((room - args.stages * weight_bytes) / x_bytes, kMostStages);
-  // Where a third tile takes nothing from x.
-  if (args.stages == 2 && room - args.x_stages * x_bytes >= 3 * weight_bytes) args.stages = 3;
-  // Those of two stages of weights are under way at the same time.
-  if (args.x_stages < (kernel.by_rows ? 2 + 2 * args.two_parts : 3)) return 0;
-  return args.stages * weight_bytes + args.x_stages * x_bytes + (args.stages + args.x_stages) * 16;
+  const RingSizes sizes{.x_bytes = kernel.tokens * kWideInputs * 2,
+                        .weight_bytes = kWideRowTiles * args.stage_bytes,
+                        .parts = 1 + args.two_parts,
+                        .by_rows = kernel.by_rows,
+                        .loads_ahead = kernel.resident == 1};
+  const Rings rings = choose_rings(sizes, shared_bytes - 4 * kMostRingStages * 8);
+  if (rings.x_stages == 0) return 0;
+  args.stages = rings.stages;
+  args.x_stages = rings.x_stages;
+  return rings.stages * sizes.weight_bytes + rings.x_stages * sizes.x_bytes + (rings.stages + rings.x_stages) * 16;
 }
 
 // A product on its way to the device.
