@@ -59,7 +59,7 @@ __device__ __forceinline__ void prepare_head(const DecodeTask& task, const Decod
   const bool is_query = head < shape.heads;
   const bool is_value = head >= shape.heads + shape.kv_heads;
   const int begin = head * shape.head_dim;
-  const uint32_t* words = task.words_of(task.words.qkv, turn.copy);
+  const uint32_t* words = words_of(task, task.words.qkv, turn);
   constexpr int kPairs = kDecodeDim / 64;
   uint32_t found[2 * kPairs];
   await_words(turn.mark, found, [&](int j) {

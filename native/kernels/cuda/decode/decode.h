@@ -95,9 +95,6 @@ struct DecodeTask {
   DecodeWords words;                // the first copy
   int64_t copy_size = 0;            // words of a copy
   uint32_t* layers_done = nullptr;  // since the words were zeros
-#ifdef __CUDACC__
-  __device__ uint32_t* words_of(uint32_t* first, uint32_t copy) const { return first + copy * copy_size; }
-#endif
 
   DecodeRoom room;  // launch_decode's
 };

@@ -71,7 +71,7 @@ class Decoder {
     }
   }
 
-  __device__ uint32_t* words(uint32_t* first) const { return task_.words_of(first, turn_.copy); }
+  __device__ uint32_t* words(uint32_t* first) const { return words_of(task_, first, turn_); }
   __device__ int gated_width() const { return task_.products[kGateUp].row_tiles * (kTileHeight / 2); }
 
   // Of layer i: before attention, which adds what the layer before has found, or before the experts.

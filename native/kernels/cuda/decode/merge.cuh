@@ -15,7 +15,7 @@ struct Partials {
   uint32_t mark;
 
   __device__ Partials(const DecodeTask& task, const AttendShare& share, const Turn& turn)
-      : words(task.words_of(task.words.partials, turn.copy)),
+      : words(words_of(task, task.words.partials, turn)),
         stride(task.heads.head_dim + 4),
         of_head(share.blocks * stride),
         mark(turn.mark) {}
@@ -106,7 +106,7 @@ __device__ __forceinline__ void merge_partials(const DecodeTask& task, const Par
              sum.w + factor * part.sum.w};
       total += factor * part.total;
     }
-    uint32_t* const to = task.words_of(task.words.mixed, turn.copy) + head * dim + at;
+    uint32_t* const to = words_of(task, task.words.mixed, turn) + head * dim + at;
     store_word_of_parts(to, sum.x / total, task.parts, turn.mark);
     store_word_of_parts(to + 1, sum.y / total, task.parts, turn.mark);
     store_word_of_parts(to + 2, sum.z / total, task.parts, turn.mark);

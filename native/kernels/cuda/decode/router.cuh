@@ -27,7 +27,7 @@ class Router {
     for (int row = blockIdx.x; row < task_.routing.rows; row += gridDim.x) {
       float sum = task_.router_is_bf16 ? product<__nv_bfloat16>(layer, row) : product<float>(layer, row);
       sum = worker_sum(sum, scratch);
-      if (threadIdx.x == 0) store_word(task_.words_of(task_.words.logits, turn_.copy) + row, sum, turn_.mark);
+      if (threadIdx.x == 0) store_word(words_of(task_, task_.words.logits, turn_) + row, sum, turn_.mark);
       sync_workers();
     }
   }
@@ -45,7 +45,7 @@ class Router {
       for (int j = 0; j < kAhead; ++j) experts[j] = first + 32 * j < rows ? layer.expert_of_row[first + 32 * j] : 0;
       uint32_t found[kAhead];
       await_words(turn_.mark, found, [&](int j) {
-        return first + 32 * j < rows ? task_.words_of(task_.words.logits, turn_.copy) + first + 32 * j : nullptr;
+        return first + 32 * j < rows ? words_of(task_, task_.words.logits, turn_) + first + 32 * j : nullptr;
       });
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
@@ -72,7 +72,7 @@ class Router {
       uint32_t found[kAhead];
       await_words(turn_.mark, found, [&](int j) {
         const int block = first + 32 * j + static_cast<int>(threadIdx.x % 32);
-        return block < static_cast<int>(gridDim.x) ? task_.words_of(task_.words.blocks, turn_.copy) + block : nullptr;
+        return block < static_cast<int>(gridDim.x) ? words_of(task_, task_.words.blocks, turn_) + block : nullptr;
       });
     }
   }

@@ -10,6 +10,7 @@
 
 #include <cuda_bf16.h>
 
+#include "kernels/cuda/decode/decode.h"
 #include "kernels/cuda/ptx/memory.cuh"
 
 namespace espalier::cuda {
@@ -21,6 +22,11 @@ struct Turn {
 
   __device__ explicit Turn(uint32_t layer) : copy(layer % 2), mark(layer / 2 % 2 ^ 1) {}
 };
+
+// Those of the turn, of words that the task has.
+__device__ __forceinline__ uint32_t* words_of(const DecodeTask& task, uint32_t* first, const Turn& turn) {
+  return first + turn.copy * task.copy_size;
+}
 
 // At most 2⁻²³ of the value off; infinity and NaN stay what they are.
 __device__ __forceinline__ void store_word(uint32_t* to, float value, uint32_t mark) {
