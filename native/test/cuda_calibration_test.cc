@@ -12,6 +12,22 @@ using test::floats;
 using test::OnGpu;
 using test::require;
 
+namespace {
+
+// Groups of rows that follow each other, some without any.
+std::vector<GemmGroup> random_groups(int count) {
+  std::vector<GemmGroup> groups(static_cast<size_t>(count));
+  int rows = 0;
+  for (GemmGroup& group : groups) {
+    group.first_row = rows;
+    group.rows = draw(0, 50);
+    rows += group.rows;
+  }
+  return groups;
+}
+
+}  // namespace
+
 TEST_CASE("floats become parts, with zeros behind them") {
   if (!test::has_gpu()) return;
   for (const int cols : {1, 32, 333}) {
@@ -60,6 +76,34 @@ TEST_CASE("SwiGLU as floats and as parts") {
   }
 }
 
+TEST_CASE("sums of columns have the bits of float64 sums in the order of the rows") {
+  if (!test::has_gpu()) return;
+  constexpr int kExperts = 3;
+  const int cols = draw(1, 400);
+  std::vector<double> wanted(static_cast<size_t>(kExperts * cols), 0.0);
+  const OnGpu<double> sums(wanted);
+  for (int batch = 0; batch < 3; ++batch) {
+    const std::vector<GemmGroup> groups = random_groups(kExperts);
+    const int rows = groups.back().first_row + groups.back().rows;
+    const std::vector<float> x = floats(static_cast<size_t>((rows + 1) * cols));
+    const OnGpu<GemmGroup> groups_gpu(groups);
+    const OnGpu<float> x_gpu(x);
+    require(add_columns(
+        {.groups = groups_gpu.get(), .group_count = kExperts, .x = x_gpu.get(), .cols = cols, .sums = sums.get()},
+        nullptr));
+    require(to_status(cudaDeviceSynchronize(), "add_columns"));
+    for (int e = 0; e < kExperts; ++e) {
+      const GemmGroup& group = groups[static_cast<size_t>(e)];
+      for (int r = group.first_row; r < group.first_row + group.rows; ++r) {
+        for (int j = 0; j < cols; ++j) {
+          wanted[static_cast<size_t>(e * cols + j)] += static_cast<double>(x[static_cast<size_t>(r * cols + j)]);
+        }
+      }
+    }
+  }
+  CHECK(sums.host() == wanted);
+}
+
 TEST_CASE("squared lengths have the bits of the CPU, however rows are cut into launches") {
   if (!test::has_gpu()) return;
   ThreadPool pool(2);
@@ -71,13 +115,8 @@ TEST_CASE("squared lengths have the bits of the CPU, however rows are cut into l
       for (int e = 0; e < kExperts; ++e) wanted.push_back(std::move(SiteStatistics::create(cols, false).value()));
       const OnGpu<double> sums(std::vector<double>(static_cast<size_t>(kExperts * cols), 0.0));
       for (int batch = 0; batch < 3; ++batch) {
-        std::vector<GemmGroup> groups(kExperts);
-        int rows = 0;
-        for (GemmGroup& group : groups) {
-          group.first_row = rows;
-          group.rows = draw(0, 50);
-          rows += group.rows;
-        }
+        const std::vector<GemmGroup> groups = random_groups(kExperts);
+        const int rows = groups.back().first_row + groups.back().rows;
         const int inputs = indexed ? 20 : std::max(rows, 1);
         const std::vector<float> x = floats(static_cast<size_t>(inputs * cols));
         const std::vector<float> gates = floats(static_cast<size_t>(rows + 1));

@@ -122,8 +122,8 @@ TEST_CASE("tiles of any bitmap have rings on a Hopper GPU") {
   for (int tokens = 32; tokens <= 256; tokens *= 2) {
     const bool shares = tokens <= 64;  // a multiprocessor with another block
     const int room = (shares ? 228 * 1024 / 2 - 1024 : 227 * 1024) - 2048;
-    // A lane has up to 16 quads of values, each 8 bytes: as many that come late, their room, masks, and what is read
-    // beyond.
+    // Of a lane's 16 quads the first have places and the others come late; with the masks, the room that those are
+    // moved to, and what is read beyond.
     for (int slots = 0; slots <= 16; ++slots) {
       const int late = 16 - slots;
       const int tile = (late + 2) * 256 + 256 + slots * 256 + late * 256;

@@ -1,6 +1,5 @@
 // What a survey takes of experts' outputs on a GPU, against float64 on the host.
 #include "gpu.h"
-#include "kernels/cuda/calibration.h"
 #include "kernels/cuda/expert_outputs.h"
 
 using namespace espalier;
@@ -28,39 +27,6 @@ TEST_CASE("squared lengths of rows") {
       CHECK(found[static_cast<size_t>(r)] == doctest::Approx(wanted).epsilon(1e-13));
     }
   }
-}
-
-TEST_CASE("sums of columns have the bits of float64 sums in the order of the rows") {
-  if (!test::has_gpu()) return;
-  constexpr int kExperts = 3;
-  const int cols = draw(1, 400);
-  std::vector<double> wanted(static_cast<size_t>(kExperts * cols), 0.0);
-  const OnGpu<double> sums(wanted);
-  for (int batch = 0; batch < 3; ++batch) {
-    std::vector<GemmGroup> groups(kExperts);
-    int rows = 0;
-    for (GemmGroup& group : groups) {
-      group.first_row = rows;
-      group.rows = draw(0, 50);
-      rows += group.rows;
-    }
-    const std::vector<float> x = floats(static_cast<size_t>((rows + 1) * cols));
-    const OnGpu<GemmGroup> groups_gpu(groups);
-    const OnGpu<float> x_gpu(x);
-    require(add_columns(
-        {.groups = groups_gpu.get(), .group_count = kExperts, .x = x_gpu.get(), .cols = cols, .sums = sums.get()},
-        nullptr));
-    require(to_status(cudaDeviceSynchronize(), "add_columns"));
-    for (int e = 0; e < kExperts; ++e) {
-      const GemmGroup& group = groups[static_cast<size_t>(e)];
-      for (int r = group.first_row; r < group.first_row + group.rows; ++r) {
-        for (int j = 0; j < cols; ++j) {
-          wanted[static_cast<size_t>(e * cols + j)] += static_cast<double>(x[static_cast<size_t>(r * cols + j)]);
-        }
-      }
-    }
-  }
-  CHECK(sums.host() == wanted);
 }
 
 TEST_CASE("Gram matrices of the experts' outputs for a token") {

@@ -35,12 +35,20 @@ WideKernel expanded_kernel(TileLayout layout) {
   return layout == TileLayout::kBitmap ? bitmap_expanded() : balanced_expanded();
 }
 
+RingSizes ring_sizes(const WideKernel& kernel, const WideArgs& args) {
+  return {.x_bytes = kernel.tokens * kWideInputs * 2,
+          .weight_bytes = kWideRowTiles * args.stage_bytes,
+          .parts = 1 + args.two_parts,
+          .by_rows = kernel.by_rows,
+          .loads_ahead = kernel.resident == 1};
+}
+
 // Whether sums go out through shared memory, where the blocks of x that they keep leave enough of them for the first
 // products of the next item, and the copy engine can address y.
 bool is_staged(const Product& product, const WideKernel& kernel, const WideArgs& args) {
-  const int first = kernel.by_rows ? 2 * (1 + args.two_parts) : 2;
+  const int first = ring_sizes(kernel, args).least_blocks();
   const int multiple = product.output == OutputType::kF32 ? 4 : 8;
-  return kernel.stages && args.split == 1 && args.x_stages >= kStagedBlocks + first &&
+  return kernel.can_stage && args.split == 1 && args.x_stages >= kStagedBlocks + first &&
          product.weights.rows % multiple == 0 && reinterpret_cast<uintptr_t>(product.y) % 16 == 0;
 }
 
@@ -77,11 +85,7 @@ Result<int> clusters_that_fit(const WideKernel& kernel, const DeviceLimits& limi
 
 // Stages of both rings that fit; returns the bytes of shared memory, 0 if too few fit.
 int choose_stages(WideArgs& args, const WideKernel& kernel, int shared_bytes) {
-  const RingSizes sizes{.x_bytes = kernel.tokens * kWideInputs * 2,
-                        .weight_bytes = kWideRowTiles * args.stage_bytes,
-                        .parts = 1 + args.two_parts,
-                        .by_rows = kernel.by_rows,
-                        .loads_ahead = kernel.resident == 1};
+  const RingSizes sizes = ring_sizes(kernel, args);
   const Rings rings = choose_rings(sizes, shared_bytes - 4 * kMostRingStages * 8);
   if (rings.x_stages == 0) return 0;
   args.stages = rings.stages;

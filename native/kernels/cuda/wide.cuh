@@ -139,7 +139,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
       ptx::settle(sum);
     }
     int left = walk.last_col - walk.first_col;
-    if constexpr (kWideResident < kTokens >> 1) {
+    if constexpr (!kLoadsAhead<kTokens>) {
       Operand operand;
       for (; left > 0; --left) {
         load(operand);
@@ -313,18 +313,18 @@ struct WideKernel {
   // Whether a stage of weights is 64 inputs of 128 rows, see wide_dense.cuh; else 8 tiles.
   bool by_rows = false;
   // Whether sums may go out through shared memory, see wide_staged_store.cuh.
-  bool stages = false;
+  bool can_stage = false;
   // Tiles that a warp has at a time that expands them, see wide_expanded.cuh.
   int expand_batch = 0;
 };
 
 template <class Tile, int kTokens, bool kStages>
 WideKernel make_wide() {
-  constexpr bool kStaged = kStages && kWideResident<kTokens> == 1;
+  constexpr bool kStaged = kStages && kLoadsAhead<kTokens>;
   return {.function = &wide_kernel<ByRegisters<Tile, kStaged>, kTokens>,
           .tokens = kTokens,
           .resident = kWideResident<kTokens>,
-          .stages = kStaged};
+          .can_stage = kStaged};
 }
 
 // The kernel of a layout for groups of so many tokens. kStages: not where products are bound by the instructions that

@@ -127,7 +127,7 @@ WideKernel make_wide_by_rows() {
           .tokens = kTokens,
           .resident = kWideResident<kTokens>,
           .by_rows = true,
-          .stages = true};
+          .can_stage = true};
 }
 
 }  // namespace espalier::cuda

@@ -41,9 +41,12 @@ inline constexpr int kBeside = 256;
 template <int kTokens>
 constexpr int kWideXBytes = kTokens* kWideInputs * 2;
 // Blocks of a multiprocessor. With two, one's weights come while the other ends, and there are more warps to expand
-// tiles: what few tokens want, whose sums leave room for it. A warp then has one tile at a time.
+// tiles: what few tokens want, whose sums leave room for it.
 template <int kTokens>
 constexpr int kWideResident = kTokens <= 64 ? 2 : 1;
+// Whether a warp has the registers for the next tile beside the one at hand. RingSizes must know what it then holds.
+template <int kTokens>
+constexpr bool kLoadsAhead = kWideResident<kTokens> == 1;
 
 // What a block goes through, in order.
 class WideWalk {

@@ -1,6 +1,7 @@
 // All layers of a decode step of one token as one kernel, whose blocks wait for each other between its stages. What
-// separate kernels lose to their beginnings and ends goes, and each warp fetches the weights that come next while it
-// waits: with few active weights a layer that waiting is half of a step. Plain C++; pointers are to device memory.
+// separate kernels lose to their beginnings and ends goes, and a warp of each block fetches the weights that come next
+// while the others wait: with few active weights a layer that waiting is half of a step. Plain C++; pointers are to
+// device memory.
 #pragma once
 
 #include <cstdint>

@@ -36,7 +36,7 @@ class Decoder {
     for (int i = 0; i < task_.layers; ++i) {
       const DecodeLayer& layer = context_.layers[i % 2];
       // Attention and feed-forward have the same form: a norm, a product, something between, a product. The code of
-      // what they have in common stands once, so that the cache of instructions holds a layer.
+      // what they have in common stands once.
 #pragma unroll 1
       for (int half = 0; half < 2; ++half) {
         add_and_norm(task_, norm_of(i, half == 0, layer));
