@@ -17,7 +17,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Scored {
   std::vector<double> scores;
-  std::vector<double> keys;  // score + bias, −∞ in groups that are left out
+  std::vector<double> keys;    // score + bias, −∞ in groups that are left out
+  std::vector<double> groups;  // how good each is: the sum of its two best keys
 };
 
 // All in float64, by sorting.
@@ -36,17 +37,15 @@ Scored reference(const float* logits, int64_t rows, const RouterOptions& options
   }
   const auto groups = static_cast<size_t>(options.n_group);
   const size_t size = n / groups;
-  std::vector<double> goodness;
   for (size_t g = 0; g < groups; ++g) {
     std::vector<double> keys(scored.keys.begin() + static_cast<std::ptrdiff_t>(g * size),
                              scored.keys.begin() + static_cast<std::ptrdiff_t>((g + 1) * size));
     std::sort(keys.rbegin(), keys.rend());
-    goodness.push_back(keys[0] + (size > 1 ? keys[1] : 0));
+    scored.groups.push_back(keys[0] + (size > 1 ? keys[1] : 0));
   }
   std::vector<size_t> order(groups);
   std::iota(order.begin(), order.end(), size_t{0});
-  // Sums that only float64 tells apart are equal.
-  for (double& sum : goodness) sum = std::round(sum * 1e6);
+  const std::vector<double>& goodness = scored.groups;
   std::stable_sort(order.begin(), order.end(), [&](size_t x, size_t y) { return goodness[x] > goodness[y]; });
   for (size_t g = static_cast<size_t>(options.topk_group); g < groups; ++g) {
     std::fill_n(scored.keys.begin() + static_cast<std::ptrdiff_t>(order[g] * size), size, -kInfinity);
@@ -86,6 +85,15 @@ void check_token(const RouterOptions& options, const float* logits, int64_t rows
   }
 }
 
+// Whether float32, too, tells the groups apart.
+bool are_apart(std::vector<double> groups) {
+  std::sort(groups.begin(), groups.end());
+  for (size_t g = 1; g < groups.size(); ++g) {
+    if (groups[g] - groups[g - 1] < 1e-5 * std::max(std::abs(groups[g]), std::abs(groups[g - 1]))) return false;
+  }
+  return true;
+}
+
 int between(std::mt19937& random, int low, int high) { return std::uniform_int_distribution(low, high)(random); }
 
 }  // namespace
@@ -106,27 +114,40 @@ TEST_CASE("the router chooses and weighs as float64 does: every scoring, with bi
       options.routed_scaling_factor = between(random, 0, 1) == 1 ? 2.5f : 1.0f;
       const bool ties = between(random, 0, 1) == 1;
       const int64_t tokens = 5;
-      std::vector<float> logits;
-      for (int64_t t = 0; t < tokens; ++t) {
-        if (ties) {
-          constexpr float kFew[] = {-1, 0, 2};
-          for (int64_t r = 0; r < rows; ++r) logits.push_back(kFew[between(random, 0, 2)]);
-        } else {
-          // Every logit differs from every other by far more than float32 rounds.
-          std::vector<float> different(static_cast<size_t>(rows));
-          for (size_t r = 0; r < different.size(); ++r) different[r] = 0.02f * static_cast<float>(r) - 2;
-          std::shuffle(different.begin(), different.end(), random);
-          logits.insert(logits.end(), different.begin(), different.end());
-        }
-      }
       if (!ties && between(random, 0, 1) == 1) {
         // Larger than any score: the bias alone makes the choice, differently from the scores.
         options.correction_bias.resize(static_cast<size_t>(rows));
         for (size_t r = 0; r < options.correction_bias.size(); ++r) {
           options.correction_bias[r] = 1.5f * static_cast<float>(r) - 40;
         }
-        std::shuffle(options.correction_bias.begin(), options.correction_bias.end(), random);
       }
+      std::vector<float> logits;
+      const auto draw_logits = [&] {
+        logits.clear();
+        std::shuffle(options.correction_bias.begin(), options.correction_bias.end(), random);
+        for (int64_t t = 0; t < tokens; ++t) {
+          if (ties) {
+            constexpr float kFew[] = {-1, 0, 2};
+            for (int64_t r = 0; r < rows; ++r) logits.push_back(kFew[between(random, 0, 2)]);
+          } else {
+            // Every logit differs from every other by far more than float32 rounds.
+            std::vector<float> different(static_cast<size_t>(rows));
+            for (size_t r = 0; r < different.size(); ++r) different[r] = 0.02f * static_cast<float>(r) - 2;
+            std::shuffle(different.begin(), different.end(), random);
+            logits.insert(logits.end(), different.begin(), different.end());
+          }
+        }
+      };
+      // Sums of two may still be as close as float32 rounds; equal ones are as equal in float64.
+      const auto are_clear = [&] {
+        for (int64_t t = 0; t < tokens && !ties; ++t) {
+          if (!are_apart(reference(logits.data() + t * rows, rows, options).groups)) return false;
+        }
+        return true;
+      };
+      do {
+        draw_logits();
+      } while (!are_clear());
       CAPTURE(rows);
       CAPTURE(options.top_k);
       CAPTURE(options.n_group);
