@@ -71,13 +71,17 @@ Result<double> time_read(const Timer& timer, const void* data, int64_t bytes) {
   ESPALIER_CUDA_TRY(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   Result<DeviceMemory> sink = DeviceMemory::allocate(sizeof(uint32_t));
   if (!sink.is_ok()) return sink.status();
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(multiprocessors * 4));
+  config.blockDim = dim3(kReadThreads);
+  config.stream = timer.stream();
   const int64_t passes = (kLeastRead + bytes - 1) / bytes;
   const Result<ProductTimes::Time> time = timer.measure([&]() -> Status {
     for (int64_t i = 0; i < passes; ++i) {
-      read_kernel<<<static_cast<unsigned>(multiprocessors * 4), kReadThreads, 0, timer.stream()>>>(
-          static_cast<const uint4*>(data), bytes / 16, sink.value().as<uint32_t>());
+      ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&config, read_kernel, static_cast<const uint4*>(data), bytes / 16,
+                                           sink.value().as<uint32_t>()));
     }
-    return to_status(cudaGetLastError(), "read_kernel");
+    return Status::ok();
   });
   if (!time.is_ok()) return time.status();
   return static_cast<double>(passes * bytes) / time.value().seconds;

@@ -32,14 +32,6 @@ struct QuadLane {
   }
 };
 
-// Four of the eight bytes of a and b, as the lowest four nibbles of `selector` say. Unlike __byte_perm, it takes the
-// word as it is.
-__device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
-  uint32_t bytes;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));
-  return bytes;
-}
-
 // Both rows of a lane: tiles that are expanded, see product.cuh, have this as their expand(). Quads i + 1 lie
 // kSlotBytes before quads i; three more than a lane has are read, but not used.
 class QuadRows {
@@ -69,9 +61,9 @@ class QuadRows {
     bits_ = __dp4a(lower, kCount, __dp4a(upper, kCount, bits_));
     place_ = back(lower, back(upper, place_));
     if (kBit < 28) look(kBit + 4);
-    put(permute(low[0], 0, upper), permute(high[0], 0, upper), a[0], a[2]);
-    put(permute(__funnelshift_rc(low[0], low[1], of_upper), 0, lower),
-        permute(__funnelshift_rc(high[0], high[1], of_upper), 0, lower), a[1], a[3]);
+    put(ptx::permute(low[0], 0, upper), ptx::permute(high[0], 0, upper), a[0], a[2]);
+    put(ptx::permute(__funnelshift_rc(low[0], low[1], of_upper), 0, lower),
+        ptx::permute(__funnelshift_rc(high[0], high[1], of_upper), 0, lower), a[1], a[3]);
   }
 
  private:
@@ -90,8 +82,8 @@ class QuadRows {
   }
   // Four values from their low and high bytes.
   __device__ static void put(uint32_t low, uint32_t high, uint32_t& first, uint32_t& second) {
-    first = permute(low, high, 0x5140);
-    second = permute(low, high, 0x7362);
+    first = ptx::permute(low, high, 0x5140);
+    second = ptx::permute(low, high, 0x7362);
   }
 
   uint2 masks_;

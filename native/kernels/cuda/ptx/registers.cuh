@@ -25,6 +25,14 @@ __device__ __forceinline__ T* keep(T* pointer) {
   return reinterpret_cast<T*>(high << 32 | keep(static_cast<uint32_t>(bits)));
 }
 
+// Four of the eight bytes of a and b, as the lowest four nibbles of `selector` say. Unlike __byte_perm, it takes the
+// word as it is.
+__device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));
+  return bytes;
+}
+
 // True for one lane of the warp, always the same.
 __device__ __forceinline__ bool elect_one() {
   uint32_t elected;
