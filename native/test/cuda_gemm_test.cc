@@ -120,7 +120,7 @@ TEST_CASE("products of many rows are within their bound of float64") {
         {draw(1, 400), draw(1, 600), weight_parts, {draw(0, 300), draw(1, 300), draw(0, 300)}},
         {4096, 64, weight_parts, {96, 160}},
     };
-    for (const Case& c : cases) {
+    for (const Case& c : test::some_of(cases, 1)) {
       for (const bool accumulate : {false, true}) {
         CAPTURE(c.depth);
         CAPTURE(c.cols);

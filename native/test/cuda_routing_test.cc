@@ -43,11 +43,12 @@ TEST_CASE("routing chooses as the CPU's does, and groups hold every pair once") 
                               {64, groups},          {60, skipping},          {1, gate}};
   for (const RouterCase& of : cases) {
     for (const bool with_bias : {false, true}) {
-      for (const int width : {64, 2048, 50}) {
+      for (const int width : test::some_of({64, 2048, 50}, 1)) {
         CAPTURE(of.rows);
         CAPTURE(width);
         RouterOptions options = of.options;
-        const int tokens = draw(1, 300);
+        // Enough logits that their length is not near zero.
+        const int tokens = draw(20 / of.rows + 1, test::is_emulated() ? 60 : 300);
         const int k = options.top_k;
         const std::vector<float> x = floats(static_cast<size_t>(tokens) * width);
         const std::vector<float> weights = floats(static_cast<size_t>(of.rows) * width, 1.0f / std::sqrt(width));

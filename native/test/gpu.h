@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -28,6 +29,27 @@ inline bool has_gpu() {
   const Status status = cuda::check_device(0);
   if (!status.is_ok()) MESSAGE("skipped: " << status.message());
   return status.is_ok();
+}
+
+// Whether it is the one of native/test/emulated, which takes minutes for what a real one does in seconds.
+inline bool is_emulated() {
+  const cuda::DeviceSurvey survey = cuda::survey_devices();
+  return !survey.devices.empty() && survey.devices[0].name == "emulated GPU";
+}
+
+// All cases; for an emulated GPU so many of them, each time other ones.
+template <class Cases>
+auto some_of(const Cases& cases, size_t few) {
+  std::vector<std::decay_t<decltype(*std::begin(cases))>> some(std::begin(cases), std::end(cases));
+  if (is_emulated() && some.size() > few) {
+    std::shuffle(some.begin(), some.end(), generator());
+    some.erase(some.begin() + static_cast<ptrdiff_t>(few), some.end());
+  }
+  return some;
+}
+template <class T>
+std::vector<T> some_of(std::initializer_list<T> cases, size_t few) {
+  return some_of(std::vector<T>(cases), few);
 }
 
 template <class T>

@@ -1,0 +1,24 @@
+#pragma once
+
+#include "emulated/intrinsics.h"
+
+namespace espalier::cuda::ptx {
+
+inline uint32_t keep(uint32_t value) { return value; }
+template <class T>
+T* keep(T* pointer) {
+  return pointer;
+}
+
+inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+
+inline bool elect_one() { return emulated::current().lane == 0; }
+
+inline int inclusive_sum(int value) {
+  emulated::together(~0u, value, "inclusive_sum", [](int* const* lanes, uint32_t) {
+    for (int l = 1; l < emulated::kLanes; ++l) *lanes[l] += *lanes[l - 1];
+  });
+  return value;
+}
+
+}  // namespace espalier::cuda::ptx
