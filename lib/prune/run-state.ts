@@ -112,7 +112,7 @@ export class RunState {
     const hidden = hasHidden ? await recordOf(this.hiddenPath(next), `hidden-${next}.f32`) : undefined;
     const { layers, prepared = [] } = this;
     const state: State = { version, run: this.#run, layers, prepared, ...(hidden === undefined ? {} : { hidden }) };
-    await writeFileAtomic(this.#statePath, JSON.stringify({ sha256: hashOf(state), state }));
+    await writeFileAtomic(this.#statePath, sealed(state));
     rmSync(this.hiddenPath(next - 1), { force: true });
   }
 
@@ -126,18 +126,21 @@ export class RunState {
   }
 }
 
-/** Undefined unless the file is exactly as it was written. */
+/** Undefined unless the file is exactly as it was written: other spellings of the same numbers are damage too. */
 function readState(path: string): State | undefined {
   try {
-    const { sha256, state } = readJsonFile(path, 'RESUME', 2 ** 30).value as { sha256: unknown; state: State };
-    return sha256 === hashOf(state) ? state : undefined;
+    const { text, value } = readJsonFile(path, 'RESUME', 2 ** 30);
+    const state = value.state as State;
+    return text === sealed(state) ? state : undefined;
   } catch {
     return undefined;
   }
 }
 
-function hashOf(state: State): string {
-  return createHash('sha256').update(JSON.stringify(state)).digest('hex');
+/** The state file's text: the state and its hash. */
+function sealed(state: State): string {
+  const sha256 = createHash('sha256').update(JSON.stringify(state)).digest('hex');
+  return JSON.stringify({ sha256, state });
 }
 
 export async function recordOf(path: string, name: string): Promise<FileRecord> {
