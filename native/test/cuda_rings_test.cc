@@ -2,6 +2,7 @@
 // the rings hold.
 #include <vector>
 
+#include "kernels/cuda/tile_codec.h"
 #include "kernels/cuda/wide_rings.h"
 #include "test_main.h"
 
@@ -122,11 +123,8 @@ TEST_CASE("tiles of any bitmap have rings on a Hopper GPU") {
   for (int tokens = 32; tokens <= 256; tokens *= 2) {
     const bool shares = tokens <= 64;  // a multiprocessor with another block
     const int room = (shares ? 228 * 1024 / 2 - 1024 : 227 * 1024) - 2048;
-    // Of a lane's 16 quads the first have places and the others come late; with the masks, the room that those are
-    // moved to, and what is read beyond.
-    for (int slots = 0; slots <= 16; ++slots) {
-      const int late = 16 - slots;
-      const int tile = (late + 2) * 256 + 256 + slots * 256 + late * 256;
+    for (int bytes = kBitmapHead; bytes <= kBitmapHead + 2 * kTileHeight * kTileWidth; bytes += 16) {
+      const int tile = bytes + 32;
       for (int parts = 1; parts <= 2; ++parts) {
         const RingSizes sizes{tokens * 128, 8 * tile, parts, false, !shares};
         CAPTURE(tokens);
@@ -140,9 +138,8 @@ TEST_CASE("tiles of any bitmap have rings on a Hopper GPU") {
   }
 }
 
-TEST_CASE("a bitmap whose lanes differ much has rings in half of a multiprocessor") {
-  // 64 tokens of two parts and tiles of 5376 bytes, as the embedded model has at 50 %: two stages would leave three
-  // blocks of x where four are needed.
+TEST_CASE("one stage of weights where two would leave too few blocks of x") {
+  // 64 tokens of two parts in half of a multiprocessor: three blocks of x where four are needed.
   const RingSizes sizes{.x_bytes = 64 * 128, .weight_bytes = 8 * 5376, .parts = 2};
   const Rings rings = choose_rings(sizes, 115200);
   CHECK(rings.stages == 1);

@@ -19,7 +19,7 @@ struct Matrices {
 
   int64_t bytes() const { return tiles.bytes() + starts.bytes(); }
   std::string format() const {
-    return layout_name(view.layout, view.slots) + (holds_codes(view.layout) ? "" : " bf16");
+    return layout_name(view.layout, view.n) + (holds_codes(view.layout) ? "" : " bf16");
   }
 };
 

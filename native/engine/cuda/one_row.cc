@@ -12,7 +12,7 @@ namespace {
 DecodeProduct describe(const DeviceTiles& tiles) {
   DecodeProduct product;
   product.layout = tiles.layout;
-  product.slots = tiles.slots;
+  product.n = tiles.n;
   product.rows = static_cast<int>(tiles.rows);
   product.row_tiles = static_cast<int>((tiles.rows + kTileHeight - 1) / kTileHeight);
   product.col_tiles = static_cast<int>((tiles.cols + kTileWidth - 1) / kTileWidth);
@@ -43,7 +43,7 @@ bool same(const RouteTask& a, const RouteTask& b) {
 }
 
 bool same(const DecodeProduct& a, const DecodeProduct& b) {
-  return a.layout == b.layout && a.slots == b.slots && a.rows == b.rows && a.col_tiles == b.col_tiles;
+  return a.layout == b.layout && a.n == b.n && a.rows == b.rows && a.col_tiles == b.col_tiles;
 }
 
 bool same(const HeadShape& a, const HeadShape& b) {

@@ -28,21 +28,12 @@ ProductKernel find_kernel(TileLayout layout, int tokens, bool is_brief) {
   return {};
 }
 
-// Where in a stage a tile begins: after room for the late quads of a bitmap, and for the three that are read beyond a
-// lane's last one, but the masks' own room counts, too.
-int masks_at(const DeviceTiles& weights) {
-  if (weights.layout == TileLayout::kBalanced) return 2 * kSlotBytes;
-  if (weights.layout != TileLayout::kBitmap) return 0;
-  return (weights.most_slots - weights.slots + 2) * kSlotBytes;
-}
-
-// Bytes of shared memory for one tile.
+// Bytes of shared memory for one tile, and for the three quads that are read beyond a lane's last one. Of n:32, the
+// first of these are masks.
 int stage_bytes(const DeviceTiles& weights) {
-  if (weights.layout != TileLayout::kBitmap) {
-    return masks_at(weights) + fixed_tile_bytes(weights.layout, weights.slots);
-  }
-  const int late = (weights.most_tail + kSlotBytes - 1) / kSlotBytes * kSlotBytes;
-  return masks_at(weights) + kMaskBytes + weights.slots * kSlotBytes + late;
+  if (weights.layout == TileLayout::kBitmap) return weights.most_tile_bytes + 32;
+  const int beyond = weights.layout == TileLayout::kBalanced ? 2 * kSlotBytes : 0;
+  return fixed_tile_bytes(weights.layout, weights.n) + beyond;
 }
 
 constexpr int kMostStages = 8;
@@ -75,8 +66,9 @@ Status check_rows(const Product& product) {
 }  // namespace
 
 DeviceTiles describe_tiles(const TiledWeights& host, const uint8_t* tiles, const uint32_t* starts) {
-  return {host.layout,     host.count,     host.rows, host.cols, host.slots,
-          host.most_slots, host.most_tail, tiles,     starts,    static_cast<int64_t>(host.tiles.size())};
+  return {host.layout, host.count, host.rows,
+          host.cols,   host.n,     host.most_tile_bytes,
+          tiles,       starts,     static_cast<int64_t>(host.tiles.size())};
 }
 
 int choose_split(int items, int col_tiles, int warps, int multiprocessors) {
@@ -141,8 +133,7 @@ void describe(const Product& product, ProductArgs& args) {
   args.col_tiles = (args.cols + kTileWidth - 1) / kTileWidth;
   args.tokens = product.tokens;
   args.two_parts = product.parts - 1;
-  args.slots = weights.slots;
-  args.masks_at = masks_at(weights);
+  args.n = weights.n;
   args.early = product.experts == nullptr || product.experts_settled;
   args.one_matrix = weights.count == 1;
   args.output = product.output;

@@ -272,7 +272,7 @@ struct FixedSource {
   __device__ static uint32_t bytes(const ProductArgs& args) { return Size::bytes(args); }
   __device__ static void find(const ProductArgs&, int64_t) {}
   __device__ static void copy(const ProductArgs& args, int64_t tile, uint32_t to, uint32_t barrier, uint64_t policy) {
-    ptx::bulk_load(to + args.masks_at, args.tiles + tile * Size::bytes(args), Size::bytes(args), barrier, policy);
+    ptx::bulk_load(to, args.tiles + tile * Size::bytes(args), Size::bytes(args), barrier, policy);
   }
 };
 

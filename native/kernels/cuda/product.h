@@ -21,9 +21,8 @@ struct DeviceTiles {
   int64_t count = 0;
   int64_t rows = 0;
   int64_t cols = 0;
-  int slots = 0;
-  int most_slots = 0;
-  int most_tail = 0;
+  int n = 0;
+  int most_tile_bytes = 0;
   const uint8_t* tiles = nullptr;
   const uint32_t* starts = nullptr;
   int64_t tile_bytes = 0;  // of `tiles`

@@ -28,9 +28,8 @@ struct ProductArgs {
   Divisor by_split;
   Divisor by_row_blocks;
   int stages;
-  int stage_bytes;  // of one tile
-  int slots;
-  int masks_at;         // where in a stage a tile begins; 0 but for those that are made of masks and quads
+  int stage_bytes;      // of one tile
+  int n;                // n:32
   const uint8_t* next;  // what the last products of the launch bring into the L2 cache, or nullptr
   int64_t next_bytes;   // a multiple of 16
   bool early;           // weights may be fetched while the previous kernel runs

@@ -12,10 +12,11 @@ namespace {
 __device__ __forceinline__ uint32_t quads_bytes(int n) { return (2 * n + kQuad - 1) / kQuad * kSlotBytes; }
 
 struct BalancedSize {
-  __device__ static uint32_t bytes(const ProductArgs& args) { return kMaskBytes + quads_bytes(args.slots); }
+  __device__ static uint32_t bytes(const ProductArgs& args) { return kMaskBytes + quads_bytes(args.n); }
 };
 
-struct BalancedTile {
+class BalancedTile : public QuadRows<BalancedTile, kSlotBytes> {
+ public:
   using Source = FixedSource<BalancedSize>;
   using Operand = ExpandedOperand<BalancedTile>;
   using Lane = QuadLane;
@@ -25,15 +26,21 @@ struct BalancedTile {
   __device__ static uint4 arrange(uint4 b, int) { return b; }
 
   __device__ void begin(const ProductArgs& args, uint32_t stage, const QuadLane& lane) {
-    const uint32_t masks_at = stage + args.masks_at;
-    const uint2 masks = ptx::load_shared_8(masks_at + lane.offset);
-    rows_.begin(masks, masks_at + quads_bytes(__popc(masks.x)), lane);
+    quads_at_ = stage;
+    offset_ = lane.offset;
+    const uint2 masks = ptx::load_shared_8(stage + quads_bytes(args.n) + lane.offset);
+    const StepCounts counts(masks);
+    before_[0] = (counts.at[0] + counts.at[1]) * 0x01010100u;
+    before_[1] = before_[0] + counts.at[0];
+    begin_rows(masks, lane.selector);
   }
+  template <int kStep>
+  __device__ __forceinline__ uint32_t place() const {
+    constexpr int kByte = kStep / 2 * 8;
+    return __dp4a(before_[kStep % 2], uint32_t{kSlotBytes / kQuad} << kByte, quads_at_);
+  }
+  __device__ uint32_t offset() const { return offset_; }
 
-  template <int kQuarter, int kHalf>
-  __device__ __forceinline__ void expand(uint32_t (&a)[4]) {
-    rows_.expand<kQuarter, kHalf>(a);
-  }
   template <int kQuarter, int kBlocks>
   __device__ void multiply(float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
     multiply_expanded<kQuarter>(*this, acc, b);
@@ -42,7 +49,9 @@ struct BalancedTile {
   __device__ static void finish() {}
 
  private:
-  QuadRows rows_;
+  uint32_t before_[2];  // of the lane itself, see StepCounts
+  uint32_t quads_at_;
+  uint32_t offset_;
 };
 
 }  // namespace

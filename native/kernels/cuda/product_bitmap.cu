@@ -1,5 +1,5 @@
-// Bitmap: lanes have different numbers of values. The first quads of each have their places; the others come lane after
-// lane, one scan of a warp finds where, and they are moved to the places that follow, where the masks were.
+// Bitmap: lanes have different numbers of values in each step. Where a step's begin is in the tile; one scan of a warp
+// finds where a lane's begin in all of its steps.
 #include "kernels/cuda/expand.cuh"
 #include "kernels/cuda/quads.cuh"
 #include "kernels/cuda/wide_expanded.cuh"
@@ -16,14 +16,12 @@ struct BitmapSource {
     end = __ldg(args.starts + tile + 1);
   }
   __device__ void copy(const ProductArgs& args, int64_t, uint32_t to, uint32_t barrier, uint64_t policy) const {
-    ptx::bulk_load(to + args.masks_at, args.tiles + static_cast<int64_t>(begin) * 16, bytes(args), barrier, policy);
+    ptx::bulk_load(to, args.tiles + static_cast<int64_t>(begin) * 16, bytes(args), barrier, policy);
   }
 };
 
-// Quads that are moved at a time.
-constexpr int kMoved = 4;
-
-struct BitmapTile {
+class BitmapTile : public QuadRows<BitmapTile, kQuadBytes> {
+ public:
   using Source = BitmapSource;
   using Operand = ExpandedOperand<BitmapTile>;
   using Lane = QuadLane;
@@ -31,45 +29,39 @@ struct BitmapTile {
   __device__ static constexpr int input(int quarter, int t) { return quarter * 32 + t * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }
 
-  __device__ void begin(const ProductArgs& args, uint32_t stage, const QuadLane& lane) {
-    const uint32_t masks_at = stage + args.masks_at;
-    const uint32_t first = masks_at + args.slots * kSlotBytes;
-    const uint2 masks = ptx::load_shared_8(masks_at + lane.offset);
-    const int quads = (__popc(masks.x) + __popc(masks.y) + kQuad - 1) / kQuad;
-    const int late = max(quads - args.slots, 0);
-    uint32_t from = first + kSlotBytes + (ptx::inclusive_sum(late) - late) * kQuadBytes;
-    uint32_t to = masks_at + lane.offset;
-#pragma unroll 1
-    for (int left = late; left > 0; left -= kMoved) {
-      uint2 quad[kMoved];
+  __device__ void begin(const ProductArgs&, uint32_t stage, const QuadLane& lane) {
+    const uint4 steps = ptx::load_shared_16(stage);
+    steps_[0] = steps.x;
+    steps_[1] = steps.y;
+    steps_[2] = steps.z;
+    steps_[3] = steps.w;
+    quads_at_ = stage + kBitmapHead;
+    const uint2 masks = ptx::load_shared_8(stage + 2 * kSteps + lane.offset);
+    const StepCounts counts(masks);
+    // At most 31 lanes are before a lane, with 8 values each: no byte overflows.
 #pragma unroll
-      for (int i = 0; i < kMoved; ++i) {
-        if (i < left) quad[i] = ptx::load_shared_8(from + i * kQuadBytes);
-      }
-#pragma unroll
-      for (int i = 0; i < kMoved; ++i) {
-        if (i < left) ptx::store_shared_8(to - i * kSlotBytes, quad[i]);
-      }
-      from += kMoved * kQuadBytes;
-      to -= kMoved * kSlotBytes;
-    }
-    rows_.begin(masks, first, lane);
+    for (int i = 0; i < 2; ++i) before_[i] = ptx::inclusive_sum(counts.at[i]) - counts.at[i];
+    begin_rows(masks, lane.selector);
   }
+  template <int kStep>
+  __device__ __forceinline__ uint32_t place() const {
+    constexpr int kByte = kStep / 2 * 8;
+    const uint32_t of_step = __dp2a_lo(steps_[kStep / 2], kStep % 2 == 0 ? 1u : 1u << 8, quads_at_);
+    return __dp4a(before_[kStep % 2], 2u << kByte, of_step);
+  }
+  __device__ static constexpr uint32_t offset() { return 0; }
 
-  template <int kQuarter, int kHalf>
-  __device__ __forceinline__ void expand(uint32_t (&a)[4]) {
-    rows_.expand<kQuarter, kHalf>(a);
-  }
   template <int kQuarter, int kBlocks>
   __device__ void multiply(float (&acc)[kBlocks][4], const uint4 (&b)[kBlocks]) {
     multiply_expanded<kQuarter>(*this, acc, b);
   }
 
-  // The quads that were moved may lie where the next tile comes.
-  __device__ static void finish() { ptx::copy_engine_fence(); }
+  __device__ static void finish() {}
 
  private:
-  QuadRows rows_;
+  uint32_t before_[2];  // of the lanes before, see StepCounts
+  uint32_t steps_[kSteps / 2];
+  uint32_t quads_at_;
 };
 
 }  // namespace

@@ -7,12 +7,12 @@
 
 namespace espalier::cuda {
 
-// Bytes of a tile of any layout but the bitmap, whose tiles differ: 0. `slots`: see TiledWeights.
-constexpr int fixed_tile_bytes(TileLayout layout, int slots) {
+// Bytes of a tile of any layout but the bitmap, whose tiles differ: 0. `n` is for n:32.
+constexpr int fixed_tile_bytes(TileLayout layout, int n) {
   switch (layout) {
     case TileLayout::kDense: return kDenseBytes;
     case TileLayout::kTwoFour: return kTwoFourBytes;
-    case TileLayout::kBalanced: return balanced_bytes(slots);
+    case TileLayout::kBalanced: return balanced_bytes(n);
     case TileLayout::kBitmap: return 0;
     case TileLayout::kDenseInt8: return kDenseCodesBytes;
     case TileLayout::kTwoFourInt8: return kTwoFourCodesBytes;

@@ -27,66 +27,65 @@ uint32_t mask_of(const Tile& tile, int lane, int half, const Input& input) {
 void store_masks(uint8_t* out, int lane, const uint32_t (&masks)[2]) { std::memcpy(out + lane * 8, masks, 8); }
 void load_masks(const uint8_t* data, int lane, uint32_t (&masks)[2]) { std::memcpy(masks, data + lane * 8, 8); }
 
-// The stored values of a lane, as quads.
-struct LaneValues {
-  uint16_t at[kQuad * kMostSlots] = {};
+// Where the low byte of value `i` of a run of quads lies that are `stride` bytes apart; the high one is kQuad on.
+int value_at(int i, int stride) { return i / kQuad * stride + i % kQuad; }
+void store_value(uint8_t* quads, int i, int stride, uint16_t value) {
+  quads[value_at(i, stride)] = static_cast<uint8_t>(value);
+  quads[value_at(i, stride) + kQuad] = static_cast<uint8_t>(value >> 8);
+}
+uint16_t load_value(const uint8_t* quads, int i, int stride) {
+  const int at = value_at(i, stride);
+  return static_cast<uint16_t>(quads[at] | quads[at + kQuad] << 8);
+}
 
-  void store(int quad, uint8_t* out) const {
-    for (int i = 0; i < kQuad; ++i) {
-      const uint16_t value = at[quad * kQuad + i];
-      out[i] = static_cast<uint8_t>(value);
-      out[kQuad + i] = static_cast<uint8_t>(value >> 8);
+// Calls body(row, input) for the values of a lane's step that are stored, in order.
+template <class Input, class Body>
+void each_value(int lane, int step, const uint32_t (&masks)[2], const Input& input, const Body& body) {
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 4 * step; i < 4 * step + 4; ++i) {
+      if ((masks[half] >> i & 1u) != 0) body(row_of(lane, half), input(lane, i));
     }
   }
-  void load(int quad, const uint8_t* data) {
-    for (int i = 0; i < kQuad; ++i) at[quad * kQuad + i] = static_cast<uint16_t>(data[i] | data[kQuad + i] << 8);
-  }
-};
+}
 
-// Calls body(row, input) for the stored values of a lane, in order.
-template <class Input, class Body>
-void each_value(int lane, const uint32_t (&masks)[2], const Input& input, const Body& body) {
-  for (int four = 0; four < kRun; four += 4) {
-    for (int half = 0; half < 2; ++half) {
-      for (int i = four; i < four + 4; ++i) {
-        if ((masks[half] >> i & 1u) != 0) body(row_of(lane, half), input(lane, i));
+// The masks of a bitmap's tile, and how many values are stored before each of its steps.
+struct BitmapPlan {
+  uint32_t masks[kLanes][2];
+  int before[kSteps + 1];
+
+  explicit BitmapPlan(const Tile& tile) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int half = 0; half < 2; ++half) masks[lane][half] = mask_of(tile, lane, half, bitmap_input);
+    }
+    count();
+  }
+  explicit BitmapPlan(const uint8_t* data) {
+    for (int lane = 0; lane < kLanes; ++lane) load_masks(data + 2 * kSteps, lane, masks[lane]);
+    count();
+  }
+  int bytes() const { return kBitmapHead + (before[kSteps] * 2 + 15) / 16 * 16; }
+  // Calls body(index, row, input) for all stored values, in order.
+  template <class Body>
+  void each(const Body& body) const {
+    int index = 0;
+    for (int step = 0; step < kSteps; ++step) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        each_value(lane, step, masks[lane], bitmap_input, [&](int row, int k) { body(index++, row, k); });
       }
     }
   }
-}
 
-template <class Input>
-LaneValues take_values(const Tile& tile, int lane, const uint32_t (&masks)[2], const Input& input) {
-  LaneValues values;
-  int count = 0;
-  each_value(lane, masks, input, [&](int row, int k) { values.at[count++] = tile.at[row][k]; });
-  return values;
-}
-
-template <class Input>
-void put_values(const LaneValues& values, int lane, const uint32_t (&masks)[2], const Input& input, Tile& tile) {
-  int count = 0;
-  each_value(lane, masks, input, [&](int row, int k) { tile.at[row][k] = values.at[count++]; });
-}
-
-int quads_of(const uint32_t (&masks)[2]) {
-  return (std::popcount(masks[0]) + std::popcount(masks[1]) + kQuad - 1) / kQuad;
-}
-
-// Where quad `i` of `count` in fixed places lies.
-int quad_at(int lane, int i, int count) { return kMaskBytes + (count - 1 - i) * kSlotBytes + lane * kQuadBytes; }
-
-// Calls body(lane, i, at) for the quads of a bitmap's tile, and the padding among the first `prefix`.
-template <class Body>
-void each_quad(const int (&quads)[kLanes], int prefix, const Body& body) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    for (int i = 0; i < prefix; ++i) body(lane, i, quad_at(lane, i, prefix));
+ private:
+  void count() {
+    before[0] = 0;
+    for (int step = 0; step < kSteps; ++step) {
+      before[step + 1] = before[step];
+      for (const auto& [upper, lower] : masks) {
+        before[step + 1] += std::popcount(upper >> (4 * step) & 15) + std::popcount(lower >> (4 * step) & 15);
+      }
+    }
   }
-  int at = kMaskBytes + prefix * kSlotBytes;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    for (int i = prefix; i < quads[lane]; ++i, at += kQuadBytes) body(lane, i, at);
-  }
-}
+};
 
 // Where the positions of the 8 groups of four in row `row` and 32 inputs u begin: 4 groups in each 16 bits.
 int positions_at(int row, int u, int half) {
@@ -159,9 +158,12 @@ bool encode_balanced(const Tile& tile, int n, uint8_t* out) {
       // Stores the first zeros too, up to n values.
       while (std::popcount(masks[half]) < n) masks[half] |= ~masks[half] & (masks[half] + 1);
     }
-    const LaneValues values = take_values(tile, lane, masks, balanced_input);
-    store_masks(out, lane, masks);
-    for (int i = 0; i < balanced_quads(n); ++i) values.store(i, out + quad_at(lane, i, balanced_quads(n)));
+    store_masks(out + balanced_quads(n) * kSlotBytes, lane, masks);
+    int index = 0;
+    for (int step = 0; step < kSteps; ++step) {
+      each_value(lane, step, masks, balanced_input,
+                 [&](int row, int k) { store_value(out + lane * kQuadBytes, index++, kSlotBytes, tile.at[row][k]); });
+    }
   }
   return true;
 }
@@ -170,61 +172,41 @@ bool decode_balanced(const uint8_t* data, int n, Tile& tile) {
   std::memset(&tile, 0, sizeof tile);
   for (int lane = 0; lane < kLanes; ++lane) {
     uint32_t masks[2];
-    load_masks(data, lane, masks);
+    load_masks(data + balanced_quads(n) * kSlotBytes, lane, masks);
     if (std::popcount(masks[0]) != n || std::popcount(masks[1]) != n) return false;
-    LaneValues values;
-    for (int i = 0; i < balanced_quads(n); ++i) values.load(i, data + quad_at(lane, i, balanced_quads(n)));
-    put_values(values, lane, masks, balanced_input, tile);
+    int index = 0;
+    for (int step = 0; step < kSteps; ++step) {
+      each_value(lane, step, masks, balanced_input,
+                 [&](int row, int k) { tile.at[row][k] = load_value(data + lane * kQuadBytes, index++, kSlotBytes); });
+    }
   }
   return true;
 }
 
-void bitmap_quads(const Tile& tile, int (&quads)[kLanes]) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    quads[lane] = quads_of({mask_of(tile, lane, 0, bitmap_input), mask_of(tile, lane, 1, bitmap_input)});
+int bitmap_bytes(const Tile& tile) { return BitmapPlan(tile).bytes(); }
+
+void encode_bitmap(const Tile& tile, uint8_t* out) {
+  const BitmapPlan plan(tile);
+  std::memset(out, 0, static_cast<size_t>(plan.bytes()));
+  for (int step = 0; step < kSteps; ++step) {
+    const auto begin = static_cast<uint16_t>(2 * plan.before[step]);
+    std::memcpy(out + 2 * step, &begin, 2);
   }
+  for (int lane = 0; lane < kLanes; ++lane) store_masks(out + 2 * kSteps, lane, plan.masks[lane]);
+  plan.each([&](int index, int row, int k) { store_value(out + kBitmapHead, index, kQuadBytes, tile.at[row][k]); });
 }
 
-void bitmap_quads(const uint8_t* data, int (&quads)[kLanes]) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    uint32_t masks[2];
-    load_masks(data, lane, masks);
-    quads[lane] = quads_of(masks);
-  }
-}
-
-int bitmap_bytes(const int (&quads)[kLanes], int prefix) {
-  int late = 0;
-  for (const int count : quads) late += std::max(count - prefix, 0);
-  return kMaskBytes + prefix * kSlotBytes + (late * kQuadBytes + 15) / 16 * 16;
-}
-
-void encode_bitmap(const Tile& tile, int prefix, uint8_t* out) {
-  int quads[kLanes];
-  bitmap_quads(tile, quads);
-  std::memset(out, 0, static_cast<size_t>(bitmap_bytes(quads, prefix)));
-  LaneValues values[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const uint32_t masks[2] = {mask_of(tile, lane, 0, bitmap_input), mask_of(tile, lane, 1, bitmap_input)};
-    store_masks(out, lane, masks);
-    values[lane] = take_values(tile, lane, masks, bitmap_input);
-  }
-  each_quad(quads, prefix, [&](int lane, int i, int at) { values[lane].store(i, out + at); });
-}
-
-bool decode_bitmap(const uint8_t* data, int64_t bytes, int prefix, Tile& tile) {
+bool decode_bitmap(const uint8_t* data, int64_t bytes, Tile& tile) {
   std::memset(&tile, 0, sizeof tile);
-  if (bytes < kMaskBytes + prefix * kSlotBytes) return false;
-  int quads[kLanes];
-  bitmap_quads(data, quads);
-  if (bitmap_bytes(quads, prefix) != bytes) return false;
-  LaneValues values[kLanes];
-  each_quad(quads, prefix, [&](int lane, int i, int at) { values[lane].load(i, data + at); });
-  for (int lane = 0; lane < kLanes; ++lane) {
-    uint32_t masks[2];
-    load_masks(data, lane, masks);
-    put_values(values[lane], lane, masks, bitmap_input, tile);
+  if (bytes < kBitmapHead) return false;
+  const BitmapPlan plan(data);
+  if (plan.bytes() != bytes) return false;
+  for (int step = 0; step < kSteps; ++step) {
+    uint16_t begin;
+    std::memcpy(&begin, data + 2 * step, 2);
+    if (begin != 2 * plan.before[step]) return false;
   }
+  plan.each([&](int index, int row, int k) { tile.at[row][k] = load_value(data + kBitmapHead, index, kQuadBytes); });
   return true;
 }
 

@@ -8,21 +8,20 @@
 //     2 × 128  for inputs 64v … 64v + 63: 32 bits a lane, the positions that both its products want. Lanes of
 //              t / 2 = 0 hold those of u = 2v, of t / 2 = 1 those of 2v + 1: row g in the low half, row g + 8 in the
 //              high one
-//   n:32      256 + 256 · ceil(n / 2) bytes: of inputs 32t … 32t + 31, which one lane owns, each row stores n
+//   n:32      256 · ceil(n / 2) + 256 bytes: of inputs 32t … 32t + 31, which one lane owns, each row stores n
+//     256 each the lanes' quads
 //     256      64 bits a lane: which of these inputs are stored, row g, then row g + 8
-//     256 each the lanes' quads, the last ones first
 //   dense     4096 bytes
 //     8 × 512  part 2u + h: 16 bytes a lane, its inputs 32u + 8t … 32u + 8t + 7 in row g + 8h
 //   bitmap    a multiple of 16 bytes; masks as in n:32, of any count, but bit 8u + i is input 32u + 8t + i, so
-//             that four lanes read neighbours of x
+//             that four lanes read neighbours of x. Four neighbouring bits are a step: 4k … 4k + 3 are step k
+//     8 × 2    twice the number of values stored before each step
 //     256      masks
-//     F × 256  the lanes' quads F − 1 … 0; all tiles of a matrix have the same F, and a lane with fewer pads with zeros
-//     8 each   quads F and on, lane after lane
+//     8 each   quads: the values of a step, lane after lane, follow those of the step before without a gap
 //
-// A quad is four stored values of a lane: their low bytes, then their high bytes, so that one permutation puts four of
-// each where a mask's four bits say (quads.cuh). Of four neighbouring inputs, the values of row g come first, then
-// those of row g + 8. Quads i of all lanes lie in banks of their own. The last ones come first, so that late ones find
-// room where the masks were.
+// A quad is four stored values: their low bytes, then their high bytes, so that one permutation puts four of each where
+// a mask's four bits say (quads.cuh). Of four neighbouring inputs of a lane, the values of row g come first, then those
+// of row g + 8. In n:32, quads are a lane's own, and quads i of all lanes lie in banks of their own.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +37,10 @@ inline constexpr int kQuadBytes = 2 * kQuad;
 inline constexpr int kSlotBytes = kQuadBytes * kLanes;
 inline constexpr int kTwoFourBytes = 2304;
 inline constexpr int kDenseBytes = 4096;
-// Quads of a lane that stores all of its 64 values.
-inline constexpr int kMostSlots = 64 / kQuad;
+// Steps of a bitmap's tile.
+inline constexpr int kSteps = 8;
+// What a bitmap's tile has before its quads.
+inline constexpr int kBitmapHead = 2 * kSteps + kMaskBytes;
 
 // bf16 bits, by row and input.
 struct Tile {
@@ -63,14 +64,10 @@ bool encode_balanced(const Tile& tile, int n, uint8_t* out);
 // False if a mask has another count than n.
 bool decode_balanced(const uint8_t* data, int n, Tile& tile);
 
-// Quads that each lane's values take.
-void bitmap_quads(const Tile& tile, int (&quads)[kLanes]);
-void bitmap_quads(const uint8_t* data, int (&quads)[kLanes]);
-// Bytes of a tile whose lanes have these quads.
-int bitmap_bytes(const int (&quads)[kLanes], int prefix);
+int bitmap_bytes(const Tile& tile);
 // Writes bitmap_bytes.
-void encode_bitmap(const Tile& tile, int prefix, uint8_t* out);
-// False if the masks do not ask for `bytes` bytes.
-bool decode_bitmap(const uint8_t* data, int64_t bytes, int prefix, Tile& tile);
+void encode_bitmap(const Tile& tile, uint8_t* out);
+// False if the masks do not ask for `bytes` bytes, or not for the steps' beginnings.
+bool decode_bitmap(const uint8_t* data, int64_t bytes, Tile& tile);
 
 }  // namespace espalier::cuda

@@ -17,7 +17,7 @@ struct TileRange {
 };
 inline TileRange tile_range(const TiledWeights& weights, int64_t tile) {
   if (weights.layout != TileLayout::kBitmap) {
-    const int64_t bytes = fixed_tile_bytes(weights.layout, weights.slots);
+    const int64_t bytes = fixed_tile_bytes(weights.layout, weights.n);
     return {tile * bytes, bytes};
   }
   const int64_t begin = weights.starts[static_cast<size_t>(tile)];
@@ -68,7 +68,7 @@ Status check_shapes(std::span<const Matrix> matrices) {
 inline Status allocate_tiles(TiledWeights& weights) {
   const int64_t bytes = weights.layout == TileLayout::kBitmap
                             ? weights.starts.back() * kStartUnit
-                            : weights.tile_count() * fixed_tile_bytes(weights.layout, weights.slots);
+                            : weights.tile_count() * fixed_tile_bytes(weights.layout, weights.n);
   weights.tiles.reset_uninitialised(static_cast<size_t>(bytes));
   if (weights.tiles.data() != nullptr) return Status::ok();
   return Status(Code::kOutOfMemory, "not enough memory to pack weights");

@@ -9,10 +9,8 @@
 namespace espalier::cuda {
 namespace {
 
-// Share of a bitmap's quads that padding may add, for quads in fixed places that nobody has to find.
-constexpr double kPadding = 0.01;
-// Zeros in the last quad of a lane, on average.
-constexpr double kQuadPadding = 1.5;
+// What a bitmap's tile has beyond its last value, on average.
+constexpr double kTailBytes = 8;
 // A bitmap's product takes so many times what reading its bytes does (bench/RESULTS.md).
 constexpr double kBitmapTime = 1.3;
 // Share of the dense bytes below which n:32 is worth its decoding.
@@ -69,7 +67,7 @@ bool encode_fixed(const TiledWeights& weights, const Tile& tile, uint8_t* out) {
   switch (weights.layout) {
     case TileLayout::kDense: encode_dense(tile, out); return true;
     case TileLayout::kTwoFour: return encode_two_four(tile, out);
-    default: return encode_balanced(tile, weights.slots, out);
+    default: return encode_balanced(tile, weights.n, out);
   }
 }
 
@@ -114,49 +112,27 @@ bool decode(const TiledWeights& weights, int64_t index, Weights& out) {
   Tile tile;
   switch (weights.layout) {
     case TileLayout::kTwoFour: good = decode_two_four(data, tile); break;
-    case TileLayout::kBalanced: good = decode_balanced(data, weights.slots, tile); break;
-    case TileLayout::kBitmap: good = decode_bitmap(data, range.bytes, weights.slots, tile); break;
+    case TileLayout::kBalanced: good = decode_balanced(data, weights.n, tile); break;
+    case TileLayout::kBitmap: good = decode_bitmap(data, range.bytes, tile); break;
     default: decode_dense(data, tile);
   }
   if (good) out.take(tile);
   return good;
 }
 
-// Chooses `slots` of a bitmap and lays out its tiles.
+// Lays out the tiles of a bitmap.
 Status plan_bitmap(ThreadPool& pool, std::span<const MatrixSource> matrices, TiledWeights& weights) {
   const auto tiles = static_cast<size_t>(weights.tile_count());
-  std::vector<uint8_t> quads(tiles * kLanes);
+  std::vector<uint16_t> bytes(tiles);
   each_tile(pool, matrices, weights, [&](int64_t index, const Tile& tile) {
-    int counts[kLanes];
-    bitmap_quads(tile, counts);
-    std::copy(counts, counts + kLanes, quads.begin() + index * kLanes);
+    bytes[static_cast<size_t>(index)] = static_cast<uint16_t>(bitmap_bytes(tile));
   });
-  int64_t histogram[kMostSlots + 1] = {};
-  for (const uint8_t count : quads) ++histogram[count];
-  int64_t total = 0;
-  for (int i = 0; i <= kMostSlots; ++i) total += i * histogram[i];
-  // Quads of zeros that one more slot adds: one for each lane that has no more quads than there are slots already.
-  int64_t padding = 0;
-  int64_t lanes = 0;
-  for (int i = 0; i < kMostSlots; ++i) {
-    lanes += histogram[i];
-    padding += lanes;
-    if (static_cast<double>(padding) > kPadding * static_cast<double>(total)) break;
-    weights.slots = i + 1;
-  }
-  weights.most_slots = weights.slots;
+  weights.most_tile_bytes = *std::max_element(bytes.begin(), bytes.end());
   weights.starts.resize(tiles + 1);
   int64_t at = 0;
   for (size_t i = 0; i < tiles; ++i) {
-    int counts[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      counts[lane] = quads[i * kLanes + static_cast<size_t>(lane)];
-      weights.most_slots = std::max(weights.most_slots, counts[lane]);
-    }
-    const int bytes = bitmap_bytes(counts, weights.slots);
-    weights.most_tail = std::max(weights.most_tail, bytes - kMaskBytes - weights.slots * kSlotBytes);
     weights.starts[i] = static_cast<uint32_t>(at / kStartUnit);
-    at += bytes;
+    at += bytes[i];
   }
   if (at / kStartUnit > UINT32_MAX)
     return Status(Code::kUsage, "the matrices take more than 64 GiB; pack fewer at once");
@@ -213,7 +189,7 @@ TileChoice choose_tiles(ThreadPool& pool, std::span<const MatrixSource> matrices
   });
   if (most_of_four <= 2) return {TileLayout::kTwoFour, 0};
   const double of_tile = static_cast<double>(stored) / static_cast<double>(shape.tile_count());
-  const double bitmap = kMaskBytes + 2.0 * (1 + kPadding) * (of_tile + kQuadPadding * kLanes);
+  const double bitmap = kBitmapHead + 2.0 * of_tile + kTailBytes;
   const int balanced = balanced_bytes(most_of_run);
   if (balanced <= kBitmapTime * bitmap && balanced <= kBalancedGain * kDenseBytes) {
     return {TileLayout::kBalanced, most_of_run};
@@ -229,14 +205,14 @@ Result<TiledWeights> tile_weights(ThreadPool& pool, TileLayout layout, std::span
   weights.count = static_cast<int64_t>(matrices.size());
   weights.rows = matrices.front().rows();
   weights.cols = matrices.front().cols();
-  if (layout == TileLayout::kBalanced) weights.slots = n;
+  if (layout == TileLayout::kBalanced) weights.n = n;
   if (layout == TileLayout::kBitmap) ESPALIER_TRY(plan_bitmap(pool, matrices, weights));
   ESPALIER_TRY(allocate_tiles(weights));
   FirstWrong wrong;
   each_tile(pool, matrices, weights, [&](int64_t index, const Tile& tile) {
     uint8_t* out = weights.tiles.data() + tile_range(weights, index).begin;
     if (layout == TileLayout::kBitmap) {
-      encode_bitmap(tile, weights.slots, out);
+      encode_bitmap(tile, out);
     } else if (!encode_fixed(weights, tile, out)) {
       wrong.report(index);
     }
@@ -271,14 +247,13 @@ Status untile_weights(ThreadPool& pool, const TiledWeights& weights, int64_t ind
 Status validate_tiles(ThreadPool& pool, const TiledWeights& weights) {
   const auto held = static_cast<int64_t>(weights.tiles.size());
   if (weights.layout != TileLayout::kBitmap) {
-    const int64_t wanted = weights.tile_count() * fixed_tile_bytes(weights.layout, weights.slots);
+    const int64_t wanted = weights.tile_count() * fixed_tile_bytes(weights.layout, weights.n);
     if (held != wanted) {
       return Status(Code::kSparse,
                     "the tiles hold " + std::to_string(held) + " bytes, they take " + std::to_string(wanted));
     }
   } else {
-    const bool fits = weights.slots >= 0 && weights.slots <= weights.most_slots && weights.most_slots <= kMostSlots &&
-                      static_cast<int64_t>(weights.starts.size()) == weights.tile_count() + 1 &&
+    const bool fits = static_cast<int64_t>(weights.starts.size()) == weights.tile_count() + 1 &&
                       weights.starts.front() == 0 && weights.starts.back() * kStartUnit == held;
     if (!fits) return Status(Code::kSparse, "the starts of the tiles do not fit their number or their bytes");
     if (!std::is_sorted(weights.starts.begin(), weights.starts.end())) {
@@ -289,15 +264,9 @@ Status validate_tiles(ThreadPool& pool, const TiledWeights& weights) {
   pool.parallel_for(weights.tile_count(), 64, [&](int64_t begin, int64_t end) {
     Weights tile;
     for (int64_t i = begin; i < end; ++i) {
-      bool good = decode(weights, i, tile);
-      if (good && weights.layout == TileLayout::kBitmap) {
-        const TileRange range = tile_range(weights, i);
-        int quads[kLanes];
-        bitmap_quads(weights.tiles.data() + range.begin, quads);
-        good = *std::max_element(quads, quads + kLanes) <= weights.most_slots &&
-               range.bytes - kMaskBytes - weights.slots * kSlotBytes <= weights.most_tail;
-      }
-      if (!good) wrong.report(i);
+      const bool fits =
+          weights.layout != TileLayout::kBitmap || tile_range(weights, i).bytes <= weights.most_tile_bytes;
+      if (!fits || !decode(weights, i, tile)) wrong.report(i);
     }
   });
   if (!wrong.any()) return Status::ok();

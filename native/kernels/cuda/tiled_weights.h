@@ -35,11 +35,8 @@ struct TiledWeights {
   int64_t count = 0;
   int64_t rows = 0;
   int64_t cols = 0;
-  // n:32: n. Bitmap: quads of each lane that have a fixed place.
-  int slots = 0;
-  // Bitmap: the most quads of any lane, at least `slots`; the most bytes that a tile has after its fixed part.
-  int most_slots = 0;
-  int most_tail = 0;
+  int n = 0;                // n:32 only
+  int most_tile_bytes = 0;  // bitmap only: those of the largest tile
   AlignedBuffer<uint8_t> tiles;
   // Bitmap: where each tile begins and the last one ends, in units of 16 bytes.
   std::vector<uint32_t> starts;

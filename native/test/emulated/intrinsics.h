@@ -156,12 +156,8 @@ inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t sum) {
   for (int i = 0; i < 4; ++i) sum += (a >> (8 * i) & 0xff) * (b >> (8 * i) & 0xff);
   return sum;
 }
-inline int __dp4a(int a, int b, int sum) {
-  for (int i = 0; i < 4; ++i) {
-    sum += static_cast<int8_t>(static_cast<uint32_t>(a) >> (8 * i)) *
-           static_cast<int8_t>(static_cast<uint32_t>(b) >> (8 * i));
-  }
-  return sum;
+inline uint32_t __dp2a_lo(uint32_t a, uint32_t b, uint32_t sum) {
+  return sum + (a & 0xffff) * (b & 0xff) + (a >> 16) * (b >> 8 & 0xff);
 }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float value) { return 1.0f / value; }

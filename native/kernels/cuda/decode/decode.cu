@@ -94,7 +94,7 @@ bool plan_decode(DecodeTask& task) {
     DecodeProduct& product = task.products[kind];
     const int times = kind == kDown ? routing.top_k : 1;
     columns = std::max(columns, times * product.col_tiles);
-    product.tile_bytes = fixed_tile_bytes(product.layout, product.slots);
+    product.tile_bytes = fixed_tile_bytes(product.layout, product.n);
     const int items = product.row_tiles * (kind == kGateUp ? routing.top_k : 1);
     product.by_columns = Divisor(product.col_tiles);
     product.split = choose_split(items, times * product.col_tiles, kDecodeWarps, multiprocessors);

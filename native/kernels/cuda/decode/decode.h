@@ -44,7 +44,7 @@ enum DecodeProducts : int { kQkv, kOutput, kGateUp, kDown, kDecodeProducts };
 
 struct DecodeProduct {
   TileLayout layout = TileLayout::kDense;
-  int slots = 0;  // see TiledWeights
+  int n = 0;  // see TiledWeights
   int rows = 0;
   int row_tiles = 0;
   int col_tiles = 0;

@@ -47,7 +47,7 @@ __device__ __forceinline__ bool elect_one() {
 }
 
 // The sum of the values of this lane and those before it.
-__device__ __forceinline__ int inclusive_sum(int value) {
+__device__ __forceinline__ uint32_t inclusive_sum(uint32_t value) {
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
     asm volatile(
@@ -55,7 +55,7 @@ __device__ __forceinline__ int inclusive_sum(int value) {
         ".reg .b32 left;\n"
         ".reg .pred exists;\n"
         "shfl.sync.up.b32 left|exists, %0, %1, 0, -1;\n"
-        "@exists add.s32 %0, %0, left;\n"
+        "@exists add.u32 %0, %0, left;\n"
         "}"
         : "+r"(value)
         : "r"(distance));

@@ -14,8 +14,8 @@ inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __by
 
 inline bool elect_one() { return emulated::current().lane == 0; }
 
-inline int inclusive_sum(int value) {
-  emulated::together(~0u, value, "inclusive_sum", [](int* const* lanes, uint32_t) {
+inline uint32_t inclusive_sum(uint32_t value) {
+  emulated::together(~0u, value, "inclusive_sum", [](uint32_t* const* lanes, uint32_t) {
     for (int l = 1; l < emulated::kLanes; ++l) *lanes[l] += *lanes[l - 1];
   });
   return value;
