@@ -83,15 +83,14 @@ __global__ void __launch_bounds__(kWarps * 32, 1) expand_kernel(const __grid_con
   const auto fetch = [&](int to) {
     if (next >= args.tile_count) return;
     const typename Tile::Source source = ahead;
-    const int64_t tile = args.first_tile + next;
     next += stride;
-    if (next < args.tile_count) ahead.find(args, args.first_tile + next);
+    if (next < args.tile_count) ahead.seek(args, args.first_tile + next);
     const uint32_t full = barriers + 8 * to;
     ptx::barrier_expect(full, source.bytes(args));
-    source.copy(args, tile, ring + to * args.stage_bytes, full, policy);
+    source.copy(args, ring + to * args.stage_bytes, full, policy);
   };
   if (lane == 0 && at < args.tile_count) {
-    ahead.find(args, args.first_tile + at);
+    ahead.seek(args, args.first_tile + at);
     for (int i = 0; i < args.stages; ++i) fetch(i);
   }
   // What reads `out` may still run.

@@ -131,6 +131,7 @@ void describe(const Product& product, ProductArgs& args) {
   args.cols = static_cast<int>(weights.cols);
   args.row_tiles = (args.rows + kTileHeight - 1) / kTileHeight;
   args.col_tiles = (args.cols + kTileWidth - 1) / kTileWidth;
+  args.whole_col_tiles = args.cols / kTileWidth;
   args.tokens = product.tokens;
   args.two_parts = product.parts - 1;
   args.n = weights.n;

@@ -42,16 +42,15 @@ class Fetcher {
  public:
   __device__ Fetcher(const ProductArgs& args, int item, int part)
       : args_(args),
-        item_(part < args.col_tiles ? item : args.items),
+        item_(item),
         part_(part),
         columns_(args.by_split.divide(max(args.col_tiles - part + args.split - 1, 0))) {
-    find_rows();
+    if (columns_ > 0) find_rows();
   }
-  __device__ bool more() const { return item_ < args_.items; }
+  __device__ bool more() const { return left_ > 0; }
   // Copies the tiles of the current place to `stage`, and goes on. Called by all lanes, for only then the compiler
   // knows that the copies are the warp's, not a lane's.
   __device__ void fetch(uint32_t stage, uint32_t barrier) {
-    const uint64_t policy = ptx::read_once_policy();
     uint32_t bytes = 0;
 #pragma unroll
     for (int q = 0; q < kRowTiles; ++q) bytes += source_[q].bytes(args_);
@@ -59,12 +58,12 @@ class Fetcher {
       ptx::barrier_expect(barrier, bytes);
 #pragma unroll
       for (int q = 0; q < kRowTiles; ++q) {
-        source_[q].copy(args_, index(q), stage + q * args_.stage_bytes, barrier, policy);
+        source_[q].copy(args_, stage + q * args_.stage_bytes, barrier, ptx::read_once_policy());
       }
     }
-    tile_ += args_.split;
     if (--left_ > 0) {
-      find_tiles();
+#pragma unroll
+      for (int q = 0; q < kRowTiles; ++q) source_[q].advance(args_, args_.split);
       return;
     }
     item_ += args_.item_step;
@@ -74,33 +73,25 @@ class Fetcher {
  private:
   // Goes on to the next item that has an expert.
   __device__ void find_rows() {
-    for (; more(); item_ += args_.item_step) {
+    for (; item_ < args_.items; item_ += args_.item_step) {
       const int group = args_.by_row_blocks.divide(item_);
       const int expert = args_.experts != nullptr ? args_.experts[group] : args_.one_matrix ? 0 : group;
       if (expert < 0) continue;
       const int row_tile = (item_ - group * args_.row_blocks) * kRowTiles;
-      tile_ = (static_cast<int64_t>(expert) * args_.row_tiles + row_tile) * args_.col_tiles + part_;
-      next_row_ = row_tile + 1 < args_.row_tiles ? args_.col_tiles : 0;
+      const int64_t tile = (static_cast<int64_t>(expert) * args_.row_tiles + row_tile) * args_.col_tiles + part_;
+      source_[0].seek(args_, tile);
+      // Beyond the last row, the last tile again: what comes of it is not stored.
+      static_assert(kRowTiles <= 2);
+      if (kRowTiles == 2)
+        source_[kRowTiles - 1].seek(args_, row_tile + 1 < args_.row_tiles ? tile + args_.col_tiles : tile);
       left_ = columns_;
-      find_tiles();
       return;
     }
-  }
-  __device__ void find_tiles() {
-#pragma unroll
-    for (int q = 0; q < kRowTiles; ++q) source_[q].find(args_, index(q));
-  }
-  // Beyond the last row, the last tile again: what comes of it is not stored.
-  __device__ int64_t index(int q) const {
-    static_assert(kRowTiles <= 2);
-    return q == 0 ? tile_ : tile_ + next_row_;
   }
 
   const ProductArgs& args_;
   typename Tile::Source source_[kRowTiles];
-  int64_t tile_ = 0;  // of the first row of tiles
-  int next_row_ = 0;  // tiles from there to the second
-  int left_ = 0;      // columns of the item
+  int left_ = 0;  // columns of the item
   int item_;
   const int part_;
   const int columns_;
@@ -173,6 +164,7 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
         for (int b = 0; b < kBlocks; ++b) operand[b] = inputs.template operand<kQuarter>(b);
 #pragma unroll
         for (int q = 0; q < kRowTiles; ++q) tile[q].template multiply<kQuarter>(acc[q], operand);
+        inputs.template multiplied<kQuarter>();
       };
       quarter.template operator()<0>();
       quarter.template operator()<1>();
@@ -265,14 +257,18 @@ __device__ __forceinline__ void multiply_expanded(Tile& tile, float (&acc)[kBloc
   for (int i = 0; i < kBlocks; ++i) ptx::mma_m16n8k16(acc[i], a, b[i].z, b[i].w);
 }
 
-// Where a tile comes from: find() asks for what copy() will need when the tile's turn comes. This is for tiles of one
-// size, of which nothing has to be asked.
+// Where a tile comes from: seek(), and advance() by some tiles, ask for what copy() will need when the tile's turn
+// comes. This is for tiles of one size, of which nothing has to be asked.
 template <class Size>
 struct FixedSource {
+  const uint8_t* from;
   __device__ static uint32_t bytes(const ProductArgs& args) { return Size::bytes(args); }
-  __device__ static void find(const ProductArgs&, int64_t) {}
-  __device__ static void copy(const ProductArgs& args, int64_t tile, uint32_t to, uint32_t barrier, uint64_t policy) {
-    ptx::bulk_load(to, args.tiles + tile * Size::bytes(args), Size::bytes(args), barrier, policy);
+  __device__ void seek(const ProductArgs& args, int64_t tile) { from = args.tiles + tile * Size::bytes(args); }
+  __device__ void advance(const ProductArgs& args, int tiles) {
+    from += tiles * static_cast<int64_t>(Size::bytes(args));
+  }
+  __device__ void copy(const ProductArgs& args, uint32_t to, uint32_t barrier, uint64_t policy) const {
+    ptx::bulk_load(to, from, Size::bytes(args), barrier, policy);
   }
 };
 

@@ -17,7 +17,8 @@ struct ProductArgs {
   int cols;
   int row_tiles;
   int col_tiles;
-  int row_blocks;  // items of a group
+  int whole_col_tiles;  // of 128 inputs
+  int row_blocks;       // items of a group
   int items;
   int item_step;   // between two items of a team
   int block_step;  // items between the first ones of two blocks

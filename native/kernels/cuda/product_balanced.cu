@@ -15,29 +15,29 @@ struct BalancedSize {
   __device__ static uint32_t bytes(const ProductArgs& args) { return kMaskBytes + quads_bytes(args.n); }
 };
 
-class BalancedTile : public QuadRows<BalancedTile, kSlotBytes> {
+class BalancedTile : public QuadRows<BalancedTile, kSlotBytes, PermutedSelectors> {
  public:
   using Source = FixedSource<BalancedSize>;
   using Operand = ExpandedOperand<BalancedTile>;
-  using Lane = QuadLane;
 
   // Lane t's 32 inputs, in the order of its mask.
   __device__ static constexpr int input(int quarter, int t) { return t * 32 + quarter * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }
 
-  __device__ void begin(const ProductArgs& args, uint32_t stage, const QuadLane& lane) {
+  __device__ void begin(const ProductArgs& args, uint32_t stage, const Lane& lane) {
     quads_at_ = stage;
     offset_ = lane.offset;
     const uint2 masks = ptx::load_shared_8(stage + quads_bytes(args.n) + lane.offset);
-    const StepCounts counts(masks);
-    before_[0] = (counts.at[0] + counts.at[1]) * 0x01010100u;
-    before_[1] = before_[0] + counts.at[0];
-    begin_rows(masks, lane.selector);
+    const StepCounts counts = begin_masks(masks, lane);
+    const uint32_t through = counts.at[0] * 0x01010101u;
+    before_[0] = through << 8;
+    before_[1] = counts.at[1] * 0x01010100u + (through >> 24) * 0x01010101u;
+    begin_rows();
   }
   template <int kStep>
   __device__ __forceinline__ uint32_t place() const {
-    constexpr int kByte = kStep / 2 * 8;
-    return __dp4a(before_[kStep % 2], uint32_t{kSlotBytes / kQuad} << kByte, quads_at_);
+    constexpr uint32_t kValueStep = kSlotBytes / kQuad;
+    return __dp4a(before_[Selectors::word_of(kStep)], kValueStep << (8 * Selectors::byte_of(kStep)), quads_at_);
   }
   __device__ uint32_t offset() const { return offset_; }
 

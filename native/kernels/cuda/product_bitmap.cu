@@ -8,28 +8,33 @@ namespace espalier::cuda {
 namespace {
 
 struct BitmapSource {
+  const uint32_t* at;
   uint32_t begin;
   uint32_t end;
   __device__ uint32_t bytes(const ProductArgs&) const { return (end - begin) * 16; }
-  __device__ void find(const ProductArgs& args, int64_t tile) {
-    begin = __ldg(args.starts + tile);
-    end = __ldg(args.starts + tile + 1);
+  __device__ void seek(const ProductArgs& args, int64_t tile) {
+    at = args.starts + tile;
+    advance(args, 0);
   }
-  __device__ void copy(const ProductArgs& args, int64_t, uint32_t to, uint32_t barrier, uint64_t policy) const {
+  __device__ void advance(const ProductArgs&, int tiles) {
+    ptx::advance(at, tiles);
+    begin = __ldg(at);
+    end = __ldg(at + 1);
+  }
+  __device__ void copy(const ProductArgs& args, uint32_t to, uint32_t barrier, uint64_t policy) const {
     ptx::bulk_load(to, args.tiles + static_cast<int64_t>(begin) * 16, bytes(args), barrier, policy);
   }
 };
 
-class BitmapTile : public QuadRows<BitmapTile, kQuadBytes> {
+class BitmapTile : public QuadRows<BitmapTile, kQuadBytes, SharedSelectors> {
  public:
   using Source = BitmapSource;
   using Operand = ExpandedOperand<BitmapTile>;
-  using Lane = QuadLane;
 
   __device__ static constexpr int input(int quarter, int t) { return quarter * 32 + t * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }
 
-  __device__ void begin(const ProductArgs&, uint32_t stage, const QuadLane& lane) {
+  __device__ void begin(const ProductArgs&, uint32_t stage, const Lane& lane) {
     const uint4 steps = ptx::load_shared_16(stage);
     steps_[0] = steps.x;
     steps_[1] = steps.y;
@@ -37,17 +42,16 @@ class BitmapTile : public QuadRows<BitmapTile, kQuadBytes> {
     steps_[3] = steps.w;
     quads_at_ = stage + kBitmapHead;
     const uint2 masks = ptx::load_shared_8(stage + 2 * kSteps + lane.offset);
-    const StepCounts counts(masks);
+    const StepCounts counts = begin_masks(masks, lane);
     // At most 31 lanes are before a lane, with 8 values each: no byte overflows.
 #pragma unroll
     for (int i = 0; i < 2; ++i) before_[i] = ptx::inclusive_sum(counts.at[i]) - counts.at[i];
-    begin_rows(masks, lane.selector);
+    begin_rows();
   }
   template <int kStep>
   __device__ __forceinline__ uint32_t place() const {
-    constexpr int kByte = kStep / 2 * 8;
-    const uint32_t of_step = __dp2a_lo(steps_[kStep / 2], kStep % 2 == 0 ? 1u : 1u << 8, quads_at_);
-    return __dp4a(before_[kStep % 2], 2u << kByte, of_step);
+    const uint32_t of_step = __dp2a_lo(steps_[kStep / 2], 1u << (8 * (kStep % 2)), quads_at_);
+    return __dp4a(before_[Selectors::word_of(kStep)], 2u << (8 * Selectors::byte_of(kStep)), of_step);
   }
   __device__ static constexpr uint32_t offset() { return 0; }
 

@@ -30,31 +30,38 @@ class LoadedInputs {
   static constexpr int kBlocks = kBlockCount;
   __host__ __device__ static constexpr int room_bytes(int) { return 0; }
 
-  __device__ LoadedInputs(const ProductArgs& args, uint32_t, int lane) : args_(args), g_(lane / 4), t_(lane % 4) {}
+  __device__ LoadedInputs(const ProductArgs& args, uint32_t, int lane) : args_(args), g_(lane / 4), t_(lane % 4) {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) whole_[b] = ptx::keep(is_used(b) ? args.whole_col_tiles : 0);
+  }
 
   __device__ __forceinline__ void begin(int group, int col) {
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) rows_[b] = ptx::keep(input_row(args_, group, b * 8 + g_) + Tile::input(0, t_));
+    for (int b = 0; b < kBlocks; ++b) {
+      from_[b] = ptx::keep(input_row(args_, group, b * 8 + g_) + Tile::input(0, t_) + col * kTileWidth);
+    }
     load_inside(col);
   }
-  __device__ __forceinline__ void load(int, int) {}
+  __device__ __forceinline__ void load(int, int next) {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      ptx::advance(from_[b], args_.split * kTileWidth);
+      loads_[b] = next < static_cast<int>(whole_[b]);
+    }
+  }
   template <int kQuarter>
   __device__ __forceinline__ uint4 operand(int block) const {
     return Tile::arrange(loaded_[kQuarter][block], t_);
   }
-  __device__ __forceinline__ void release(int next) {
-    const int first = next * kTileWidth;
-    if (first + kTileWidth > args_.cols) {
-      load_inside(next);
-      return;
-    }
+  template <int kQuarter>
+  __device__ __forceinline__ void multiplied() {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      if (!is_used(b)) continue;
-      const uint16_t* const from = rows_[b] + first;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) loaded_[i][b] = __ldg(reinterpret_cast<const uint4*>(from + Tile::input(i, 0)));
+      if (loads_[b]) loaded_[kQuarter][b] = __ldg(reinterpret_cast<const uint4*>(from_[b] + Tile::input(kQuarter, 0)));
     }
+  }
+  __device__ __forceinline__ void release(int next) {
+    if (next >= args_.whole_col_tiles && next < args_.col_tiles) load_inside(next);
   }
 
  private:
@@ -65,12 +72,11 @@ class LoadedInputs {
     const int first = col * kTileWidth;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const uint16_t* const from = rows_[b] + first;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         loaded_[i][b] = uint4{};
         if (is_used(b) && first + Tile::input(i, t_) < args_.cols) {
-          loaded_[i][b] = __ldg(reinterpret_cast<const uint4*>(from + Tile::input(i, 0)));
+          loaded_[i][b] = __ldg(reinterpret_cast<const uint4*>(from_[b] + Tile::input(i, 0)));
         }
       }
     }
@@ -79,8 +85,10 @@ class LoadedInputs {
   const ProductArgs& args_;
   const int g_;
   const int t_;
-  const uint16_t* rows_[kBlocks];
+  const uint16_t* from_[kBlocks];  // the lane's of the tile that is loaded next, or was last
   uint4 loaded_[4][kBlocks];
+  uint32_t whole_[kBlocks];  // tiles of which the lane loads all of its inputs
+  bool loads_[kBlocks];      // whether the next one is of these
 };
 
 // Through shared memory, where the loads of matrix fragments put them in the tensor cores' order, and with two buffers
@@ -126,6 +134,8 @@ class StagedInputs {
   __device__ __forceinline__ uint4 operand(int block) const {
     return ptx::load_matrices((from_[block] + buffer_ * rows_in_use_ * kRowBytes) ^ (kQuarter * 64));
   }
+  template <int kQuarter>
+  __device__ __forceinline__ void multiplied() {}
   __device__ __forceinline__ void release(int next) {
     if constexpr (kBuffers == 2) {
       buffer_ ^= 1;

@@ -123,14 +123,14 @@ class Expander {
     const int first = static_cast<int>(__shfl_sync(~0u, claimed_, 0));
     if (lane_ >= kBatch) return batch;
     batch.tile = order_.tile_of(first + lane_);
-    if (batch.tile >= 0) batch.source.find(args_, batch.tile);
+    if (batch.tile >= 0) batch.source.seek(args_, batch.tile);
     return batch;
   }
   __device__ void fetch(const Batch& batch, int i) {
     if (lane_ != i || batch.tile < 0) return;
     const uint32_t full = barriers_ + 8 * i;
     ptx::barrier_expect(full, batch.source.bytes(args_));
-    batch.source.copy(args_, batch.tile, ring_ + i * args_.expand_bytes, full, ptx::read_once_policy());
+    batch.source.copy(args_, ring_ + i * args_.expand_bytes, full, ptx::read_once_policy());
   }
   __device__ void expand(int tile, int i, uint32_t parity) {
     ptx::barrier_wait(barriers_ + 8 * i, parity);

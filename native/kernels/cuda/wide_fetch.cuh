@@ -19,20 +19,19 @@ __device__ void fetch_weights(const WideArgs& args, const WideRings& rings, uint
     return row_tile * args.col_tiles + col;
   };
   typename Tile::Source ahead;
-  if (walk.more()) ahead.find(args, tile_at());
+  if (walk.more()) ahead.seek(args, tile_at());
   WidePlace place;
   while (walk.more()) {
     const typename Tile::Source source = ahead;
-    const int64_t tile = tile_at();
     if (++col == walk.last_col) {
       walk.next();
       col = walk.first_col;
     }
-    if (walk.more()) ahead.find(args, tile_at());
+    if (walk.more()) ahead.seek(args, tile_at());
     ptx::barrier_wait(rings.weights_empty + 8 * place.stage, place.parity ^ 1);
     const uint32_t full = rings.weights_full + 8 * place.stage;
     ptx::barrier_expect_more(full, source.bytes(args));
-    source.copy(args, tile, rings.weights + (place.stage * kWideRowTiles + lane) * args.stage_bytes, full, policy);
+    source.copy(args, rings.weights + (place.stage * kWideRowTiles + lane) * args.stage_bytes, full, policy);
     ptx::barrier_arrive(full);
     place.next(args.stages);
   }

@@ -10,6 +10,11 @@ T* keep(T* pointer) {
   return pointer;
 }
 
+template <class T>
+void advance(T*& pointer, int count) {
+  pointer += count;
+}
+
 inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
 inline bool elect_one() { return emulated::current().lane == 0; }
