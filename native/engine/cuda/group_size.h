@@ -48,7 +48,7 @@ inline GroupPlan plan_groups(TileLayout layout, double average, int rows, int pa
   constexpr double kCosts[][6] = {{1, 1.00, 1.05, 1.12, 1.2, 1.6},   // dense
                                   {1, 1.08, 1.20, 1.33, 1.4, 2.0},   // 2:4
                                   {1, 1.30, 1.40, 1.60, 2.0, 2.7},   // n:32
-                                  {1, 1.22, 1.58, 1.68, 2.0, 2.6},   // bitmap
+                                  {1, 1.20, 1.40, 1.55, 2.05, 2.6},  // bitmap
                                   {1, 1.44, 1.55, 1.63, 2.1, 2.9},   // dense int8
                                   {1, 1.25, 1.35, 1.44, 1.9, 2.6}};  // 2:4 int8
   GroupPlan best;
