@@ -42,29 +42,38 @@ DeviceMemory on_gpu(const std::vector<T>& values) {
   return std::move(memory.value());
 }
 
-std::vector<uint16_t> random_bits(int64_t rows, int64_t cols, bool two_in_four) {
+// Of experts. 16:32 is not 2:4, too.
+enum class Zeros : uint8_t { kNone, kTwoFour, kSixteenOf32 };
+
+bool is_zero(Zeros zeros, int64_t row, int64_t col) {
+  if (zeros == Zeros::kNone) return false;
+  return (row + (zeros == Zeros::kTwoFour ? col + col / 4 : col / 16)) % 2 == 0;
+}
+
+std::vector<uint16_t> random_bits(int64_t rows, int64_t cols, Zeros zeros) {
   const std::vector<float> values = floats(static_cast<size_t>(rows * cols), 1 / std::sqrt(static_cast<float>(cols)));
   std::vector<uint16_t> bits;
-  for (size_t i = 0; i < values.size(); ++i) {
-    bits.push_back(two_in_four && (i + i / 4) % 2 == 0 ? uint16_t{0} : float_to_bf16(values[i]));
+  for (int64_t i = 0; i < rows * cols; ++i) {
+    bits.push_back(is_zero(zeros, i / cols, i % cols) ? uint16_t{0} : float_to_bf16(values[static_cast<size_t>(i)]));
   }
   return bits;
 }
 
-// As many matrices with weights of their own: 2:4, or dense.
-Matrices bf16_matrices(int count, int64_t rows, int64_t cols, bool two_in_four) {
+// As many matrices with weights of their own.
+Matrices bf16_matrices(int count, int64_t rows, int64_t cols, Zeros zeros) {
   std::vector<std::vector<uint16_t>> bits;
   std::vector<MatrixSource> sources;
-  for (int i = 0; i < count; ++i) bits.push_back(random_bits(rows, cols, two_in_four));
+  for (int i = 0; i < count; ++i) bits.push_back(random_bits(rows, cols, zeros));
   for (const auto& matrix : bits) sources.emplace_back(DType::kBF16, rows, cols, matrix.data());
-  Result<Matrices> uploaded = upload_matrices(pool(), sources, two_in_four);
+  Result<Matrices> uploaded = upload_matrices(pool(), sources, zeros != Zeros::kNone);
   require(uploaded.status());
   return std::move(uploaded.value());
 }
 
 // The same of codes whose scales are powers of two, so that bf16 holds their weights, too: as codes, or as bf16.
-Matrices grid_matrices(int count, int64_t rows, int64_t cols, bool two_in_four, bool as_codes) {
+Matrices grid_matrices(int count, int64_t rows, int64_t cols, Zeros zeros, bool as_codes) {
   const int64_t groups = (cols + kGroup - 1) / kGroup;
+  const bool is_sparse = zeros != Zeros::kNone;
   std::vector<std::vector<uint16_t>> bits;
   std::vector<std::vector<int8_t>> codes;
   std::vector<std::vector<uint16_t>> scales;
@@ -77,8 +86,7 @@ Matrices grid_matrices(int count, int64_t rows, int64_t cols, bool two_in_four, 
     codes.emplace_back();
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t col = 0; col < cols; ++col) {
-        const bool kept = !two_in_four || (row + col + col / 4) % 2 == 0;
-        codes.back().push_back(static_cast<int8_t>(kept ? draw(-127, 127) : 0));
+        codes.back().push_back(static_cast<int8_t>(is_zero(zeros, row, col) ? 0 : draw(-127, 127)));
         bits.back().push_back(float_to_bf16(static_cast<float>(codes.back().back()) *
                                             of_group[static_cast<size_t>(row * groups + col / kGroup)]));
       }
@@ -89,26 +97,25 @@ Matrices grid_matrices(int count, int64_t rows, int64_t cols, bool two_in_four, 
     code_sources.emplace_back(rows, cols, codes.back().data(), scales.back().data());
   }
   Result<Matrices> uploaded =
-      as_codes ? upload_codes(pool(), code_sources, two_in_four) : upload_matrices(pool(), sources, two_in_four);
+      as_codes ? upload_codes(pool(), code_sources, is_sparse) : upload_matrices(pool(), sources, is_sparse);
   require(uploaded.status());
   return std::move(uploaded.value());
 }
 
 enum class Weights : uint8_t { kBf16, kGridAsBf16, kGridAsCodes };
 
-Matrices random_matrices(Weights weights, int count, int64_t rows, int64_t cols, bool two_in_four) {
-  if (weights == Weights::kBf16) return bf16_matrices(count, rows, cols, two_in_four);
-  return grid_matrices(count, rows, cols, two_in_four, weights == Weights::kGridAsCodes);
+Matrices random_matrices(Weights weights, int count, int64_t rows, int64_t cols, Zeros zeros) {
+  if (weights == Weights::kBf16) return bf16_matrices(count, rows, cols, zeros);
+  return grid_matrices(count, rows, cols, zeros, weights == Weights::kGridAsCodes);
 }
 
-// Experts are 2:4, or dense.
-Model random_model(int parts, Weights weights, bool two_in_four) {
+Model random_model(int parts, Weights weights, Zeros zeros) {
   Model model;
   model.hidden = kHidden;
   model.vocabulary = kVocabulary;
   model.norm_epsilon = 1e-6f;
   model.parts = parts;
-  model.embedding.memory = on_gpu(random_bits(kVocabulary, kHidden, false));
+  model.embedding.memory = on_gpu(random_bits(kVocabulary, kHidden, Zeros::kNone));
   std::vector<float> frequencies;
   for (int i = 0; i < kHeadDim / 2; ++i)
     frequencies.push_back(std::pow(1e4f, -2.0f * static_cast<float>(i) / kHeadDim));
@@ -116,7 +123,7 @@ Model random_model(int parts, Weights weights, bool two_in_four) {
   model.inverse_frequencies = on_gpu(frequencies);
   const std::vector<float> ones(kHidden, 1.0f);
   model.final_norm = on_gpu(ones);
-  model.head = random_matrices(weights, 1, kVocabulary, kHidden, false);
+  model.head = random_matrices(weights, 1, kVocabulary, kHidden, Zeros::kNone);
   std::vector<int32_t> map(kExperts);
   std::iota(map.begin(), map.end(), 0);
   for (int i = 0; i < kLayers; ++i) {
@@ -125,8 +132,8 @@ Model random_model(int parts, Weights weights, bool two_in_four) {
     layer.feed_forward_norm = on_gpu(ones);
     layer.heads = {kHeads, kKvHeads, kHeadDim};
     layer.scale = 1 / std::sqrt(static_cast<float>(kHeadDim));
-    layer.qkv = random_matrices(weights, 1, layer.qkv_width(), kHidden, false);
-    layer.output = random_matrices(weights, 1, kHidden, layer.query_width(), false);
+    layer.qkv = random_matrices(weights, 1, layer.qkv_width(), kHidden, Zeros::kNone);
+    layer.output = random_matrices(weights, 1, kHidden, layer.query_width(), Zeros::kNone);
     const std::vector<float> empty(static_cast<size_t>(kBlocks) * kKvTokens * kKvHeads * kHeadDim, 0.0f);
     layer.keys = on_gpu(empty);
     layer.values = on_gpu(empty);
@@ -137,10 +144,10 @@ Model random_model(int parts, Weights weights, bool two_in_four) {
     part.router_rows = kExperts;
     part.routing.top_k = 2;
     part.routing.renormalise = true;
-    part.router.memory = on_gpu(random_bits(kExperts, kHidden, false));
+    part.router.memory = on_gpu(random_bits(kExperts, kHidden, Zeros::kNone));
     part.expert_of_row = on_gpu(map);
-    part.gate_up = random_matrices(weights, kExperts, 2 * kWidth, kHidden, two_in_four);
-    part.down = random_matrices(weights, kExperts, kHidden, kWidth, two_in_four);
+    part.gate_up = random_matrices(weights, kExperts, 2 * kWidth, kHidden, zeros);
+    part.down = random_matrices(weights, kExperts, kHidden, kWidth, zeros);
   }
   return model;
 }
@@ -168,14 +175,14 @@ const std::vector<Cut> kWhole = {{0, kLayers}};
 
 // A random model in stages of so many layers. Those made from the same state of the generator are the same.
 std::unique_ptr<Engine> random_engine(int parts, Weights weights = Weights::kBf16,
-                                      const std::vector<Cut>& cuts = kWhole, bool two_in_four = true) {
+                                      const std::vector<Cut>& cuts = kWhole, Zeros zeros = Zeros::kTwoFour) {
   std::vector<StageModel> stages;
   const std::mt19937 state = test::generator();
   int done = 0;
   for (const Cut& cut : cuts) {
     test::generator() = state;
     REQUIRE(cudaSetDevice(cut.device) == cudaSuccess);
-    Model model = random_model(parts, weights, two_in_four);
+    Model model = random_model(parts, weights, zeros);
     model.layers.erase(model.layers.begin(), model.layers.begin() + done);
     model.layers.resize(static_cast<size_t>(cut.layers));
     done += cut.layers;
@@ -256,15 +263,17 @@ void check_rows(const std::vector<float>& logits, const std::vector<float>& want
 TEST_CASE("a prompt in other steps has the logits of the same prompt in steps of four rows") {
   if (!test::has_gpu()) return;
   // What dense experts add is large enough for the rounding of bf16 activations to change which ones are chosen.
-  const std::tuple<int, bool, bool> models[] = {{2, false, true}, {1, false, true},  {2, true, true},
-                                                {1, true, true},  {2, false, false}, {2, true, false}};
-  for (const auto& [parts, codes, two_in_four] : test::some_of(models, 1)) {
+  const std::tuple<int, bool, Zeros> models[] = {{2, false, Zeros::kTwoFour},     {1, false, Zeros::kTwoFour},
+                                                 {2, true, Zeros::kTwoFour},      {1, true, Zeros::kTwoFour},
+                                                 {2, false, Zeros::kSixteenOf32}, {1, false, Zeros::kSixteenOf32},
+                                                 {2, false, Zeros::kNone},        {2, true, Zeros::kNone}};
+  for (const auto& [parts, codes, zeros] : test::some_of(models, 1)) {
     CAPTURE(parts);
     CAPTURE(codes);
-    CAPTURE(two_in_four);
+    CAPTURE(static_cast<int>(zeros));
     const Prompt prompt;
     const std::unique_ptr<Engine> engine =
-        random_engine(parts, codes ? Weights::kGridAsCodes : Weights::kBf16, kWhole, two_in_four);
+        random_engine(parts, codes ? Weights::kGridAsCodes : Weights::kBf16, kWhole, zeros);
     const std::vector<float> few = prompt.logits(*engine, prompt.steps_of(4));
     // The first rows in one step, the others in another: keys of a step before are read, too.
     check_rows(prompt.logits(*engine, {prompt.rows() / 3, prompt.rows() - prompt.rows() / 3}), few, parts);
@@ -274,15 +283,16 @@ TEST_CASE("a prompt in other steps has the logits of the same prompt in steps of
 
 TEST_CASE("a model of codes has the logits of one of the weights that they stand for") {
   if (!test::has_gpu()) return;
-  const std::pair<int, bool> models[] = {{2, true}, {1, true}, {2, false}, {1, false}};
-  for (const auto& [parts, two_in_four] : test::some_of(models, 1)) {
+  const std::pair<int, Zeros> models[] = {
+      {2, Zeros::kTwoFour}, {1, Zeros::kTwoFour}, {2, Zeros::kNone}, {1, Zeros::kNone}};
+  for (const auto& [parts, zeros] : test::some_of(models, 1)) {
     CAPTURE(parts);
-    CAPTURE(two_in_four);
+    CAPTURE(static_cast<int>(zeros));
     const Prompt prompt;
     std::vector<int> steps(11, 1);
     steps.front() = prompt.rows() - 10;
     const auto logits = [&](Weights weights) {
-      return prompt.logits(*random_engine(parts, weights, kWhole, two_in_four), steps);
+      return prompt.logits(*random_engine(parts, weights, kWhole, zeros), steps);
     };
     const std::mt19937 before = test::generator();
     const std::vector<float> wanted = logits(Weights::kGridAsBf16);

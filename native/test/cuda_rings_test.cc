@@ -2,7 +2,7 @@
 // the rings hold.
 #include <vector>
 
-#include "kernels/cuda/tile_codec.h"
+#include "kernels/cuda/tile_bytes.h"
 #include "kernels/cuda/wide_rings.h"
 #include "test_main.h"
 
@@ -124,7 +124,7 @@ TEST_CASE("tiles of any bitmap have rings on a Hopper GPU") {
     const bool shares = tokens <= 64;  // a multiprocessor with another block
     const int room = (shares ? 228 * 1024 / 2 - 1024 : 227 * 1024) - 2048;
     for (int bytes = kBitmapHead; bytes <= kBitmapHead + 2 * kTileHeight * kTileWidth; bytes += 16) {
-      const int tile = bytes + 32;
+      const int tile = bytes + bytes_beyond(TileLayout::kBitmap);
       for (int parts = 1; parts <= 2; ++parts) {
         const RingSizes sizes{tokens * 128, 8 * tile, parts, false, !shares};
         CAPTURE(tokens);

@@ -28,12 +28,11 @@ ProductKernel find_kernel(TileLayout layout, int tokens, bool is_brief) {
   return {};
 }
 
-// Bytes of shared memory for one tile, and for the three quads that are read beyond a lane's last one. Of n:32, the
-// first of these are masks.
+// Bytes of shared memory for one tile.
 int stage_bytes(const DeviceTiles& weights) {
-  if (weights.layout == TileLayout::kBitmap) return weights.most_tile_bytes + 32;
-  const int beyond = weights.layout == TileLayout::kBalanced ? 2 * kSlotBytes : 0;
-  return fixed_tile_bytes(weights.layout, weights.n) + beyond;
+  const bool is_bitmap = weights.layout == TileLayout::kBitmap;
+  return (is_bitmap ? weights.most_tile_bytes : fixed_tile_bytes(weights.layout, weights.n)) +
+         bytes_beyond(weights.layout);
 }
 
 constexpr int kMostStages = 8;

@@ -8,11 +8,10 @@
 namespace espalier::cuda {
 namespace {
 
-// Of both rows of all lanes, which store n values each: see balanced_bytes.
-__device__ __forceinline__ uint32_t quads_bytes(int n) { return (2 * n + kQuad - 1) / kQuad * kSlotBytes; }
-
 struct BalancedSize {
-  __device__ static uint32_t bytes(const ProductArgs& args) { return kMaskBytes + quads_bytes(args.n); }
+  __device__ static uint32_t bytes(const ProductArgs& args) {
+    return kMaskBytes + (2 * args.n + kQuad - 1) / kQuad * kSlotBytes;
+  }
 };
 
 class BalancedTile : public QuadRows<BalancedTile, kSlotBytes, PermutedSelectors> {
@@ -24,10 +23,10 @@ class BalancedTile : public QuadRows<BalancedTile, kSlotBytes, PermutedSelectors
   __device__ static constexpr int input(int quarter, int t) { return t * 32 + quarter * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }
 
-  __device__ void begin(const ProductArgs& args, uint32_t stage, const Lane& lane) {
-    quads_at_ = stage;
+  __device__ void begin(const ProductArgs&, uint32_t stage, const Lane& lane) {
+    quads_at_ = stage + kMaskBytes;
     offset_ = lane.offset;
-    const uint2 masks = ptx::load_shared_8(stage + quads_bytes(args.n) + lane.offset);
+    const uint2 masks = ptx::load_shared_8(stage + lane.offset);
     const StepCounts counts = begin_masks(masks, lane);
     const uint32_t through = counts.at[0] * 0x01010101u;
     before_[0] = through << 8;

@@ -20,4 +20,11 @@ constexpr int fixed_tile_bytes(TileLayout layout, int n) {
   return 0;
 }
 
+// What is read beyond the end of a tile in shared memory, whatever lies there.
+constexpr int bytes_beyond(TileLayout layout) {
+  if (layout == TileLayout::kBalanced) return kQuadsBeyond * kSlotBytes;
+  if (layout == TileLayout::kBitmap) return (kQuadsBeyond * kQuadBytes + 15) / 16 * 16;
+  return 0;
+}
+
 }  // namespace espalier::cuda

@@ -158,11 +158,12 @@ bool encode_balanced(const Tile& tile, int n, uint8_t* out) {
       // Stores the first zeros too, up to n values.
       while (std::popcount(masks[half]) < n) masks[half] |= ~masks[half] & (masks[half] + 1);
     }
-    store_masks(out + balanced_quads(n) * kSlotBytes, lane, masks);
+    store_masks(out, lane, masks);
     int index = 0;
     for (int step = 0; step < kSteps; ++step) {
-      each_value(lane, step, masks, balanced_input,
-                 [&](int row, int k) { store_value(out + lane * kQuadBytes, index++, kSlotBytes, tile.at[row][k]); });
+      each_value(lane, step, masks, balanced_input, [&](int row, int k) {
+        store_value(out + kMaskBytes + lane * kQuadBytes, index++, kSlotBytes, tile.at[row][k]);
+      });
     }
   }
   return true;
@@ -172,12 +173,13 @@ bool decode_balanced(const uint8_t* data, int n, Tile& tile) {
   std::memset(&tile, 0, sizeof tile);
   for (int lane = 0; lane < kLanes; ++lane) {
     uint32_t masks[2];
-    load_masks(data + balanced_quads(n) * kSlotBytes, lane, masks);
+    load_masks(data, lane, masks);
     if (std::popcount(masks[0]) != n || std::popcount(masks[1]) != n) return false;
     int index = 0;
     for (int step = 0; step < kSteps; ++step) {
-      each_value(lane, step, masks, balanced_input,
-                 [&](int row, int k) { tile.at[row][k] = load_value(data + lane * kQuadBytes, index++, kSlotBytes); });
+      each_value(lane, step, masks, balanced_input, [&](int row, int k) {
+        tile.at[row][k] = load_value(data + kMaskBytes + lane * kQuadBytes, index++, kSlotBytes);
+      });
     }
   }
   return true;

@@ -8,9 +8,9 @@
 //     2 × 128  for inputs 64v … 64v + 63: 32 bits a lane, the positions that both its products want. Lanes of
 //              t / 2 = 0 hold those of u = 2v, of t / 2 = 1 those of 2v + 1: row g in the low half, row g + 8 in the
 //              high one
-//   n:32      256 · ceil(n / 2) + 256 bytes: of inputs 32t … 32t + 31, which one lane owns, each row stores n
-//     256 each the lanes' quads
+//   n:32      256 + 256 · ceil(n / 2) bytes: of inputs 32t … 32t + 31, which one lane owns, each row stores n
 //     256      64 bits a lane: which of these inputs are stored, row g, then row g + 8
+//     256 each the lanes' quads
 //   dense     4096 bytes
 //     8 × 512  part 2u + h: 16 bytes a lane, its inputs 32u + 8t … 32u + 8t + 7 in row g + 8h
 //   bitmap    a multiple of 16 bytes; masks as in n:32, of any count, but bit 8u + i is input 32u + 8t + i, so
@@ -41,6 +41,8 @@ inline constexpr int kDenseBytes = 4096;
 inline constexpr int kSteps = 8;
 // What a bitmap's tile has before its quads.
 inline constexpr int kBitmapHead = 2 * kSteps + kMaskBytes;
+// Quads that expanding may read beyond a lane's last one.
+inline constexpr int kQuadsBeyond = 3;
 
 // bf16 bits, by row and input.
 struct Tile {

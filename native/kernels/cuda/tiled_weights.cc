@@ -12,7 +12,7 @@ namespace {
 // What a bitmap's tile has beyond its last value, on average.
 constexpr double kTailBytes = 8;
 // A bitmap's product takes so many times what reading its bytes does (bench/RESULTS.md).
-constexpr double kBitmapTime = 1.15;
+constexpr double kBitmapTime = 1.3;
 // Share of the dense bytes below which n:32 is worth its decoding.
 constexpr double kBalancedGain = 0.9;
 

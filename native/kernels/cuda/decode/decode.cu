@@ -44,7 +44,7 @@ DecodeKernel find_kernel(const DecodeTask& task) {
 
 int total_bytes(const DecodeTask& task) {
   return task.hidden * static_cast<int>(sizeof(float)) + task.room.x + task.room.scratch + kRingAlignment +
-         kDecodeWarps * task.room.ring;
+         kDecodeWarps * task.room.ring + bytes_beyond(task.products[kGateUp].layout);
 }
 
 // Lays a copy of the words behind the one count that there is of them.
