@@ -18,9 +18,7 @@ struct Matrices {
   DeviceTiles view;
 
   int64_t bytes() const { return tiles.bytes() + starts.bytes(); }
-  std::string format() const {
-    return layout_name(view.layout, view.n) + (holds_codes(view.layout) ? "" : " bf16");
-  }
+  std::string format() const { return layout_name(view.layout, view.n) + (holds_codes(view.layout) ? "" : " bf16"); }
 };
 
 // Elements of a small matrix in the type that they are multiplied in.

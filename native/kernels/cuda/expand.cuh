@@ -113,7 +113,6 @@ __global__ void __launch_bounds__(kWarps * 32, 1) expand_kernel(const __grid_con
       to[4 * i] = upper;
       to[4 * i + out_stride] = lower;  // eight rows on
     });
-    Tile::finish();
     __syncwarp();
     if (lane == 0) fetch(stage);
     if (++stage == args.stages) {

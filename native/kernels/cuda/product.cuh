@@ -10,7 +10,6 @@
 //   multiply<kQuarter>(acc, b)         products of a quarter of the 128 inputs
 //   input(quarter, t)                  the first of the 8 inputs whose x lane 4g + t loads for the quarter,
 //   arrange(b)                         and from these to the B operand's registers: see LoadedInputs
-//   finish()                           before the stage is filled again
 //   Source                             where tiles lie, see FixedSource
 #pragma once
 
@@ -170,7 +169,6 @@ __global__ void __launch_bounds__(kWarps * 32, kResident) product_kernel(const _
       quarter.template operator()<1>();
       quarter.template operator()<2>();
       quarter.template operator()<3>();
-      Tile::finish();
       __syncwarp();
       inputs.release(col + args.split);
       if (fetcher.more()) fetcher.fetch(base, barriers + 8 * stage);

@@ -45,8 +45,6 @@ class BalancedTile : public QuadRows<BalancedTile, kSlotBytes, PermutedSelectors
     multiply_expanded<kQuarter>(*this, acc, b);
   }
 
-  __device__ static void finish() {}
-
  private:
   uint32_t before_[2];  // of the lane itself, see StepCounts
   uint32_t quads_at_;

@@ -60,8 +60,6 @@ class BitmapTile : public QuadRows<BitmapTile, kQuadBytes, SharedSelectors> {
     multiply_expanded<kQuarter>(*this, acc, b);
   }
 
-  __device__ static void finish() {}
-
  private:
   uint32_t before_[2];  // of the lanes before, see StepCounts
   uint32_t steps_[kSteps / 2];

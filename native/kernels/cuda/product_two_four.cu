@@ -36,8 +36,6 @@ struct TwoFourTile {
     }
   }
 
-  __device__ static void finish() {}
-
  private:
   friend TwoFourOperand;
   uint32_t values_;

@@ -46,8 +46,6 @@ struct TwoFourCodesTile {
     if (kQuarter % 2 == 1) scales_.add<kHalf>(acc, sums_);
   }
 
-  __device__ static void finish() {}
-
  private:
   friend TwoFourCodesOperand;
 

@@ -131,7 +131,7 @@ class PermutedSelectors {
     uint32_t count;
 
     FourSteps() = default;
-    // A nibble whose last bit is set has the sign of what the others choose, which is 0.
+    // Tables of bytes go by a mask's first three bits. With the fourth, a permutation gives the byte's sign: 0.
     __device__ explicit FourSteps(uint32_t mask) {
       const uint32_t first_three = mask & 0x7777u;
       const uint32_t lacks_last = ptx::permute(0x01010101u, 0x01010101u, mask);

@@ -35,8 +35,6 @@ struct DenseTile {
     multiply_expanded<kQuarter>(*this, acc, b);
   }
 
-  __device__ static void finish() {}
-
  private:
   uint32_t values_;
   uint4 upper_;

@@ -52,8 +52,6 @@ struct DenseCodesTile {
     a[3] = scales_.round<kQuarter / 2, 1>(a[3]);
   }
 
-  __device__ static void finish() {}
-
  private:
   template <int kQuarter, int kHalf>
   __device__ __forceinline__ void codes(uint32_t (&a)[4]) {

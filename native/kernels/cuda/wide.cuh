@@ -109,7 +109,6 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
     Tile tile;
     tile.begin(args, rings.weights + (weights.stage * kWideRowTiles + warp) * args.stage_bytes, of_lane);
     operand.load(tile, lane % 4);
-    Tile::finish();
     weights.next(args.stages);
   };
   // Only when products have been started with the registers is it certain that they were read from shared memory.

@@ -141,7 +141,6 @@ class Expander {
       to[2 * part * kLanes] = upper;
       to[(2 * part + 1) * kLanes] = lower;
     });
-    Tile::finish();
     __syncwarp();
   }
   // Tells of the first tiles of a batch, which have been expanded.

@@ -217,7 +217,6 @@ class Decoder {
       tiles[u].template multiply<2>(acc[u], operand[u][2]);
       tiles[u].template multiply<3>(acc[1 - u], operand[u][3]);
     }
-    Tile::finish();
     tiles_.release();
   }
 
