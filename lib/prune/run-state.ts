@@ -139,8 +139,9 @@ function readState(path: string): State | undefined {
 
 /** The state file's text: the state and its hash. */
 function sealed(state: State): string {
-  const sha256 = createHash('sha256').update(JSON.stringify(state)).digest('hex');
-  return JSON.stringify({ sha256, state });
+  const json = JSON.stringify(state);
+  const sha256 = createHash('sha256').update(json).digest('hex');
+  return `{"sha256":"${sha256}","state":${json}}`;
 }
 
 export async function recordOf(path: string, name: string): Promise<FileRecord> {

@@ -42,7 +42,7 @@ DeviceMemory on_gpu(const std::vector<T>& values) {
   return std::move(memory.value());
 }
 
-// Of experts. 16:32 is not 2:4, too.
+// Of experts. What is 16:32 here is not 2:4.
 enum class Zeros : uint8_t { kNone, kTwoFour, kSixteenOf32 };
 
 bool is_zero(Zeros zeros, int64_t row, int64_t col) {

@@ -81,8 +81,9 @@ class Fetcher {
       source_[0].seek(args_, tile);
       // Beyond the last row, the last tile again: what comes of it is not stored.
       static_assert(kRowTiles <= 2);
-      if (kRowTiles == 2)
-        source_[kRowTiles - 1].seek(args_, row_tile + 1 < args_.row_tiles ? tile + args_.col_tiles : tile);
+      if constexpr (kRowTiles == 2) {
+        source_[1].seek(args_, row_tile + 1 < args_.row_tiles ? tile + args_.col_tiles : tile);
+      }
       left_ = columns_;
       return;
     }

@@ -8,6 +8,7 @@
 namespace espalier::cuda {
 namespace {
 
+// As balanced_bytes().
 struct BalancedSize {
   __device__ static uint32_t bytes(const ProductArgs& args) {
     return kMaskBytes + (2 * args.n + kQuad - 1) / kQuad * kSlotBytes;

@@ -5,8 +5,8 @@
 
 namespace espalier::cuda::ptx {
 
-// A cache hint for what is read once: what createpolicy.fractional.L2::evict_first makes of 1.0, made anew wherever it
-// is used.
+// A cache hint for what is read once: what createpolicy.fractional.L2::evict_first makes of 1.0. The compiler would
+// repeat that instruction wherever the hint is used.
 __device__ __forceinline__ uint64_t read_once_policy() { return 0x12f0000000000000u; }
 
 // A cache hint for what is soon read again.

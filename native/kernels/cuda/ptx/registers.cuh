@@ -25,7 +25,7 @@ __device__ __forceinline__ T* keep(T* pointer) {
   return reinterpret_cast<T*>(high << 32 | keep(static_cast<uint32_t>(bits)));
 }
 
-// Moves a pointer on, in one instruction. Where the compiler sees additions in a loop, it multiplies anew each time.
+// Moves a pointer on. Where the compiler sees what is added in a loop, it multiplies anew each time.
 template <class T>
 __device__ __forceinline__ void advance(T*& pointer, int count) {
   asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(pointer) : "r"(count), "n"(sizeof(T)));
