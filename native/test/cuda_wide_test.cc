@@ -136,6 +136,40 @@ TEST_CASE("bitmaps with any share of zeros, whose tiles leave rings of other siz
   }
 }
 
+TEST_CASE("blocks split the inputs of a row block") {
+  if (!test::has_wide_products()) return;
+  ThreadPool pool(4);
+  constexpr int kRows = 144;
+  constexpr int kCols = 1056;
+  for (const test::Tiling& pattern : test::some_of(kPatterns, 1)) {
+    const Experts experts(pool, pattern, 1, kRows, kCols);
+    for (const int tokens : {20, 50, 100, 200}) {
+      const std::vector<uint16_t> bits =
+          test::split_parts(floats(static_cast<size_t>(tokens) * kCols), tokens, kCols, 1);
+      const std::vector<double> seen = test::join_parts(bits, tokens, kCols, 1);
+      const OnGpu<uint16_t> x(bits);
+      std::vector<double> wanted;
+      for (int i = 0; i < tokens * kRows; ++i) {
+        wanted.push_back(experts.product(0, i % kRows, seen.data() + static_cast<ptrdiff_t>(i / kRows) * kCols));
+      }
+      for (const int split : test::some_of({2, 3, 4, 5, 6, 7, 8}, 2)) {
+        CAPTURE(layout_name(pattern.layout, pattern.n));
+        CAPTURE(tokens);
+        CAPTURE(split);
+        const OnGpu<float> y(static_cast<size_t>(tokens) * kRows);
+        Product product;
+        product.weights = experts.view();
+        product.tokens = tokens;
+        product.x = x.get();
+        product.y = y.get();
+        product.output = OutputType::kF32;
+        require(launch_wide_product(product, nullptr, {.split = split}));
+        CHECK(test::relative_error(y.host(), wanted) < limit(pattern));
+      }
+    }
+  }
+}
+
 TEST_CASE("a product of several rounds, of which mates split the last items") {
   if (!test::has_wide_products()) return;
   ThreadPool pool(4);

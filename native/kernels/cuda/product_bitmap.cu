@@ -26,10 +26,12 @@ struct BitmapSource {
   }
 };
 
-class BitmapTile : public QuadRows<BitmapTile, kQuadBytes, SharedSelectors> {
+template <class Selectors>
+class BitmapTileBy : public QuadRows<BitmapTileBy<Selectors>, kQuadBytes, Selectors> {
  public:
+  using typename QuadRows<BitmapTileBy, kQuadBytes, Selectors>::Lane;
   using Source = BitmapSource;
-  using Operand = ExpandedOperand<BitmapTile>;
+  using Operand = ExpandedOperand<BitmapTileBy>;
 
   __device__ static constexpr int input(int quarter, int t) { return quarter * 32 + t * 8; }
   __device__ static uint4 arrange(uint4 b, int) { return b; }
@@ -42,11 +44,11 @@ class BitmapTile : public QuadRows<BitmapTile, kQuadBytes, SharedSelectors> {
     steps_[3] = steps.w;
     quads_at_ = stage + kBitmapHead;
     const uint2 masks = ptx::load_shared_8(stage + 2 * kSteps + lane.offset);
-    const StepCounts counts = begin_masks(masks, lane);
+    const StepCounts counts = this->begin_masks(masks, lane);
     // At most 31 lanes are before a lane, with 8 values each: no byte overflows.
 #pragma unroll
     for (int i = 0; i < 2; ++i) before_[i] = ptx::inclusive_sum(counts.at[i]) - counts.at[i];
-    begin_rows();
+    this->begin_rows();
   }
   template <int kStep>
   __device__ __forceinline__ uint32_t place() const {
@@ -66,6 +68,10 @@ class BitmapTile : public QuadRows<BitmapTile, kQuadBytes, SharedSelectors> {
   uint32_t quads_at_;
 };
 
+using BitmapTile = BitmapTileBy<SharedSelectors>;
+// Products of many tokens are bound by shared memory.
+using WideBitmapTile = BitmapTileBy<PermutedSelectors>;
+
 }  // namespace
 
 // Expanding is bound by instructions: more warps hide more of their latency. The next launch takes the place of one of
@@ -76,7 +82,7 @@ ProductKernel bitmap_kernel(int tokens, bool is_brief) {
   return kernel;
 }
 
-WideKernel bitmap_wide(int tokens) { return choose_wide<BitmapTile, false>(tokens); }
+WideKernel bitmap_wide(int tokens) { return choose_wide<WideBitmapTile, false>(tokens); }
 
 ExpandKernel bitmap_expand() { return make_expand<BitmapTile, 24>(); }
 // Three tiles at a time are 2 to 3 % slower.

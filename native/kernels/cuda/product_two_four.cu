@@ -44,7 +44,7 @@ struct TwoFourTile {
 
 struct TwoFourOperand : TwoFourValues {
   template <class Tile>
-  __device__ __forceinline__ void load(const Tile& tile, int) {
+  __device__ __forceinline__ void load(const Tile& tile, int, uint32_t) {
 #pragma unroll
     for (int u = 0; u < 4; ++u) a[u] = ptx::load_shared_16(tile.values_ + u * 512);
     positions[0] = tile.positions_[0];

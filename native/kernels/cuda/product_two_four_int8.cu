@@ -68,7 +68,7 @@ struct TwoFourCodesTile {
 struct TwoFourCodesOperand : TwoFourValues {
   // A template, as all of what only products of many tokens call: not all architectures have those.
   template <class Tile>
-  __device__ __forceinline__ void load(Tile& tile, int) {
+  __device__ __forceinline__ void load(Tile& tile, int, uint32_t) {
     load_half<0>(tile);
     load_half<1>(tile);
     positions[0] = tile.positions_.x;

@@ -16,8 +16,6 @@
 namespace espalier::cuda {
 namespace {
 
-constexpr int kMostSplit = 8;
-
 WideKernel find_kernel(TileLayout layout, int tokens) {
   switch (layout) {
     case TileLayout::kDense: return dense_wide(tokens);
@@ -136,22 +134,31 @@ Result<WideRange> find_tail(const WideLaunch& launch, const WideArgs& args, cons
   return WideRange{.first = first, .count = all.count - first};
 }
 
+WideItems items_of(const WideLaunch& launch, const WideArgs& args, int row_groups) {
+  if (row_groups == 0) return {};
+  const int rest = row_groups % kWideBand;
+  const int each = row_groups * args.token_blocks;
+  return {.count = launch.product.groups * each,
+          .each = each,
+          .row_groups = row_groups,
+          .by_each = Divisor(each),
+          .by_rest = Divisor(rest == 0 ? kWideBand : rest)};
+}
+
 // Whole items of some row blocks, and split ones of others; either may be empty.
 Status start(const WideLaunch& launch, WideArgs args, const WideRange& whole, const WideRange& split,
              cudaStream_t stream) {
   args.mates = whole.count > 0 ? whole.mates : 1;
   args.split = whole.count > 0 ? 1 : split.split;
-  const int blocks = launch.product.groups * args.token_blocks;
-  args.row_groups = (whole.count + args.mates - 1) / args.mates;
-  args.items = blocks * args.row_groups;
-  args.split_row_tile = split.first * kWideRowTiles;
-  args.split_row_blocks = split.count;
-  args.split_items = blocks * split.count;
+  args.by_band = Divisor(kWideBand * args.token_blocks);
+  args.whole = items_of(launch, args, (whole.count + args.mates - 1) / args.mates);
+  args.shared = items_of(launch, args, split.count);
+  args.shared_row_tile = split.first * kWideRowTiles;
   const int cluster = args.mates * args.split;
   const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, cluster);
   if (!fit.is_ok()) return fit.status();
-  if (args.split_items > fit.value()) {
-    return Status(Code::kUsage, "a product of " + std::to_string(args.split_items) + " items cannot be split into " +
+  if (args.shared.count > fit.value()) {
+    return Status(Code::kUsage, "a product of " + std::to_string(args.shared.count) + " items cannot be split into " +
                                     std::to_string(cluster));
   }
   args.staged = is_staged(launch.product, launch.kernel, args);
@@ -160,7 +167,7 @@ Status start(const WideLaunch& launch, WideArgs args, const WideRange& whole, co
   ESPALIER_TRY(describe_x(launch.product, launch.kernel.tokens / args.mates, x));
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attributes[2]{};
-  set_shape(config, attributes, std::min(args.items + args.split_items, fit.value()), cluster);
+  set_shape(config, attributes, std::min(args.whole.count + args.shared.count, fit.value()), cluster);
   config.dynamicSmemBytes = static_cast<size_t>(launch.shared);
   config.stream = stream;
   ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&config, launch.kernel.function, args, x));
@@ -244,7 +251,7 @@ Status launch_wide_product(const Product& product, cudaStream_t stream, const Wi
         describe_weights(product.weights.tiles, product.weights.count, args.row_tiles, args.col_tiles, args.tensor));
   }
   args.token_blocks = (product.tokens + launch.kernel.tokens - 1) / launch.kernel.tokens;
-  ESPALIER_TRY(choose_memory(launch, args, 0));
+  ESPALIER_TRY(choose_memory(launch, args, launch.kernel.operand_bytes));
 
   WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
   ESPALIER_TRY(choose_clusters(launch, args, tuning, all));

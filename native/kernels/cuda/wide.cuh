@@ -11,7 +11,8 @@
 // for all tokens: wide_expanded.cuh.
 //
 // A layout's struct Tile has, beside what product.cuh lists:
-//   Operand             registers of a tile, with load(tile) and multiply<kHalf>(sums, x) for half of its inputs
+//   Operand             registers of a tile, see wide_operand.cuh, with load(tile, lane, room) and
+//                       multiply<kHalf>(sums, x) for half of its inputs
 #pragma once
 
 #include <cuda.h>
@@ -31,37 +32,74 @@ __device__ __forceinline__ uint64_t describe_x(uint32_t address) {
   return uint64_t{1} << 62 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
 }
 
-// Adds up what the blocks of a cluster have of the same rows and tokens; each ends with the eights that it stores.
+// Adds up eights of tokens of which each block of a cluster has a part at `place` of its shared memory, 16 bytes a
+// thread, and those of the next eight kStep bytes on: first its own, then those of the blocks after it. kLeast and kMost
+// are bounds of `split`.
+template <int kLeast, int kMost, int kStep, int kSums>
+__device__ __forceinline__ void sum_parts(int split, uint32_t rank, uint32_t place, int eights, float (&sums)[kSums]) {
+  constexpr int kEights = (kSums / 4 + kLeast - 1) / kLeast;
+  constexpr int kAtOnce = kMostSplit / kMost;  // as many loads are under way whatever kMost is
+  uint32_t there[kMost];
+#pragma unroll
+  for (int i = 1; i < kMost; ++i) {
+    const int block = static_cast<int>(rank) + i;
+    there[i] = ptx::address_in(place, i < split ? block < split ? block : block - split : 0);
+  }
+#pragma unroll
+  for (int first = 0; first < kEights; first += kAtOnce) {
+    if (first >= eights) break;
+    float4 parts[kAtOnce][kMost];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+      for (int i = 1; i < kMost; ++i) {
+        parts[j][i] = ptx::load_cluster_16(there[i] + (first + j) * kStep, i < split && first + j < eights);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce && first + j < kEights; ++j) {
+      float4 sum = ptx::load_shared_floats(place + (first + j) * kStep);
+#pragma unroll
+      for (int i = 1; i < kMost; ++i) {
+        sum.x += parts[j][i].x;
+        sum.y += parts[j][i].y;
+        sum.z += parts[j][i].z;
+        sum.w += parts[j][i].w;
+      }
+      const int at = 4 * (first + j);
+      sums[at] = sum.x;
+      sums[at + 1] = sum.y;
+      sums[at + 2] = sum.z;
+      sums[at + 3] = sum.w;
+    }
+  }
+}
+
+// Adds up what the blocks of a cluster have of the same rows and tokens. Each ends with some eights, which come to the
+// front of its sums.
 template <int kTokens>
-__device__ __forceinline__ void add_parts(int split, const WideRings& rings, uint32_t rank, int warp, int lane,
-                                          float (&sums)[kTokens / 2]) {
-  // All blocks of x have been read: their place is free for the sums, 16 bytes a thread for each 8 tokens.
+__device__ __forceinline__ Eights add_parts(int split, const WideRings& rings, uint32_t rank, int warp, int lane,
+                                            float (&sums)[kTokens / 2]) {
+  // All blocks of x have been read: their place is free for the sums.
   const uint32_t place = rings.x + (warp * 32 + lane) * 16;
   constexpr int kStep = kWideConsumers * 32 * 16;
-  // Of two it does not matter which comes first: what a block stores may stay where it is.
-  const int kept = split == 2 ? static_cast<int>(rank) : -1;
   ptx::named_barrier(1, kWideConsumers * 32);
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    if (j % split == kept) continue;
-    ptx::store_shared_16(place + j * kStep, {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[4 * j + i] = 0;
+    ptx::store_shared_16(place + j * kStep, float4{sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
   }
   ptx::cluster_barrier();
-  for (int from = 0; from < split; ++from) {
-    if (from == kept) continue;
-    const uint32_t there = ptx::address_in(place, from);
-#pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) {
-      if (j % split != static_cast<int>(rank)) continue;
-      const float4 part = ptx::load_cluster_16(there + j * kStep);
-      sums[4 * j] += part.x;
-      sums[4 * j + 1] += part.y;
-      sums[4 * j + 2] += part.z;
-      sums[4 * j + 3] += part.w;
-    }
+  const int each = (kTokens / 8 + split - 1) / split;
+  Eights mine;
+  mine.first = min(static_cast<int>(rank) * each, kTokens / 8);
+  mine.count = min(each, kTokens / 8 - mine.first);
+  const uint32_t first = place + mine.first * kStep;
+  if (split == 2) {
+    sum_parts<2, 2, kStep>(split, rank, first, mine.count, sums);
+  } else {
+    sum_parts<3, kMostSplit, kStep>(split, rank, first, mine.count, sums);
   }
+  return mine;
 }
 
 // How a warp lets go of blocks of x: what mates fetch for each other, each lets go of for all; what a block has fetched
@@ -108,7 +146,7 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
     ptx::barrier_wait(rings.weights_full + 8 * weights.stage, weights.parity);
     Tile tile;
     tile.begin(args, rings.weights + (weights.stage * kWideRowTiles + warp) * args.stage_bytes, of_lane);
-    operand.load(tile, lane % 4);
+    operand.load(tile, lane, rings.beside + warp * Operand::kRoom);
     weights.next(args.stages);
   };
   // Only when products have been started with the registers is it certain that they were read from shared memory.
@@ -200,11 +238,12 @@ __device__ void multiply_wide(const WideArgs& args, const WideRings& rings, uint
         continue;
       }
     }
+    Eights eights{0, kTokens / 8};
     if (walk.split > 1) {
-      add_parts<kTokens>(walk.split, rings, rank, warp, lane, sums);
+      eights = add_parts<kTokens>(walk.split, rings, rank, warp, lane, sums);
       ends_split = false;
     }
-    WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
+    WideStore<kTokens>(args, walk, eights, walk.row_tile + warp, lane).store(sums);
   }
   if (args.staged) staged_store.end();
   // The item to split had no expert.
@@ -313,6 +352,7 @@ struct WideKernel {
   bool by_rows = false;
   // Whether sums may go out through shared memory, see wide_staged_store.cuh.
   bool can_stage = false;
+  int operand_bytes = 0;  // of shared memory, for the operands of all warps
   // Tiles that a warp has at a time that expands them, see wide_expanded.cuh.
   int expand_batch = 0;
 };
@@ -323,7 +363,8 @@ WideKernel make_wide() {
   return {.function = &wide_kernel<ByRegisters<Tile, kStaged>, kTokens>,
           .tokens = kTokens,
           .resident = kWideResident<kTokens>,
-          .can_stage = kStaged};
+          .can_stage = kStaged,
+          .operand_bytes = kWideConsumers * Tile::Operand::kRoom};
 }
 
 // The kernel of a layout for groups of so many tokens. kStages: not where products are bound by the instructions that

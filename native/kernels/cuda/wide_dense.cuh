@@ -107,11 +107,12 @@ struct ByRows : WideFetches {
         staged_store.start(args, rings, walk, release_x.place(), sums);
         continue;
       }
+      Eights eights{0, kTokens / 8};
       if (walk.split > 1) {
-        add_parts<kTokens>(walk.split, rings, rank, warp, lane, sums);
+        eights = add_parts<kTokens>(walk.split, rings, rank, warp, lane, sums);
         ends_split = false;
       }
-      WideStore<kTokens>(args, walk, rank, walk.row_tile + warp, lane).store(sums);
+      WideStore<kTokens>(args, walk, eights, walk.row_tile + warp, lane).store(sums);
     }
     if (args.staged) staged_store.end();
     // The item to split had no expert.

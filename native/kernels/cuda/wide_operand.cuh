@@ -1,6 +1,8 @@
 // Tiles as registers that wgmma takes.
 #pragma once
 
+#include "kernels/cuda/ptx/memory.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/warpgroup.cuh"
 #include "kernels/cuda/tile_codec.h"
 
@@ -18,10 +20,17 @@ __device__ __forceinline__ uint4 transpose(uint4 r, int t) {
   return high ? uint4{s0, s1, r.z, r.w} : uint4{r.x, r.y, s0, s1};
 }
 
+// Bytes of 16 rows of 32 inputs.
+inline constexpr int kQuarterBytes = kTileHeight * 32 * 2;
+
+// Operands have kRoom, the bytes of shared memory that a warp needs to load one.
+
 // The operand of tiles of 2:4: registers as those of mma.sp m16n8k32, and positions of two times 32 inputs a word.
 struct TwoFourValues {
   uint4 a[4];
   uint32_t positions[2];
+
+  static constexpr int kRoom = 0;
 
   template <int kHalf, int kTokens>
   __device__ __forceinline__ void multiply(float (&sums)[kTokens / 2], uint64_t x) {
@@ -39,16 +48,22 @@ struct TwoFourValues {
   }
 };
 
-// The operand of tiles that expand into all their values.
+// The operand of tiles that expand into all their values. Lane 4g + t has eight neighbouring inputs of its rows, and the
+// tensor cores want of it the t-th pair of each eight: they go through shared memory, a quarter of a tile at a time.
 template <class Tile>
 struct ExpandedOperand {
   uint32_t a[kTileWidth / 16][4];
 
-  __device__ __forceinline__ void load(Tile& tile, int t) {
-    load_quarter<0>(tile, t);
-    load_quarter<1>(tile, t);
-    load_quarter<2>(tile, t);
-    load_quarter<3>(tile, t);
+  static constexpr int kRoom = 2 * kQuarterBytes;
+
+  __device__ __forceinline__ void load(Tile& tile, int lane, uint32_t room) {
+    const uint32_t to = room + place(lane % 4, lane / 4);
+    // Lane 8m + r addresses row r of the m-th matrix: rows from 0 or 8 on of an eight.
+    const uint32_t from = room + lane / 8 % 2 * (kQuarterBytes / 2) + place(lane / 16, lane % 8);
+    load_quarter<0>(tile, to, from);
+    load_quarter<1>(tile, to, from);
+    load_quarter<2>(tile, to, from);
+    load_quarter<3>(tile, to, from);
   }
 
   template <int kHalf, int kTokens>
@@ -64,22 +79,30 @@ struct ExpandedOperand {
   }
 
  private:
-  // Lane t has 8 neighbouring inputs of its rows, and the tensor cores want of it two of each 8.
+  // Of 16 bytes of a row: 128 bytes an eight, turned around so that neither side meets itself in a bank.
+  __device__ static int place(int eight, int row) { return eight * 128 + (row + 2 * eight) % 8 * 16; }
+
+  // Two quarters have places of their own: the next one is laid down while this one is read.
   template <int kQuarter>
-  __device__ __forceinline__ void load_quarter(Tile& tile, int t) {
+  __device__ __forceinline__ void load_quarter(Tile& tile, uint32_t to, uint32_t from) {
     uint32_t first[4];
     uint32_t second[4];
     tile.template expand<kQuarter, 0>(first);
     tile.template expand<kQuarter, 1>(second);
-    const uint4 upper = transpose({first[0], first[2], second[0], second[2]}, t);
-    const uint4 lower = transpose({first[1], first[3], second[1], second[3]}, t);
-    place<kQuarter, 0>(upper.x, lower.x);
-    place<kQuarter, 1>(upper.y, lower.y);
-    place<kQuarter, 2>(upper.z, lower.z);
-    place<kQuarter, 3>(upper.w, lower.w);
+    constexpr int kPlace = kQuarter % 2 * kQuarterBytes;
+    ptx::store_shared_16(to + kPlace, uint4{first[0], first[2], second[0], second[2]});
+    ptx::store_shared_16(to + kPlace + kQuarterBytes / 2, uint4{first[1], first[3], second[1], second[3]});
+    __syncwarp();
+    const uint4 two = ptx::load_matrices(from + kPlace);
+    // Two eights on, rows are turned around by four more.
+    const uint4 other_two = ptx::load_matrices(((from + 256) ^ 64) + kPlace);
+    put<kQuarter, 0>(two.x, two.y);
+    put<kQuarter, 1>(two.z, two.w);
+    put<kQuarter, 2>(other_two.x, other_two.y);
+    put<kQuarter, 3>(other_two.z, other_two.w);
   }
   template <int kQuarter, int kLane>
-  __device__ __forceinline__ void place(uint32_t upper, uint32_t lower) {
+  __device__ __forceinline__ void put(uint32_t upper, uint32_t lower) {
     constexpr int kEight = Tile::input(kQuarter, kLane) / 8;
     a[kEight / 2][kEight % 2 * 2] = upper;
     a[kEight / 2][kEight % 2 * 2 + 1] = lower;

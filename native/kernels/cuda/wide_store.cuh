@@ -12,20 +12,25 @@ __device__ __forceinline__ float rest(float value, __nv_bfloat16 rounded) {
   return isinf(value) ? 0.0f : value - __bfloat162float(rounded);
 }
 
+// Of an item's tokens, those whose sums a warp has: all, or a share where blocks have split the item.
+struct Eights {
+  int first;
+  int count;
+};
+
 // Stores what a warp has: of each eight tokens lane 4g + t has its rows g and g + 8 for 2t and 2t + 1, and stores four
-// neighbouring rows for one of them, gated ones two. Of an item that blocks split, each stores every split-th eight.
+// neighbouring rows for one of them, gated ones two.
 template <int kTokens>
 class WideStore {
  public:
-  __device__ WideStore(const WideArgs& args, const WideWalk& walk, uint32_t rank, int row_tile, int lane)
+  __device__ WideStore(const WideArgs& args, const WideWalk& walk, const Eights& eights, int row_tile, int lane)
       : args_(args),
-        split_(walk.split),
-        rank_(static_cast<int>(rank)),
+        count_(eights.count),
         row_tile_(row_tile),
         odd_((lane & 4) != 0),
         high_((lane & 8) != 0),
         lane_(lane) {
-    const int token = walk.token * kTokens + lane % 4 * 2 + (odd_ ? 1 : 0);
+    const int token = walk.token * kTokens + eights.first * 8 + lane % 4 * 2 + (odd_ ? 1 : 0);
     row_of_y_ = static_cast<int64_t>(walk.group) * args.tokens + token;
     left_ = args.tokens - token;
   }
@@ -39,7 +44,6 @@ class WideStore {
   }
 
  private:
-  __device__ bool mine(int eight) const { return eight * 8 < left_ && (split_ == 1 || eight % split_ == rank_); }
   __device__ float2 neighbours(float even_token, float odd_token) const {
     const float other = __shfl_xor_sync(~0u, odd_ ? even_token : odd_token, 4);
     return odd_ ? float2{other, odd_token} : float2{even_token, other};
@@ -69,8 +73,9 @@ class WideStore {
     const bool in_fours = args_.rows % 4 == 0;
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j, to += static_cast<int64_t>(8) * args_.rows) {
+      if (j >= count_) break;
       const float4 rows = fours(neighbours(sums[4 * j], sums[4 * j + 1]), neighbours(sums[4 * j + 2], sums[4 * j + 3]));
-      if (!mine(j) || left <= 0) continue;
+      if (8 * j >= left_ || left <= 0) continue;
       if (in_fours) {
         put(to, rows);
       } else {
@@ -89,8 +94,9 @@ class WideStore {
                lane_ / 8 * 2;
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j, to += static_cast<int64_t>(8) * parts * stride) {
+      if (j >= count_) break;
       const float2 pair = neighbours(gated(sums[4 * j], sums[4 * j + 2]), gated(sums[4 * j + 1], sums[4 * j + 3]));
-      if (!mine(j) || row_tile_ >= args_.row_tiles) continue;
+      if (8 * j >= left_ || row_tile_ >= args_.row_tiles) continue;
       const __nv_bfloat162 large = __float22bfloat162_rn(pair);
       *reinterpret_cast<__nv_bfloat162*>(to) = large;
       if (parts == 2) put(to + stride, float2{rest(pair.x, large.x), rest(pair.y, large.y)});
@@ -99,8 +105,7 @@ class WideStore {
   const WideArgs& args_;
   int64_t row_of_y_;
   int left_;
-  const int split_;
-  const int rank_;
+  const int count_;
   const int row_tile_;
   const bool odd_;
   const bool high_;

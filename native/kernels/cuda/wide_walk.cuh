@@ -7,14 +7,23 @@
 
 namespace espalier::cuda {
 
-// Whole items come first (`items` of them), then those whose inputs the blocks of a cluster split.
+// Items of a launch: of each group, row groups by blocks of tokens.
+struct WideItems {
+  int count = 0;
+  int each = 0;  // of a group
+  int row_groups = 0;
+  Divisor by_each;
+  Divisor by_rest;  // row groups of the last band, if it is not a whole one
+};
+
+// Whole items come first, then those whose inputs the blocks of a cluster split.
 struct WideArgs : ProductArgs {
   int token_blocks;  // of a group
-  int row_groups;    // of a group: row blocks that mates take together
+  Divisor by_band;   // items of a band
+  WideItems whole;   // in row groups of row blocks that mates take together
   int mates;
-  int split_items;       // no more than clusters
-  int split_row_tile;    // the first one of these
-  int split_row_blocks;  // of a group
+  WideItems shared;  // no more than clusters; a row group is a row block
+  int shared_row_tile;  // the first one of these
   int x_stages;
   CUtensorMap tensor;    // dense: the tiles, see wide_dense.cuh
   bool staged;           // whether sums go out as wide_staged_store.cuh says
@@ -31,6 +40,8 @@ inline constexpr int kWideThreads = 3 * 128;
 inline constexpr int kWideConsumers = 8;  // warps
 // Inputs of a block of x: 128 bytes a token, which is what the swizzle of shared memory goes by.
 inline constexpr int kWideInputs = 64;
+// Blocks of a cluster, at most.
+inline constexpr int kMostSplit = 8;
 // Row groups that go through all tokens before the next ones, so that what runs at the same time shares weights and x
 // in the L2 cache.
 inline constexpr int kWideBand = 8;
@@ -55,16 +66,16 @@ class WideWalk {
       : args_(args), clusters_(clusters(args)), rank_(static_cast<int>(rank)), item_(first(args)) {
     find();
   }
-  __device__ bool more() const { return item_ < args_.items + args_.split_items; }
+  __device__ bool more() const { return item_ < args_.whole.count + args_.shared.count; }
   __device__ void next() {
     item_ += clusters_;
     find();
   }
   // Whether the last item of this cluster is one that its blocks split, even if no expert is to be used.
   __device__ static bool ends_split(const WideArgs& args) {
-    const int before = max(args.items - first(args), 0);
+    const int before = max(args.whole.count - first(args), 0);
     const int rounds = (before + clusters(args) - 1) / clusters(args);
-    return first(args) + rounds * clusters(args) < args.items + args.split_items;
+    return first(args) + rounds * clusters(args) < args.whole.count + args.shared.count;
   }
 
   int split = 1;  // blocks that share the inputs
@@ -82,25 +93,24 @@ class WideWalk {
 
   __device__ void find() {
     for (; more(); item_ += clusters_) {
-      const bool is_split = item_ >= args_.items;
+      const bool is_split = item_ >= args_.whole.count;
+      // Not a reference: addresses of arguments would be asked of memory.
+      const WideItems items = is_split ? args_.shared : args_.whole;
       split = is_split ? cluster(args_) : 1;
-      const int index = is_split ? item_ - args_.items : item_;
-      const int row_groups = is_split ? args_.split_row_blocks : args_.row_groups;
-      const int each = row_groups * args_.token_blocks;
-      group = index / each;
+      const int index = is_split ? item_ - args_.whole.count : item_;
+      group = items.by_each.divide(index);
       expert = args_.experts != nullptr ? args_.experts[group] : args_.one_matrix ? 0 : group;
       if (expert < 0) continue;
-      const int in_group = index - group * each;
-      const int band = in_group / (kWideBand * args_.token_blocks);
+      const int in_group = index - group * items.each;
+      const int band = args_.by_band.divide(in_group);
       const int in_band = in_group - band * kWideBand * args_.token_blocks;
-      const int width = min(kWideBand, row_groups - band * kWideBand);
-      token = in_band / width;
+      const int width = min(kWideBand, items.row_groups - band * kWideBand);
+      token = width == kWideBand ? in_band / kWideBand : items.by_rest.divide(in_band);
       const int row_group = band * kWideBand + in_band - token * width;
-      row_tile = is_split ? args_.split_row_tile + row_group * kWideRowTiles
+      row_tile = is_split ? args_.shared_row_tile + row_group * kWideRowTiles
                           : (row_group * args_.mates + (args_.mates > 1 ? rank_ : 0)) * kWideRowTiles;
-      const int part = is_split ? rank_ : 0;
-      first_col = static_cast<int>(static_cast<int64_t>(args_.col_tiles) * part / split);
-      last_col = static_cast<int>(static_cast<int64_t>(args_.col_tiles) * (part + 1) / split);
+      first_col = is_split ? args_.col_tiles * rank_ / split : 0;
+      last_col = is_split ? args_.col_tiles * (rank_ + 1) / split : args_.col_tiles;
       return;
     }
   }

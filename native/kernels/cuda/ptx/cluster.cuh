@@ -26,12 +26,18 @@ __device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) 
   return there;
 }
 
-__device__ __forceinline__ float4 load_cluster_16(uint32_t from) {
-  float4 value;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-               : "r"(from)
-               : "memory");
+// Zeros if nothing is there. Without a branch: loads one after the other are under way together.
+__device__ __forceinline__ float4 load_cluster_16(uint32_t from, bool exists) {
+  float4 value{};
+  asm volatile(
+      "{\n"
+      ".reg .pred exists;\n"
+      "setp.ne.s32 exists, %5, 0;\n"
+      "@exists ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "+f"(value.x), "+f"(value.y), "+f"(value.z), "+f"(value.w)
+      : "r"(from), "r"(static_cast<int>(exists))
+      : "memory");
   return value;
 }
 

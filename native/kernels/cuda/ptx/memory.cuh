@@ -105,6 +105,16 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
   return value;
 }
 
+// Not by way of integers: with sums that have been such, ptxas waits after every product of a warpgroup.
+__device__ __forceinline__ float4 load_shared_floats(uint32_t from) {
+  float4 value;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+
 __device__ __forceinline__ void store_shared(uint32_t to, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
@@ -115,6 +125,12 @@ __device__ __forceinline__ void store_shared(uint32_t to, float value) {
 
 __device__ __forceinline__ void store_shared_8(uint32_t to, uint2 value) {
   asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(value.x), "r"(value.y) : "memory");
+}
+
+__device__ __forceinline__ void store_shared_16(uint32_t to, uint4 value) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z),
+               "r"(value.w)
+               : "memory");
 }
 
 __device__ __forceinline__ void store_shared_16(uint32_t to, float4 value) {

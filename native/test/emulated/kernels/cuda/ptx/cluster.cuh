@@ -10,7 +10,9 @@ inline void cluster_barrier() { emulated::cluster_barrier(); }
 inline uint32_t address_in(uint32_t address, uint32_t rank) {
   return (address & ((1u << emulated::kAddressBits) - 1)) | (rank + 1) << emulated::kAddressBits;
 }
-inline float4 load_cluster_16(uint32_t from) { return emulated::load_shared<float4>(from); }
+inline float4 load_cluster_16(uint32_t from, bool exists) {
+  return exists ? emulated::load_shared<float4>(from) : float4{};
+}
 inline void barrier_arrive_there(uint32_t barrier) { emulated::transfer_arrive(barrier); }
 inline void prefetch_tensor(const void*) {}
 

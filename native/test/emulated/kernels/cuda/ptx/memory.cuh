@@ -26,9 +26,11 @@ inline void copy_engine_global_fence() {}
 inline uint32_t load_shared(uint32_t from) { return emulated::load_shared<uint32_t>(from); }
 inline uint2 load_shared_8(uint32_t from) { return emulated::load_shared<uint2>(from); }
 inline uint4 load_shared_16(uint32_t from) { return emulated::load_shared<uint4>(from); }
+inline float4 load_shared_floats(uint32_t from) { return emulated::load_shared<float4>(from); }
 inline void store_shared(uint32_t to, uint32_t value) { emulated::store_shared(to, value); }
 inline void store_shared(uint32_t to, float value) { emulated::store_shared(to, value); }
 inline void store_shared_8(uint32_t to, uint2 value) { emulated::store_shared(to, value); }
+inline void store_shared_16(uint32_t to, uint4 value) { emulated::store_shared(to, value); }
 inline void store_shared_16(uint32_t to, float4 value) { emulated::store_shared(to, value); }
 
 // What is polled lets others go on first.
