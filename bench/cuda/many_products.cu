@@ -139,7 +139,7 @@ class Bench {
   Contender expanded(size_t pattern, int tokens, const ExpansionRoom& room) {
     return {"on the way", [this, pattern, tokens, room](int i, cudaStream_t stream) {
               const Product product{.weights = one_copy(pattern, i), .tokens = tokens, .x = x_.data(), .y = y_.data()};
-              MUST(launch_expanded_product(product, room, stream));
+              MUST(launch_expanded_product(product, shape_.rows, room, stream));
             }};
   }
   Contender expansion(size_t pattern, const DeviceArray<uint16_t>& room) {
@@ -243,7 +243,7 @@ void time_dense() {
     const DeviceArray<uint16_t> room(static_cast<size_t>(shape.rows) * static_cast<size_t>(shape.cols));
     const int64_t tiles = int64_t{shape.rows} * shape.cols * 2 / 4096;
     const DeviceArray<uint32_t> progress(std::vector<uint32_t>(static_cast<size_t>(expansion_words(tiles))));
-    const ExpansionRoom on_the_way{reinterpret_cast<uint8_t*>(room.data()), progress.data(), tiles};
+    const ExpansionRoom on_the_way{room.data(), progress.data(), tiles};
     for (const int tokens : {512, 1024, 2048, 4096, 8192}) {
       for (size_t p = 0; p < std::size(kPatterns); ++p) {
         if (!is_expanded(kPatterns[p])) continue;

@@ -47,9 +47,9 @@ inline GroupPlan plan_groups(TileLayout layout, double average, int rows, int pa
   // How long groups of these sizes take, the first one being 1: bench/RESULTS.md.
   constexpr double kCosts[][6] = {{1, 1.00, 1.05, 1.12, 1.2, 1.6},   // dense
                                   {1, 1.08, 1.20, 1.33, 1.4, 2.0},   // 2:4
-                                  {1, 1.30, 1.40, 1.60, 2.0, 2.7},   // n:32
-                                  {1, 1.20, 1.40, 1.55, 2.05, 2.6},  // bitmap
-                                  {1, 1.44, 1.55, 1.63, 2.1, 2.9},   // dense int8
+                                  {1, 1.30, 1.27, 1.47, 1.9, 2.5},   // n:32
+                                  {1, 1.20, 1.30, 1.53, 1.95, 2.5},  // bitmap
+                                  {1, 1.44, 1.48, 1.57, 1.95, 2.7},  // dense int8
                                   {1, 1.25, 1.35, 1.44, 1.9, 2.6}};  // 2:4 int8
   GroupPlan best;
   double least = std::numeric_limits<double>::infinity();

@@ -25,14 +25,25 @@ constexpr int64_t kBandUnit = 256;
 constexpr size_t kMostAlgorithms = 1024;
 
 // Rows of bf16 from which on this is faster than expanding in the product, see bench/RESULTS.md.
-constexpr int64_t kLeastRowsBitmap = 1024;
-constexpr int64_t kLeastRowsBalanced = 2048;
-// Those from which on expanding on the way is faster than expanding first, and from which on it no longer is. With
-// fewer it is where every block has one item; elsewhere both take as long.
-constexpr int64_t kLeastRowsOnTheWay = 2048;
-constexpr int64_t kLeastRowsLibrary = 3072;
+constexpr int64_t kLeastRows = 1024;
+constexpr int64_t kLeastRowsInBands = 2048;
+// Those whose products by all weights take as long as expanding these.
+constexpr int64_t kRowsWhileExpanding = 800;
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Rows of y that are computed while the weights are expanded; the library has the others. As many as that takes, and
+// as give all multiprocessors something to do until the end.
+int rows_on_the_way(const Product& product, int multiprocessors) {
+  const int rows = product.weights.rows;
+  const int64_t x_rows = product.tokens * int64_t{product.parts};
+  const int64_t token_blocks = round_up(product.tokens, kExpandedItemTokens) / kExpandedItemTokens;
+  const int64_t least = round_up(rows * kRowsWhileExpanding / x_rows, kExpandedItemRows) / kExpandedItemRows;
+  const int64_t rounds = round_up(least * token_blocks, multiprocessors) / multiprocessors;
+  // Row blocks go in pairs.
+  const int64_t blocks = std::max<int64_t>(rounds * multiprocessors / token_blocks / 2, 1) * 2;
+  return static_cast<int>(std::min<int64_t>(blocks * kExpandedItemRows, rows));
+}
 
 Status to_status(int error, const char* call) {
   if (error == lt::kSuccess) return Status::ok();
@@ -94,7 +105,7 @@ struct DenseProducts::State {
   DeviceMemory progress;  // of launch_expanded_product; empty where the device has no such products
 
   ExpansionRoom room() const {
-    return {weights.as<uint8_t>(), progress.as<uint32_t>(), progress.bytes() > 0 ? weights.bytes() / kDenseBytes : 0};
+    return {weights.as<uint16_t>(), progress.as<uint32_t>(), progress.bytes() > 0 ? weights.bytes() / kDenseBytes : 0};
   }
   ChosenAlgorithms algorithms{kMostAlgorithms};
 
@@ -140,8 +151,8 @@ bool DenseProducts::takes(const Product& product) {
 }
 
 bool DenseProducts::is_faster(const Product& product) {
-  const int64_t least = product.weights.layout == TileLayout::kBitmap ? kLeastRowsBitmap : kLeastRowsBalanced;
-  return takes(product) && product.tokens * int64_t{product.parts} >= least;
+  const bool fits = expansion_tiles(product.weights) * kDenseBytes <= kRoomBytes;
+  return takes(product) && product.tokens * int64_t{product.parts} >= (fits ? kLeastRows : kLeastRowsInBands);
 }
 
 Result<lt::Choice> DenseProducts::State::choose(const DenseTask& task, const ProductKind& kind, void* product, void* w,
@@ -206,26 +217,10 @@ Status DenseProducts::launch(const Product& product, cudaStream_t stream) {
                   "bf16 of one part");
   }
   const DeviceTiles& weights = product.weights;
-  const ExpansionRoom room = state_->room();
-  if (expansion_tiles(weights) <= room.tiles && is_faster(product)) {
-    const Result<DeviceLimits> limits = current_limits();
-    if (!limits.is_ok()) return limits.status();
-    const int64_t rows = product.tokens * int64_t{product.parts};
-    const bool one_round = expanded_items(product) <= limits.value().multiprocessors;
-    if (rows < kLeastRowsLibrary && (rows >= kLeastRowsOnTheWay || one_round)) {
-      return launch_expanded_product(product, room, stream);
-    }
-  }
   const int64_t stride = round_up(weights.cols, kTileWidth);
-  const int64_t most = state_->weights.bytes() / (stride * 2) / kTileHeight * kTileHeight;
-  if (most < 1) return Status(Code::kUsage, "there is no room for 16 expanded rows of " + std::to_string(stride));
-  const int64_t bands = (weights.rows + most - 1) / most;
-  const int64_t each = std::min(most, round_up((weights.rows + bands - 1) / bands, kBandUnit));
-  auto* const expanded = state_->weights.as<uint16_t>();
-  const int64_t y_bytes = product.output == OutputType::kF32 ? 4 : 2;
-  for (int64_t first = 0; first < weights.rows; first += each) {
-    const int64_t rows = std::min(each, weights.rows - first);
-    ESPALIER_TRY(expand({weights, static_cast<int>(first), static_cast<int>(rows), expanded}, stream));
+  // Rows from `first` on, of which the expanded weights are at `expanded`.
+  const auto multiply = [&](const uint16_t* expanded, int64_t first, int64_t rows) {
+    const int64_t y_bytes = product.output == OutputType::kF32 ? 4 : 2;
     for (int part = 0; part < product.parts; ++part) {
       ESPALIER_TRY(state_->multiply({.w = expanded,
                                      .w_stride = stride,
@@ -240,6 +235,25 @@ Status DenseProducts::launch(const Product& product, cudaStream_t stream) {
                                      .adds = part > 0},
                                     stream));
     }
+    return Status::ok();
+  };
+  const ExpansionRoom room = state_->room();
+  if (expansion_tiles(weights) <= room.tiles) {
+    const Result<DeviceLimits> limits = current_limits();
+    if (!limits.is_ok()) return limits.status();
+    const int first = rows_on_the_way(product, limits.value().multiprocessors);
+    ESPALIER_TRY(launch_expanded_product(product, first, room, stream));
+    return first < weights.rows ? multiply(room.expanded + first * stride, first, weights.rows - first) : Status::ok();
+  }
+  const int64_t most = state_->weights.bytes() / (stride * 2) / kTileHeight * kTileHeight;
+  if (most < 1) return Status(Code::kUsage, "there is no room for 16 expanded rows of " + std::to_string(stride));
+  const int64_t bands = (weights.rows + most - 1) / most;
+  const int64_t each = std::min(most, round_up((weights.rows + bands - 1) / bands, kBandUnit));
+  auto* const expanded = state_->weights.as<uint16_t>();
+  for (int64_t first = 0; first < weights.rows; first += each) {
+    const int64_t rows = std::min(each, weights.rows - first);
+    ESPALIER_TRY(expand({weights, static_cast<int>(first), static_cast<int>(rows), expanded}, stream));
+    ESPALIER_TRY(multiply(expanded, first, rows));
   }
   return Status::ok();
 }

@@ -1,6 +1,6 @@
 // Products of very many tokens by one matrix with zeros anywhere: the tiles are expanded once, where
-// launch_wide_product expands them again for every 256 tokens. They are expanded on the way (launch_expanded_product),
-// or to rows before cuBLASLt multiplies these: what takes less time. Plain C++.
+// launch_wide_product expands them again for every 256 tokens. They are while the first rows are multiplied
+// (launch_expanded_product); cuBLASLt multiplies the others, if tokens are so many. Plain C++.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ class DenseProducts {
   // Whether launch() takes a product: by one n:32 or bitmap matrix, in order (no `experts`, no `inputs`), to float32,
   // or to bf16 of one part.
   static bool takes(const Product& product);
-  // Whether it also takes less time than launch_wide_product: by its rows of bf16, tokens · parts.
+  // Whether it also takes less time than launch_wide_product, with kRoomBytes: by its rows of bf16, tokens · parts.
   static bool is_faster(const Product& product);
 
   // Starts the product, with no memory but its own. Errors: kUsage for what it does not take, kDevice.

@@ -61,6 +61,19 @@ __device__ __forceinline__ void expand_tile(Tile& tile, int lane, const Put& put
   }
 }
 
+// Writes a tile to its place in a matrix of 128 · col_tiles columns.
+template <class Tile>
+__device__ __forceinline__ void put_rows(Tile& tile, int lane, uint16_t* matrix, int col_tiles, int64_t row_tile,
+                                         int64_t col) {
+  const int64_t stride = static_cast<int64_t>(col_tiles) * kTileWidth;
+  uint16_t* const place = matrix + (row_tile * kTileHeight + lane / 4) * stride + col * kTileWidth + lane % 4 * 8;
+  auto* const to = reinterpret_cast<uint4*>(place);
+  expand_tile(tile, lane, [&](int i, uint4 upper, uint4 lower) {
+    to[4 * i] = upper;
+    to[4 * i + stride] = lower;  // eight rows on
+  });
+}
+
 template <class Tile, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1) expand_kernel(const __grid_constant__ ExpandArgs args) {
   extern __shared__ __align__(256) uint8_t shared[];
@@ -97,7 +110,6 @@ __global__ void __launch_bounds__(kWarps * 32, 1) expand_kernel(const __grid_con
   ptx::wait_for_previous();
   ptx::allow_next();
 
-  const int64_t out_stride = static_cast<int64_t>(args.col_tiles) * kTileWidth;
   const typename Tile::Lane of_lane(lane);
   int stage = 0;
   uint32_t parity = 0;
@@ -107,12 +119,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) expand_kernel(const __grid_con
     tile.begin(args, ring + stage * args.stage_bytes, of_lane);
     const int64_t row_tile = at / args.col_tiles;
     const int64_t col = at - row_tile * args.col_tiles;
-    uint16_t* const out = args.out + row_tile * kTileHeight * out_stride + col * kTileWidth;
-    auto* const to = reinterpret_cast<uint4*>(out + lane / 4 * out_stride + lane % 4 * 8);
-    expand_tile(tile, lane, [&](int i, uint4 upper, uint4 lower) {
-      to[4 * i] = upper;
-      to[4 * i + out_stride] = lower;  // eight rows on
-    });
+    put_rows(tile, lane, args.out, args.col_tiles, row_tile, col);
     __syncwarp();
     if (lane == 0) fetch(stage);
     if (++stage == args.stages) {

@@ -103,8 +103,8 @@ Status launch_rows(const Product& product, bool has_wide, CUstream_st* stream);
 
 // What launch_expanded_product needs beside its operands. Launches with the same room run one after the other.
 struct ExpansionRoom {
-  // 4096 bytes a tile, 128-byte aligned; overwritten.
-  uint8_t* expanded = nullptr;
+  // 2048 values a tile, 128-byte aligned; overwritten by the matrix, as rows of whole tiles.
+  uint16_t* expanded = nullptr;
   // expansion_words(tiles), zero before the first launch; its own afterwards.
   uint32_t* progress = nullptr;
   int64_t tiles = 0;
@@ -115,12 +115,14 @@ int64_t expansion_tiles(const DeviceTiles& weights);
 
 // Whether launch_expanded_product takes a product: by one n:32 or bitmap matrix, in order (no `experts`, no `inputs`).
 bool takes_expanded(const Product& product);
-// Items of such a product, of which a block takes one at a time.
-int64_t expanded_items(const Product& product);
+// What a block of such a product takes at a time.
+inline constexpr int kExpandedItemRows = 128;
+inline constexpr int kExpandedItemTokens = 256;
 
-// The same product where tokens are so many that weights would be expanded several times: some warps write dense tiles
-// to memory, the others multiply by these as soon as they are there. Errors: kUsage for what it does not take and if
-// there is too little room, kDevice. Nothing is allocated.
-Status launch_expanded_product(const Product& product, const ExpansionRoom& room, CUstream_st* stream);
+// The same product where tokens are so many that weights would be expanded several times: some warps write the dense
+// matrix to memory, the others multiply by what is there already. Only the first `rows` of y are computed (a multiple
+// of 128, or all), but the whole matrix is expanded: who comes next finds it. Errors: kUsage for what it does not take
+// and if there is too little room, kDevice. Nothing is allocated.
+Status launch_expanded_product(const Product& product, int rows, const ExpansionRoom& room, CUstream_st* stream);
 
 }  // namespace espalier::cuda

@@ -264,21 +264,19 @@ bool takes_expanded(const Product& product) {
          (layout == TileLayout::kBalanced || layout == TileLayout::kBitmap);
 }
 
-int64_t expanded_items(const Product& product) {
-  constexpr int kRows = kWideRowTiles * kTileHeight;
-  const int tokens = expanded_kernel(product.weights.layout).tokens;
-  return (product.weights.rows + kRows - 1) / kRows * ((product.tokens + tokens - 1) / tokens);
-}
-
 int64_t expansion_tiles(const DeviceTiles& weights) {
   return (weights.rows + kTileHeight - 1) / kTileHeight * ((weights.cols + kTileWidth - 1) / kTileWidth);
 }
 
-Status launch_expanded_product(const Product& product, const ExpansionRoom& room, cudaStream_t stream) {
+Status launch_expanded_product(const Product& product, int rows, const ExpansionRoom& room, cudaStream_t stream) {
   ESPALIER_TRY(check_sizes(product));
   if (!takes_expanded(product)) {
     return Status(Code::kUsage,
                   "a product that expands weights on the way takes one n:32 or bitmap matrix and rows of x in order");
+  }
+  if (rows < 1 || rows > product.weights.rows || (rows % kExpandedItemRows != 0 && rows != product.weights.rows)) {
+    return Status(Code::kUsage, "a product computes all " + std::to_string(product.weights.rows) +
+                                    " rows, or the first of them by 128, not " + std::to_string(rows));
   }
   const int64_t tiles = expansion_tiles(product.weights);
   if (tiles > room.tiles) {
@@ -296,11 +294,12 @@ Status launch_expanded_product(const Product& product, const ExpansionRoom& room
   args.expanded = room.expanded;
   args.progress = room.progress;
   args.early = false;
-  ESPALIER_TRY(describe_weights(room.expanded, 1, args.row_tiles, args.col_tiles, args.tensor));
+  ESPALIER_TRY(describe_matrix(room.expanded, int64_t{args.row_tiles} * kTileHeight,
+                               int64_t{args.col_tiles} * kTileWidth, args.tensor));
   args.token_blocks = (product.tokens + launch.kernel.tokens - 1) / launch.kernel.tokens;
   ESPALIER_TRY(choose_memory(launch, args, kExpanders * expander_bytes(launch.kernel.expand_batch, args.expand_bytes)));
 
-  WideRange all{0, (args.row_tiles + kWideRowTiles - 1) / kWideRowTiles};
+  WideRange all{0, (rows + kExpandedItemRows - 1) / kExpandedItemRows};
   ESPALIER_TRY(choose_clusters(launch, args, {}, all));
   const Result<int> expand_rows = rows_at_a_time(launch, args, all);
   if (!expand_rows.is_ok()) return expand_rows.status();

@@ -1,9 +1,5 @@
-// Dense weights in products of many tokens: the copy engine lays tiles out as rows in shared memory, where the tensor
-// cores read them, so that no warp has to touch them.
-//
-// In memory tiles are 1 KiB blocks of 16 rows by 32 inputs, row after row (tile_codec.h): a tensor of 32 inputs, 16
-// rows, row tiles and blocks of inputs. A stage is 64 inputs of 128 rows, as two blocks of 128 rows of 64 bytes,
-// swizzled.
+// Dense weights in products of many tokens: the copy engine lays them out as rows in shared memory, where the tensor
+// cores read them, so that no warp has to touch them. A stage is 64 inputs of 128 rows.
 #pragma once
 
 #include "kernels/cuda/wide.cuh"
@@ -14,11 +10,33 @@ inline constexpr int kBlockInputs = 32;
 inline constexpr int kBlockBytes = kTileHeight * kBlockInputs * 2;
 inline constexpr int kRowStageBytes = kWideRowTiles * kTileHeight * kWideInputs * 2;
 
-// What wgmma takes for 64 rows of 64 bytes: 8 of them 512 bytes, swizzled.
-__device__ __forceinline__ uint64_t describe_rows(uint32_t address) {
-  return uint64_t{2} << 62 | uint64_t{512 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
-}
+// Weights in tiles, which are 1 KiB blocks of 16 rows by 32 inputs, row after row (tile_codec.h): a tensor of 32 inputs,
+// 16 rows, row tiles and blocks of inputs. A stage is two blocks of 128 rows of 64 bytes, swizzled.
+struct TiledRows {
+  __device__ static void fetch(const WideArgs& args, uint32_t to, int row_tile, int half, uint32_t full) {
+    ptx::tensor_load(to, &args.tensor, 0, 0, row_tile, 2 * half, full);
+  }
+  // What wgmma takes for a warpgroup's 64 rows: 8 of them 512 bytes.
+  __device__ static uint64_t describe(uint32_t stage, int warpgroup) {
+    const uint32_t address = stage + warpgroup * kRowStageBytes / 4;
+    return uint64_t{2} << 62 | uint64_t{512 / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
+  }
+  // 16 inputs are 32 bytes of a row; the second 32 inputs are a block of their own.
+  __device__ static constexpr int part(int k) { return k / 2 * (kRowStageBytes / 2 / 16) + k % 2 * 2; }
+};
 
+// A matrix of rows, as x is.
+struct MatrixRows {
+  __device__ static void fetch(const WideArgs& args, uint32_t to, int row_tile, int half, uint32_t full) {
+    ptx::tensor_load(to, &args.tensor, half * kWideInputs, 0, row_tile * kTileHeight, full);
+  }
+  __device__ static uint64_t describe(uint32_t stage, int warpgroup) {
+    return describe_x(stage + warpgroup * kRowStageBytes / 2);
+  }
+  __device__ static constexpr int part(int k) { return 2 * k; }
+};
+
+template <class Rows>
 struct ByRows : WideFetches {
   static constexpr int kFetchLanes = 1;
   static constexpr int kFetchers = 1;
@@ -41,7 +59,7 @@ struct ByRows : WideFetches {
     ptx::barrier_wait(rings.weights_empty + 8 * place.stage, place.parity ^ 1);
     const uint32_t full = rings.weights_full + 8 * place.stage;
     ptx::barrier_expect(full, kRowStageBytes);
-    ptx::tensor_load(rings.weights + place.stage * kRowStageBytes, &args.tensor, 0, 0, row_tile, 2 * half, full);
+    Rows::fetch(args, rings.weights + place.stage * kRowStageBytes, row_tile, half, full);
   }
 
   template <int kTokens>
@@ -72,8 +90,7 @@ struct ByRows : WideFetches {
       const int halves = 2 * (walk.last_col - walk.first_col);
       for (int i = 0; i < halves; ++i) {
         ptx::barrier_wait(rings.weights_full + 8 * weights.stage, weights.parity);
-        const uint64_t a =
-            describe_rows(rings.weights + weights.stage * kRowStageBytes + warp / 4 * kRowStageBytes / 4);
+        const uint64_t a = Rows::describe(rings.weights + weights.stage * kRowStageBytes, warp / 4);
         weights.next(args.stages);
         for (int part = 0; part <= args.two_parts; ++part) {
           ptx::barrier_wait(rings.x_full + 8 * x.stage, x.parity);
@@ -82,8 +99,7 @@ struct ByRows : WideFetches {
           ptx::warpgroup_fence();
 #pragma unroll
           for (int k = 0; k < kWideInputs / 16; ++k) {
-            // 16 inputs are 32 bytes of a row; the second 32 inputs are a block of their own.
-            ptx::warpgroup_product<kTokens>(sums, a + k / 2 * (kRowStageBytes / 2 / 16) + k % 2 * 2, b + 2 * k);
+            ptx::warpgroup_product<kTokens>(sums, a + Rows::part(k), b + 2 * k);
           }
         }
         ptx::warpgroup_commit();
@@ -121,7 +137,7 @@ struct ByRows : WideFetches {
 };
 
 // For more than 128 tokens; of fewer, operands in registers are a little faster.
-template <class Way = ByRows>
+template <class Way = ByRows<TiledRows>>
 WideKernel make_wide_by_rows() {
   constexpr int kTokens = 256;
   return {.function = &wide_kernel<Way, kTokens>,

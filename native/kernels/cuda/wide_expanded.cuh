@@ -1,5 +1,6 @@
-// Weights with zeros anywhere in products of many tokens: three warps of each block expand tiles into dense ones in
-// memory, once for all tokens, while others multiply by those that have been expanded, as wide_dense.cuh does.
+// Weights with zeros anywhere in products of many tokens: three warps of each block expand tiles into a dense matrix in
+// memory, once for all tokens, while others multiply by what has been expanded, as wide_dense.cuh does. The products may
+// be those of the first rows only.
 //
 // Warps claim tiles in the order in which products come to need them, and nobody waits for a block that may not have
 // started: whoever claims a tile expands it. A tile's word in `progress` then has the number of the launch.
@@ -136,11 +137,8 @@ class Expander {
     ptx::barrier_wait(barriers_ + 8 * i, parity);
     Tile from;
     from.begin(args_, ring_ + i * args_.expand_bytes, of_lane_);
-    auto* const to = reinterpret_cast<uint4*>(args_.expanded + static_cast<int64_t>(tile) * kDenseBytes) + lane_;
-    expand_tile(from, lane_, [&](int part, uint4 upper, uint4 lower) {
-      to[2 * part * kLanes] = upper;
-      to[(2 * part + 1) * kLanes] = lower;
-    });
+    const int row_tile = tile / args_.col_tiles;
+    put_rows(from, lane_, args_.expanded, args_.col_tiles, row_tile, tile - row_tile * args_.col_tiles);
     __syncwarp();
   }
   // Tells of the first tiles of a batch, which have been expanded.
@@ -163,7 +161,7 @@ class Expander {
 };
 
 template <class Tile, int kBatch>
-struct ByExpansion : ByRows {
+struct ByExpansion : ByRows<MatrixRows> {
   static constexpr bool kHelps = true;
   static constexpr int kFetcherRegisters = 104;
   static constexpr int kRegisters = 200;
@@ -233,6 +231,7 @@ struct ByExpansion : ByRows {
 template <class Tile, int kBatch>
 WideKernel make_expanded() {
   WideKernel kernel = make_wide_by_rows<ByExpansion<Tile, kBatch>>();
+  static_assert(kExpandedItemRows == kWideRowTiles * kTileHeight);
   kernel.expand_batch = kBatch;
   return kernel;
 }

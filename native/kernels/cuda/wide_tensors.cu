@@ -27,22 +27,30 @@ Status check_encoded(CUresult result) {
   return Status(Code::kDevice, "cuTensorMapEncodeTiled failed: error " + std::to_string(static_cast<int>(result)));
 }
 
-}  // namespace
-
-Status describe_x(const Product& product, int box, CUtensorMap& out) {
+// Rows of so many parts, of which a copy takes 64 inputs of one part of `box` rows.
+Status describe_parts(const uint16_t* data, int64_t cols, int64_t parts, int64_t rows, int box, CUtensorMap& out) {
   const auto encode = tensor_encoder();
   if (!encode.is_ok()) return encode.status();
-  const auto cols = static_cast<cuuint64_t>(product.weights.cols);
-  const auto parts = static_cast<cuuint64_t>(product.parts);
-  const auto rows = static_cast<cuuint64_t>(product.groups) * static_cast<cuuint64_t>(product.tokens);
-  const cuuint64_t sizes[] = {cols, parts, rows};
-  const cuuint64_t strides[] = {cols * 2, parts * cols * 2};
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(parts),
+                              static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {sizes[0] * 2, sizes[0] * sizes[1] * 2};
   const cuuint32_t boxes[] = {kWideInputs, 1, static_cast<cuuint32_t>(box)};
   const cuuint32_t steps[] = {1, 1, 1};
-  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<uint16_t*>(product.x),
+  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<uint16_t*>(data),
                                       sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                                       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+}
+
+}  // namespace
+
+Status describe_x(const Product& product, int box, CUtensorMap& out) {
+  return describe_parts(product.x, product.weights.cols, product.parts, int64_t{product.groups} * product.tokens, box,
+                        out);
+}
+
+Status describe_matrix(const uint16_t* matrix, int64_t rows, int64_t cols, CUtensorMap& out) {
+  return describe_parts(matrix, cols, 1, rows, kWideRowTiles * kTileHeight, out);
 }
 
 Status describe_weights(const uint8_t* tiles, int64_t count, int row_tiles, int col_tiles, CUtensorMap& out) {

@@ -15,6 +15,9 @@ Status describe_x(const Product& product, int box, CUtensorMap& out);
 // copy takes two blocks of 8 row tiles.
 Status describe_weights(const uint8_t* tiles, int64_t count, int row_tiles, int col_tiles, CUtensorMap& out);
 
+// A matrix of bf16 rows, of which a copy takes 64 inputs of 128 rows.
+Status describe_matrix(const uint16_t* matrix, int64_t rows, int64_t cols, CUtensorMap& out);
+
 // y as a tensor of [groups][tokens][parts][outputs], of which a copy brings 128 bytes, gated 64, of `box` tokens.
 Status describe_y(const Product& product, int box, CUtensorMap& out);
 

@@ -29,7 +29,7 @@ struct WideArgs : ProductArgs {
   bool staged;           // whether sums go out as wide_staged_store.cuh says
   CUtensorMap y_tensor;  // then: y
   // Of weights that are expanded on the way, see wide_expanded.cuh.
-  uint8_t* expanded;
+  uint16_t* expanded;
   uint32_t* progress;
   int expand_bytes;      // of a stage of tiles before
   int expand_row_tiles;  // that are expanded together
