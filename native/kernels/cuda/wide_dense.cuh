@@ -10,8 +10,8 @@ inline constexpr int kBlockInputs = 32;
 inline constexpr int kBlockBytes = kTileHeight * kBlockInputs * 2;
 inline constexpr int kRowStageBytes = kWideRowTiles * kTileHeight * kWideInputs * 2;
 
-// Weights in tiles, which are 1 KiB blocks of 16 rows by 32 inputs, row after row (tile_codec.h): a tensor of 32 inputs,
-// 16 rows, row tiles and blocks of inputs. A stage is two blocks of 128 rows of 64 bytes, swizzled.
+// Weights in tiles, which are 1 KiB blocks of 16 rows by 32 inputs, row after row (tile_codec.h): a tensor of 32
+// inputs, 16 rows, row tiles and blocks of inputs. A stage is two blocks of 128 rows of 64 bytes, swizzled.
 struct TiledRows {
   __device__ static void fetch(const WideArgs& args, uint32_t to, int row_tile, int half, uint32_t full) {
     ptx::tensor_load(to, &args.tensor, 0, 0, row_tile, 2 * half, full);
@@ -123,12 +123,8 @@ struct ByRows : WideFetches {
         staged_store.start(args, rings, walk, release_x.place(), sums);
         continue;
       }
-      Eights eights{0, kTokens / 8};
-      if (walk.split > 1) {
-        eights = add_parts<kTokens>(walk.split, rings, rank, warp, lane, sums);
-        ends_split = false;
-      }
-      WideStore<kTokens>(args, walk, eights, walk.row_tile + warp, lane).store(sums);
+      if (walk.split > 1) ends_split = false;
+      store_item<kTokens>(args, rings, walk, rank, warp, lane, sums);
     }
     if (args.staged) staged_store.end();
     // The item to split had no expert.
@@ -137,12 +133,12 @@ struct ByRows : WideFetches {
 };
 
 // For more than 128 tokens; of fewer, operands in registers are a little faster.
+inline constexpr int kByRowsTokens = 256;
 template <class Way = ByRows<TiledRows>>
 WideKernel make_wide_by_rows() {
-  constexpr int kTokens = 256;
-  return {.function = &wide_kernel<Way, kTokens>,
-          .tokens = kTokens,
-          .resident = kWideResident<kTokens>,
+  return {.function = &wide_kernel<Way, kByRowsTokens>,
+          .tokens = kByRowsTokens,
+          .resident = kWideResident<kByRowsTokens>,
           .by_rows = true,
           .can_stage = true};
 }

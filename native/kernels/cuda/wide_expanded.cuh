@@ -1,6 +1,6 @@
 // Weights with zeros anywhere in products of many tokens: three warps of each block expand tiles into a dense matrix in
-// memory, once for all tokens, while others multiply by what has been expanded, as wide_dense.cuh does. The products may
-// be those of the first rows only.
+// memory, once for all tokens, while others multiply by what has been expanded, as wide_dense.cuh does. The products
+// may be those of the first rows only.
 //
 // Warps claim tiles in the order in which products come to need them, and nobody waits for a block that may not have
 // started: whoever claims a tile expands it. A tile's word in `progress` then has the number of the launch.
@@ -228,10 +228,11 @@ struct ByExpansion : ByRows<MatrixRows> {
   }
 };
 
+static_assert(kExpandedItemRows == kWideRowTiles * kTileHeight && kExpandedItemTokens == kByRowsTokens);
+
 template <class Tile, int kBatch>
 WideKernel make_expanded() {
   WideKernel kernel = make_wide_by_rows<ByExpansion<Tile, kBatch>>();
-  static_assert(kExpandedItemRows == kWideRowTiles * kTileHeight);
   kernel.expand_batch = kBatch;
   return kernel;
 }

@@ -48,8 +48,9 @@ struct TwoFourValues {
   }
 };
 
-// The operand of tiles that expand into all their values. Lane 4g + t has eight neighbouring inputs of its rows, and the
-// tensor cores want of it the t-th pair of each eight: they go through shared memory, a quarter of a tile at a time.
+// The operand of tiles that expand into all their values. Lane 4g + t has eight neighbouring inputs of its rows, and
+// the tensor cores want of it the t-th pair of each eight: they go through shared memory, a quarter of a tile at a
+// time.
 template <class Tile>
 struct ExpandedOperand {
   uint32_t a[kTileWidth / 16][4];

@@ -36,10 +36,9 @@ Status describe_parts(const uint16_t* data, int64_t cols, int64_t parts, int64_t
   const cuuint64_t strides[] = {sizes[0] * 2, sizes[0] * sizes[1] * 2};
   const cuuint32_t boxes[] = {kWideInputs, 1, static_cast<cuuint32_t>(box)};
   const cuuint32_t steps[] = {1, 1, 1};
-  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<uint16_t*>(data),
-                                      sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+  return check_encoded(encode.value()(&out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<uint16_t*>(data), sizes,
+                                      strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ struct WideArgs : ProductArgs {
   Divisor by_band;   // items of a band
   WideItems whole;   // in row groups of row blocks that mates take together
   int mates;
-  WideItems shared;  // no more than clusters; a row group is a row block
+  WideItems shared;     // no more than clusters; a row group is a row block
   int shared_row_tile;  // the first one of these
   int x_stages;
   CUtensorMap tensor;    // dense: the tiles, see wide_dense.cuh

@@ -72,10 +72,7 @@ __device__ __forceinline__ uint32_t load_relaxed_device(const uint32_t* from) {
 }
 __device__ __forceinline__ uint2 load_relaxed_device_8(const uint32_t* from) {
   uint2 value;
-  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
-               : "=r"(value.x), "=r"(value.y)
-               : "l"(from)
-               : "memory");
+  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(from) : "memory");
   return value;
 }
 __device__ __forceinline__ uint4 load_relaxed_device_16(const uint32_t* from) {
