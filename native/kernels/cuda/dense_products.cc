@@ -35,14 +35,14 @@ int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 // Rows of y that are computed while the weights are expanded; the library has the others. As many as that takes, and
 // as give all multiprocessors something to do until the end.
 int rows_on_the_way(const Product& product, int multiprocessors) {
-  const int rows = product.weights.rows;
+  const int64_t rows = product.weights.rows;
   const int64_t x_rows = product.tokens * int64_t{product.parts};
   const int64_t token_blocks = round_up(product.tokens, kExpandedItemTokens) / kExpandedItemTokens;
   const int64_t least = round_up(rows * kRowsWhileExpanding / x_rows, kExpandedItemRows) / kExpandedItemRows;
   const int64_t rounds = round_up(least * token_blocks, multiprocessors) / multiprocessors;
   // Row blocks go in pairs.
   const int64_t blocks = std::max<int64_t>(rounds * multiprocessors / token_blocks / 2, 1) * 2;
-  return static_cast<int>(std::min<int64_t>(blocks * kExpandedItemRows, rows));
+  return static_cast<int>(std::min(blocks * kExpandedItemRows, rows));
 }
 
 Status to_status(int error, const char* call) {
