@@ -82,7 +82,7 @@ ProductKernel bitmap_kernel(int tokens, bool is_brief) {
   return kernel;
 }
 
-WideKernel bitmap_wide(int tokens) { return choose_wide<WideBitmapTile, false>(tokens); }
+WideKernel bitmap_wide(int tokens) { return choose_wide<WideBitmapTile>(tokens); }
 
 ExpandKernel bitmap_expand() { return make_expand<BitmapTile, 24>(); }
 // Three tiles at a time are 2 to 3 % slower.

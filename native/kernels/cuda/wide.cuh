@@ -293,8 +293,8 @@ WideKernel make_wide() {
           .operand_bytes = kWideConsumers * Tile::Operand::kRoom};
 }
 
-// The kernel of a layout for groups of so many tokens. kStages: not where products are bound by the instructions that
-// expand tiles, which what it takes in the loop adds to.
+// The kernel of a layout for groups of so many tokens. kStages: not for n:32, to whose loop it adds more than it saves
+// behind it.
 template <class Tile, bool kStages = true>
 WideKernel choose_wide(int tokens) {
   if (tokens <= 32) return make_wide<Tile, 32, kStages>();
