@@ -51,10 +51,13 @@ inline GroupPlan plan_groups(TileLayout layout, double average, int rows, int pa
                                   {1, 1.20, 1.30, 1.53, 1.95, 2.5},  // bitmap
                                   {1, 1.44, 1.48, 1.57, 1.95, 2.7},  // dense int8
                                   {1, 1.25, 1.35, 1.44, 1.9, 2.6}};  // 2:4 int8
+  // And how much longer where x has two parts, which groups of few have in half as many tokens.
+  constexpr double kSecondPart[] = {1, 1, 1.12, 1.18, 1.5, 1.5};
   GroupPlan best;
   double least = std::numeric_limits<double>::infinity();
   for (int i = 0; i < 6 && (has_wide || !sizes[i].wide); ++i) {
-    const double cost = expected_groups(average, sizes[i].tokens) * kCosts[static_cast<int>(layout)][i];
+    const double cost = expected_groups(average, sizes[i].tokens) * kCosts[static_cast<int>(layout)][i] *
+                        (parts == 2 ? kSecondPart[i] : 1.0);
     if (cost >= least) continue;
     least = cost;
     // Products of few take no more than they can use.
