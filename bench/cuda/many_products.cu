@@ -2,8 +2,7 @@
 // float64 with fresh random inputs, then timed: replayed CUDA graphs, weights from memory (consecutive launches read
 // different copies, more than the L2 cache holds), medians, all contenders in turns in one run.
 //
-// "through Lt" expands the tiles and multiplies by cuBLASLt, "expand" is the first half of that alone; "on the way" is
-// launch_expanded_product.
+// "through Lt" is DenseProducts, "on the way" launch_expanded_product of all rows, "expand" expands alone.
 //
 //   bench/cuda/build.sh many_products && ./many_products [check|time|tune|dense|experts] [seed]
 #include <cmath>

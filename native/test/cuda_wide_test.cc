@@ -25,6 +25,30 @@ std::vector<uint16_t> bf16_of(const std::vector<float>& values) {
   return bits;
 }
 
+// A product of many tokens by one expert, in float32.
+Product product_of(const Experts& experts, int tokens, int parts, const OnGpu<uint16_t>& x, const OnGpu<float>& y) {
+  Product product;
+  product.weights = experts.view();
+  product.tokens = tokens;
+  product.parts = parts;
+  product.x = x.get();
+  product.y = y.get();
+  product.output = OutputType::kF32;
+  return product;
+}
+
+// All of what it should give for the rows of x that were seen.
+std::vector<double> product_by(const Experts& experts, const std::vector<double>& seen) {
+  const size_t cols = static_cast<size_t>(experts.host.cols);
+  std::vector<double> wanted;
+  for (size_t token = 0; token < seen.size() / cols; ++token) {
+    for (int row = 0; row < experts.host.rows; ++row) {
+      wanted.push_back(experts.product(0, row, seen.data() + token * cols));
+    }
+  }
+  return wanted;
+}
+
 }  // namespace
 
 TEST_CASE("products of many tokens by experts") {
@@ -118,19 +142,8 @@ TEST_CASE("bitmaps with any share of zeros, whose tiles leave rings of other siz
         const std::vector<double> seen = test::join_parts(bits, tokens, kCols, parts);
         const OnGpu<uint16_t> x(bits);
         const OnGpu<float> y(static_cast<size_t>(tokens) * kRows);
-        Product product;
-        product.weights = experts.view();
-        product.tokens = tokens;
-        product.parts = parts;
-        product.x = x.get();
-        product.y = y.get();
-        product.output = OutputType::kF32;
-        require(launch_wide_product(product, nullptr));
-        std::vector<double> wanted;
-        for (int i = 0; i < tokens * kRows; ++i) {
-          wanted.push_back(experts.product(0, i % kRows, seen.data() + static_cast<ptrdiff_t>(i / kRows) * kCols));
-        }
-        CHECK(test::relative_error(y.host(), wanted) < 1e-5);
+        require(launch_wide_product(product_of(experts, tokens, parts, x, y), nullptr));
+        CHECK(test::relative_error(y.host(), product_by(experts, seen)) < 1e-5);
       }
     }
   }
@@ -148,22 +161,13 @@ TEST_CASE("blocks split the inputs of a row block") {
           test::split_parts(floats(static_cast<size_t>(tokens) * kCols), tokens, kCols, 1);
       const std::vector<double> seen = test::join_parts(bits, tokens, kCols, 1);
       const OnGpu<uint16_t> x(bits);
-      std::vector<double> wanted;
-      for (int i = 0; i < tokens * kRows; ++i) {
-        wanted.push_back(experts.product(0, i % kRows, seen.data() + static_cast<ptrdiff_t>(i / kRows) * kCols));
-      }
+      const std::vector<double> wanted = product_by(experts, seen);
       for (const int split : test::some_of({2, 3, 4, 5, 6, 7, 8}, 2)) {
         CAPTURE(layout_name(pattern.layout, pattern.n));
         CAPTURE(tokens);
         CAPTURE(split);
         const OnGpu<float> y(static_cast<size_t>(tokens) * kRows);
-        Product product;
-        product.weights = experts.view();
-        product.tokens = tokens;
-        product.x = x.get();
-        product.y = y.get();
-        product.output = OutputType::kF32;
-        require(launch_wide_product(product, nullptr, {.split = split}));
+        require(launch_wide_product(product_of(experts, tokens, 1, x, y), nullptr, {.split = split}));
         CHECK(test::relative_error(y.host(), wanted) < limit(pattern));
       }
     }
@@ -185,12 +189,7 @@ TEST_CASE("a product of several rounds, of which mates split the last items") {
     const std::vector<double> seen = test::join_parts(bits, kTokens, kCols, 1);
     const OnGpu<uint16_t> x(bits);
     const OnGpu<float> y(static_cast<size_t>(kTokens) * kRows);
-    Product product;
-    product.weights = experts.view();
-    product.tokens = kTokens;
-    product.x = x.get();
-    product.y = y.get();
-    product.output = OutputType::kF32;
+    Product product = product_of(experts, kTokens, 1, x, y);
     require(launch_wide_product(product, nullptr));
     const std::vector<float> all = y.host();
     std::vector<float> found;

@@ -30,16 +30,17 @@ constexpr int64_t kLeastRowsInBands = 2048;
 // Those whose products by all weights take as long as expanding these.
 constexpr int64_t kRowsWhileExpanding = 800;
 
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+int64_t units_of(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
+int64_t round_up(int64_t value, int64_t unit) { return units_of(value, unit) * unit; }
 
 // Rows of y that are computed while the weights are expanded; the library has the others. As many as that takes, and
 // as give all multiprocessors something to do until the end.
 int rows_on_the_way(const Product& product, int multiprocessors) {
   const int64_t rows = product.weights.rows;
   const int64_t x_rows = product.tokens * int64_t{product.parts};
-  const int64_t token_blocks = round_up(product.tokens, kExpandedItemTokens) / kExpandedItemTokens;
-  const int64_t least = round_up(rows * kRowsWhileExpanding / x_rows, kExpandedItemRows) / kExpandedItemRows;
-  const int64_t rounds = round_up(least * token_blocks, multiprocessors) / multiprocessors;
+  const int64_t token_blocks = units_of(product.tokens, kExpandedItemTokens);
+  const int64_t least = units_of(rows * kRowsWhileExpanding / x_rows, kExpandedItemRows);
+  const int64_t rounds = units_of(least * token_blocks, multiprocessors);
   // Row blocks go in pairs.
   const int64_t blocks = std::max<int64_t>(rounds * multiprocessors / token_blocks / 2, 1) * 2;
   return static_cast<int>(std::min(blocks * kExpandedItemRows, rows));
@@ -247,13 +248,12 @@ Status DenseProducts::launch(const Product& product, cudaStream_t stream) {
   }
   const int64_t most = state_->weights.bytes() / (stride * 2) / kTileHeight * kTileHeight;
   if (most < 1) return Status(Code::kUsage, "there is no room for 16 expanded rows of " + std::to_string(stride));
-  const int64_t bands = (weights.rows + most - 1) / most;
-  const int64_t each = std::min(most, round_up((weights.rows + bands - 1) / bands, kBandUnit));
-  auto* const expanded = state_->weights.as<uint16_t>();
+  const int64_t bands = units_of(weights.rows, most);
+  const int64_t each = std::min(most, round_up(units_of(weights.rows, bands), kBandUnit));
   for (int64_t first = 0; first < weights.rows; first += each) {
     const int64_t rows = std::min(each, weights.rows - first);
-    ESPALIER_TRY(expand({weights, static_cast<int>(first), static_cast<int>(rows), expanded}, stream));
-    ESPALIER_TRY(multiply(expanded, first, rows));
+    ESPALIER_TRY(expand({weights, static_cast<int>(first), static_cast<int>(rows), room.expanded}, stream));
+    ESPALIER_TRY(multiply(room.expanded, first, rows));
   }
   return Status::ok();
 }

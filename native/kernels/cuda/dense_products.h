@@ -1,6 +1,7 @@
 // Products of very many tokens by one matrix with zeros anywhere: the tiles are expanded once, where
 // launch_wide_product expands them again for every 256 tokens. They are while the first rows are multiplied
-// (launch_expanded_product); cuBLASLt multiplies the others, if tokens are so many. Plain C++.
+// (launch_expanded_product), and cuBLASLt multiplies the others, if there are any. Of a matrix that is too large for
+// that, bands of rows are expanded and multiplied in turns. Plain C++.
 #pragma once
 
 #include <cstdint>

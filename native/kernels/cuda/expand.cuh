@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/product.cuh"
-#include "kernels/cuda/wide_operand.cuh"
+#include "kernels/cuda/transpose.cuh"
 
 namespace espalier::cuda {
 

@@ -1,6 +1,7 @@
 // 2:4: the tensor cores take the values and their positions as they lie, nothing is decoded.
 #include "kernels/cuda/decode/decode_kernel.cuh"
 #include "kernels/cuda/tile_dense.cuh"
+#include "kernels/cuda/transpose.cuh"
 #include "kernels/cuda/wide.cuh"
 
 namespace espalier::cuda {

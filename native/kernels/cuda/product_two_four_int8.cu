@@ -2,6 +2,7 @@
 // they lie, and scales multiply the sums of 64 inputs.
 #include "kernels/cuda/decode/decode_kernel.cuh"
 #include "kernels/cuda/tile_dense_codes.cuh"
+#include "kernels/cuda/transpose.cuh"
 
 namespace espalier::cuda {
 namespace {

@@ -152,13 +152,13 @@ Status start(const WideLaunch& launch, WideArgs args, const WideRange& whole, co
   args.split = whole.count > 0 ? 1 : split.split;
   args.by_band = Divisor(kWideBand * args.token_blocks);
   args.whole = items_of(launch, args, (whole.count + args.mates - 1) / args.mates);
-  args.shared = items_of(launch, args, split.count);
-  args.shared_row_tile = split.first * kWideRowTiles;
+  args.parted = items_of(launch, args, split.count);
+  args.parted_row_tile = split.first * kWideRowTiles;
   const int cluster = args.mates * args.split;
   const Result<int> fit = clusters_that_fit(launch.kernel, launch.limits, launch.shared, cluster);
   if (!fit.is_ok()) return fit.status();
-  if (args.shared.count > fit.value()) {
-    return Status(Code::kUsage, "a product of " + std::to_string(args.shared.count) + " items cannot be split into " +
+  if (args.parted.count > fit.value()) {
+    return Status(Code::kUsage, "a product of " + std::to_string(args.parted.count) + " items cannot be split into " +
                                     std::to_string(cluster));
   }
   args.staged = is_staged(launch.product, launch.kernel, args);
@@ -167,7 +167,7 @@ Status start(const WideLaunch& launch, WideArgs args, const WideRange& whole, co
   ESPALIER_TRY(describe_x(launch.product, launch.kernel.tokens / args.mates, x));
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attributes[2]{};
-  set_shape(config, attributes, std::min(args.whole.count + args.shared.count, fit.value()), cluster);
+  set_shape(config, attributes, std::min(args.whole.count + args.parted.count, fit.value()), cluster);
   config.dynamicSmemBytes = static_cast<size_t>(launch.shared);
   config.stream = stream;
   ESPALIER_CUDA_TRY(cudaLaunchKernelEx(&config, launch.kernel.function, args, x));

@@ -15,12 +15,13 @@ namespace espalier::cuda {
 template <int kLeast, int kMost, int kStep, int kSums>
 __device__ __forceinline__ void sum_parts(int split, uint32_t rank, uint32_t place, int eights, float (&sums)[kSums]) {
   constexpr int kEights = (kSums / 4 + kLeast - 1) / kLeast;
-  constexpr int kAtOnce = kMostSplit / kMost;  // as many loads are under way whatever kMost is
+  // Eights whose loads are under way together: with those of all other blocks, four to seven loads.
+  constexpr int kAtOnce = kMostSplit / kMost;
   uint32_t there[kMost];
 #pragma unroll
   for (int i = 1; i < kMost; ++i) {
-    const int block = static_cast<int>(rank) + i;
-    there[i] = ptx::address_in(place, i < split ? block < split ? block : block - split : 0);
+    const int block = static_cast<int>(rank) + (i < split ? i : 0);
+    there[i] = ptx::address_in(place, block < split ? block : block - split);
   }
 #pragma unroll
   for (int first = 0; first < kEights; first += kAtOnce) {

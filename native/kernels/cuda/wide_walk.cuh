@@ -22,10 +22,10 @@ struct WideArgs : ProductArgs {
   Divisor by_band;   // items of a band
   WideItems whole;   // in row groups of row blocks that mates take together
   int mates;
-  WideItems shared;     // no more than clusters; a row group is a row block
-  int shared_row_tile;  // the first one of these
+  WideItems parted;     // no more than clusters; a row group is a row block
+  int parted_row_tile;  // the first one of these
   int x_stages;
-  CUtensorMap tensor;    // dense: the tiles, see wide_dense.cuh
+  CUtensorMap tensor;    // of dense weights, see wide_dense.cuh
   bool staged;           // whether sums go out as wide_staged_store.cuh says
   CUtensorMap y_tensor;  // then: y
   // Of weights that are expanded on the way, see wide_expanded.cuh.
@@ -66,7 +66,7 @@ class WideWalk {
       : args_(args), clusters_(clusters(args)), rank_(static_cast<int>(rank)), item_(first(args)) {
     find();
   }
-  __device__ bool more() const { return item_ < args_.whole.count + args_.shared.count; }
+  __device__ bool more() const { return item_ < args_.whole.count + args_.parted.count; }
   __device__ void next() {
     item_ += clusters_;
     find();
@@ -75,7 +75,7 @@ class WideWalk {
   __device__ static bool ends_split(const WideArgs& args) {
     const int before = max(args.whole.count - first(args), 0);
     const int rounds = (before + clusters(args) - 1) / clusters(args);
-    return first(args) + rounds * clusters(args) < args.whole.count + args.shared.count;
+    return first(args) + rounds * clusters(args) < args.whole.count + args.parted.count;
   }
 
   int split = 1;  // blocks that share the inputs
@@ -95,7 +95,7 @@ class WideWalk {
     for (; more(); item_ += clusters_) {
       const bool is_split = item_ >= args_.whole.count;
       // Not a reference: addresses of arguments would be asked of memory.
-      const WideItems items = is_split ? args_.shared : args_.whole;
+      const WideItems items = is_split ? args_.parted : args_.whole;
       split = is_split ? cluster(args_) : 1;
       const int index = is_split ? item_ - args_.whole.count : item_;
       group = items.by_each.divide(index);
@@ -107,7 +107,7 @@ class WideWalk {
       const int width = min(kWideBand, items.row_groups - band * kWideBand);
       token = width == kWideBand ? in_band / kWideBand : items.by_rest.divide(in_band);
       const int row_group = band * kWideBand + in_band - token * width;
-      row_tile = is_split ? args_.shared_row_tile + row_group * kWideRowTiles
+      row_tile = is_split ? args_.parted_row_tile + row_group * kWideRowTiles
                           : (row_group * args_.mates + (args_.mates > 1 ? rank_ : 0)) * kWideRowTiles;
       first_col = is_split ? args_.col_tiles * rank_ / split : 0;
       last_col = is_split ? args_.col_tiles * (rank_ + 1) / split : args_.col_tiles;
