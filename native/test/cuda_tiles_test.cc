@@ -248,22 +248,47 @@ TEST_CASE("tiles that contradict themselves are refused") {
     REQUIRE(tiled.is_ok());
     TiledWeights& weights = tiled.value();
     CAPTURE(layout_name(sample.layout, sample.n));
-    // The last positions, or the first mask; of a bitmap also where a step begins.
+    // The last positions, or the first mask.
     const int last = sample.layout == TileLayout::kTwoFour ? kTwoFourBytes - 4 : 0;
-    const bool is_bitmap = sample.layout == TileLayout::kBitmap;
-    for (const int at : is_bitmap ? std::vector<int>{4, 16} : std::vector<int>{last}) {
-      uint8_t* const damaged = weights.tiles.data() + at;
-      const uint32_t saved = word(damaged);
-      std::memset(damaged, saved == 0 ? 0xff : 0, 4);
-      CHECK(validate_tiles(pool, weights).code() == Code::kSparse);
-      std::memcpy(damaged, &saved, 4);
-      CHECK(validate_tiles(pool, weights).is_ok());
-    }
-    if (!is_bitmap) continue;
+    uint8_t* const damaged = weights.tiles.data() + last;
+    const uint32_t saved = word(damaged);
+    std::memset(damaged, saved == 0 ? 0xff : 0, 4);
+    CHECK(validate_tiles(pool, weights).code() == Code::kSparse);
+    std::memcpy(damaged, &saved, 4);
+    CHECK(validate_tiles(pool, weights).is_ok());
+    if (sample.layout != TileLayout::kBitmap) continue;
     --weights.most_tile_bytes;
     CHECK(validate_tiles(pool, weights).code() == Code::kSparse);
     ++weights.most_tile_bytes;
     std::swap(weights.starts[1], weights.starts[2]);
     CHECK(validate_tiles(pool, weights).code() == Code::kSparse);
+  }
+}
+
+TEST_CASE("no wrong bit before the values of a bitmap goes unseen") {
+  std::mt19937 random(test::fresh_seed());
+  for (const double density : {0.0, 0.001, 0.05, 0.5, 1.0}) {
+    CAPTURE(density);
+    std::bernoulli_distribution stored(density);
+    Tile tile{};
+    for (auto& row : tile.at) {
+      for (uint16_t& weight : row) weight = stored(random) ? static_cast<uint16_t>(1 + random() % 0xffff) : 0;
+    }
+    std::vector<uint8_t> data(static_cast<size_t>(bitmap_bytes(tile)));
+    encode_bitmap(tile, data.data());
+    const auto refused = [&] {
+      Tile seen;
+      return !decode_bitmap(data.data(), static_cast<int64_t>(data.size()), seen);
+    };
+    CHECK(!refused());
+    int unseen = 0;
+    for (size_t bit = 0; bit < size_t{8} * kBitmapHead; ++bit) {
+      const auto wrong = static_cast<uint8_t>(1 << bit % 8);
+      data[bit / 8] ^= wrong;
+      unseen += refused() ? 0 : 1;
+      data[bit / 8] ^= wrong;
+    }
+    CHECK(unseen == 0);
+    CHECK(!refused());
   }
 }

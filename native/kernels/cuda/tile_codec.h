@@ -17,7 +17,8 @@
 //             that four lanes read neighbours of x. Four neighbouring bits are a step: 4k … 4k + 3 are step k
 //     8 × 2    twice the number of values stored before each step
 //     256      masks
-//     8 each   quads: the values of a step, lane after lane, follow those of the step before without a gap
+//     8 each   quads: the values of a step, lane after lane, follow those of the step before without a gap; zeros
+//              behind the last one
 //
 // A quad is four stored values: their low bytes, then their high bytes, so that one permutation puts four of each where
 // a mask's four bits say (quads.cuh). Of four neighbouring inputs of a lane, the values of row g come first, then those
@@ -69,7 +70,8 @@ bool decode_balanced(const uint8_t* data, int n, Tile& tile);
 int bitmap_bytes(const Tile& tile);
 // Writes bitmap_bytes.
 void encode_bitmap(const Tile& tile, uint8_t* out);
-// False if the masks do not ask for `bytes` bytes, or not for the steps' beginnings.
+// False if the masks do not ask for `bytes` bytes or for the steps' beginnings, or if values are stored that they do
+// not ask for, or a zero that they do: a wrong bit before the values never goes unseen.
 bool decode_bitmap(const uint8_t* data, int64_t bytes, Tile& tile);
 
 }  // namespace espalier::cuda
