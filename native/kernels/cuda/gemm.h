@@ -1,10 +1,10 @@
 // Products of thousands of rows on the tensor cores, nearly as precise as float32: y = x Wᵀ, all rows by one matrix or
 // each by that of its group, as the tokens of an expert are. Plain C++; the kernel is in gemm.cu.
 //
-// A row of x is the sum of two bf16 rows (parts.h), which is at most 2⁻¹⁸ of it off; a row of W is one bf16 row, or
+// A row of x is the sum of two bf16 rows (parts.h), which is at most 2⁻¹⁷ of it off; a row of W is one bf16 row, or
 // two. Of two the products of both second parts are left out. So with sums in float32, as the tensor cores round them,
-//   |y − x Wᵀ| ≤ (3 · 2⁻¹⁸ + depth / 8 · 2⁻²³) · Σ |x_k · w_k|,
-// and 2⁻¹⁸ in the place of 3 · 2⁻¹⁸ where W is bf16.
+//   |y − x Wᵀ| ≤ (3 · 2⁻¹⁷ + depth / 8 · 2⁻²³) · Σ |x_k · w_k|,
+// and 2⁻¹⁷ in the place of 3 · 2⁻¹⁷ where W is bf16.
 #pragma once
 
 #include <cstdint>

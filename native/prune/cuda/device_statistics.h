@@ -22,7 +22,7 @@ struct ExpertRows {
 };
 
 // Squared lengths have the bits that the CPU would give them for the same inputs. Gram matrices are summed by gemm(),
-// both factors of two parts: each batch adds at most (3 · 2⁻¹⁸ + rows / 8 · 2⁻²³) · Σ g²·|x_i·x_j| of its own rows to
+// both factors of two parts: each batch adds at most (2⁻¹⁵ + rows / 8 · 2⁻²³) · Σ g²·|x_i·x_j| of its own rows to
 // the error, and a rounding to float32.
 class DeviceStatistics final : public GatheredStatistics {
  public:

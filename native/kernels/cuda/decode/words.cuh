@@ -38,7 +38,7 @@ __device__ __forceinline__ float4 value_of(const uint4& words) {
   return {value_of(words.x), value_of(words.y), value_of(words.z), value_of(words.w)};
 }
 
-// What a product takes next: one or two bf16 parts, the second (2⁻¹⁷ of the value off) without its last bit, which is
+// What a product takes next: one or two bf16 parts, the second (2⁻¹⁶ of the value off) without its last bit, which is
 // the mark.
 __device__ __forceinline__ void store_word_of_parts(uint32_t* to, float value, int parts, uint32_t mark) {
   const uint32_t high = __float_as_uint(__bfloat162float(__float2bfloat16_rn(value)));
