@@ -1,9 +1,7 @@
 /** Many requests at once, clients that misbehave, and a model that fails under them. */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync } from 'node:fs';
 import { request } from 'node:http';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, onTestFinished, test } from 'vitest';
@@ -11,6 +9,7 @@ import { EspalierError, Model } from '../lib/index.ts';
 import { createServer } from '../lib/server/index.ts';
 import { compiledLibrary } from './support/dist.ts';
 import { demoModel } from './support/models.ts';
+import { temporaryFolder } from './support/raw-safetensors.ts';
 import { generatedTokens, startServer, until } from './support/server.ts';
 
 const long = { model: 'demo', prompt: 'Hello', max_tokens: 1800, ignore_eos: true };
@@ -77,7 +76,7 @@ test('a client that stops reading is cut off, its answer not computed to the end
     model.dispose();
   });
   // What a socket of this kind holds is bounded by the system to a fraction of the answer.
-  const socketPath = join(mkdtempSync(join(tmpdir(), 'espalier-')), 'server');
+  const socketPath = join(temporaryFolder(), 'server');
   await app.listen({ path: socketPath });
   const send = (body: object) => {
     const headers = { 'content-type': 'application/json' };

@@ -1,6 +1,7 @@
-import { existsSync, mkdtempSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { afterAll } from 'vitest';
 
 export const demo = 'models/demo';
 const shared = '../shared/models';
@@ -13,9 +14,12 @@ export function checkpoints(): string[] {
   return [demo, ...found];
 }
 
-/** Writes a folder with these files, JSON unless they are text. */
+const scratch = mkdtempSync(join(tmpdir(), 'espalier-tokenizer-'));
+afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+
+/** Writes a folder with these files, JSON unless they are text. It is removed after the tests of the file. */
 export function folderWith(files: Record<string, unknown>): string {
-  const folder = mkdtempSync(join(tmpdir(), 'espalier-tokenizer-'));
+  const folder = mkdtempSync(join(scratch, 'folder-'));
   for (const [name, content] of Object.entries(files)) {
     writeFileSync(join(folder, name), typeof content === 'string' ? content : JSON.stringify(content));
   }
