@@ -245,6 +245,7 @@ struct Prompt {
   }
 };
 
+// Whether 19 of 20 rows have the same logits: see below for the others.
 bool are_close(const std::vector<float>& logits, const std::vector<float>& wanted, int parts) {
   REQUIRE(logits.size() == wanted.size());
   const auto rows = static_cast<int>(wanted.size()) / kVocabulary;
@@ -258,8 +259,8 @@ bool are_close(const std::vector<float>& logits, const std::vector<float>& wante
   return close > rows * 95 / 100;
 }
 
-// A row whose second and third expert are as good as each other may go to either, and rows behind it read its keys: of
-// another prompt, in which that hardly is so again, `body` must hold.
+// A row whose second and third expert are as good as each other may go to either, and all rows behind it read its keys.
+// That hardly happens to two prompts, so `body` may fail for the first one.
 template <class Body>
 bool holds_for_prompt(const Body& body) {
   return body(Prompt()) || body(Prompt());

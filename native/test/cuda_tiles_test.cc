@@ -248,7 +248,7 @@ TEST_CASE("tiles that contradict themselves are refused") {
     REQUIRE(tiled.is_ok());
     TiledWeights& weights = tiled.value();
     CAPTURE(layout_name(sample.layout, sample.n));
-    // The last positions, or the first mask.
+    // The last positions, the first mask, or where the first steps of a bitmap begin.
     const int last = sample.layout == TileLayout::kTwoFour ? kTwoFourBytes - 4 : 0;
     uint8_t* const damaged = weights.tiles.data() + last;
     const uint32_t saved = word(damaged);
@@ -265,7 +265,7 @@ TEST_CASE("tiles that contradict themselves are refused") {
   }
 }
 
-TEST_CASE("no wrong bit before the values of a bitmap goes unseen") {
+TEST_CASE("no single wrong bit before the values of a bitmap goes unseen") {
   std::mt19937 random(test::fresh_seed());
   for (const double density : {0.0, 0.001, 0.05, 0.5, 1.0}) {
     CAPTURE(density);

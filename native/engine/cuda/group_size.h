@@ -51,7 +51,7 @@ inline GroupPlan plan_groups(TileLayout layout, double average, int rows, int pa
                                   {1, 1.20, 1.30, 1.53, 1.95, 2.5},  // bitmap
                                   {1, 1.44, 1.48, 1.57, 1.95, 2.7},  // dense int8
                                   {1, 1.25, 1.35, 1.44, 1.9, 2.6}};  // 2:4 int8
-  // And how much longer where x has two parts, which groups of few have in half as many tokens.
+  // And how much longer with a second part of x, for which groups of few tokens already have half as many.
   constexpr double kSecondPart[] = {1, 1, 1.12, 1.18, 1.5, 1.5};
   GroupPlan best;
   double least = std::numeric_limits<double>::infinity();

@@ -208,14 +208,16 @@ bool decode_bitmap(const uint8_t* data, int64_t bytes, Tile& tile) {
     std::memcpy(&begin, data + 2 * step, 2);
     if (begin != 2 * plan.before[step]) return false;
   }
-  bool good = true;
+  const auto room = static_cast<int>((bytes - kBitmapHead) / 2);
+  for (int i = plan.before[kSteps]; i < room; ++i) {
+    if (load_value(data + kBitmapHead, i, kQuadBytes) != 0) return false;
+  }
+  bool has_zeros = false;
   plan.each([&](int index, int row, int k) {
     tile.at[row][k] = load_value(data + kBitmapHead, index, kQuadBytes);
-    good = good && tile.at[row][k] != 0;
+    has_zeros = has_zeros || tile.at[row][k] == 0;
   });
-  const auto held = static_cast<int>((bytes - kBitmapHead) / 2);
-  for (int i = plan.before[kSteps]; i < held; ++i) good = good && load_value(data + kBitmapHead, i, kQuadBytes) == 0;
-  return good;
+  return !has_zeros;
 }
 
 }  // namespace espalier::cuda

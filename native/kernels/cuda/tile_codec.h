@@ -70,8 +70,8 @@ bool decode_balanced(const uint8_t* data, int n, Tile& tile);
 int bitmap_bytes(const Tile& tile);
 // Writes bitmap_bytes.
 void encode_bitmap(const Tile& tile, uint8_t* out);
-// False if the masks do not ask for `bytes` bytes or for the steps' beginnings, or if values are stored that they do
-// not ask for, or a zero that they do: a wrong bit before the values never goes unseen.
+// False if the masks do not ask for `bytes` bytes or for the steps' beginnings, if a value lies behind those that they
+// ask for, or if one of these is a zero: a single wrong bit before the values never goes unseen.
 bool decode_bitmap(const uint8_t* data, int64_t bytes, Tile& tile);
 
 }  // namespace espalier::cuda

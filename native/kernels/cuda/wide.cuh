@@ -4,8 +4,8 @@
 // warp of a third keeps tiles of weights coming, another blocks of x, each through a ring of its own in shared memory.
 // A warp turns its tile into the registers that the tensor cores want while they still work on the tile before; x they
 // read where it lies. Blocks of a cluster either have different rows and fetch each a share of the same x for all
-// (`mates`), or the same rows and different inputs (`split`), and add up in the end. Mates, too, split the last items,
-// which would not fill the device. Sums are made in the same order whatever the grid is.
+// (`mates`), or the same rows and different inputs (`split`), and add up in the end (wide_split.cuh). Mates, too, split
+// the last items, which would not fill the device. Sums are made in the same order whatever the grid is.
 //
 // Dense weights of more than 128 tokens are not turned into registers: wide_dense.cuh. Others that are expanded once
 // for all tokens: wide_expanded.cuh.
